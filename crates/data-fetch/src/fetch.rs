@@ -1,0 +1,181 @@
+//! One URL: checks, attempts, redirects, waiting.
+
+use crate::client::{Answer, Body, HttpClient};
+use crate::config::DataFetchConfig;
+use crate::error::DataFetchError;
+use crate::host_gate::{HostGate, Slot};
+use crate::reject::Reject;
+use crate::resolver::GuardedResolver;
+use rand::Rng as _;
+use reqwest::Url;
+use std::time::{Duration, Instant};
+
+/// What fetching one URL gave.
+#[derive(Debug)]
+pub(crate) struct Fetched {
+    /// The body and the slot it occupies; the slot is to be held as long as the body.
+    pub(crate) outcome: Result<(Body, Slot), Reject>,
+    /// Attempts after the first.
+    pub(crate) num_retries: u64,
+}
+
+/// Fetches URLs within the limits of the config.
+#[derive(Debug)]
+pub(crate) struct Fetcher {
+    client: HttpClient,
+    resolver: GuardedResolver,
+    gate: HostGate,
+    limits: Limits,
+    seed: u64,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Limits {
+    deadline: Duration,
+    retries: u32,
+    backoff: Duration,
+    max_backoff: Duration,
+    patience: Duration,
+    max_redirects: u32,
+}
+
+/// What a URL has left and has used.
+#[derive(Debug)]
+struct Budget {
+    /// Network time left.
+    network: Duration,
+    /// Time left for waiting out pauses that hosts asked for.
+    patience: Duration,
+    /// Attempts of which at least the first request was sent.
+    num_attempts: u32,
+}
+
+/// Why an attempt failed.
+enum Failure {
+    /// A request failed.
+    Refused(Reject),
+    /// A request failed and its host is left alone for a while: the gate makes the next attempt wait.
+    Postponed(Reject),
+    /// A host is pausing for longer than we wait, so no request was sent.
+    Paused,
+}
+
+impl Fetcher {
+    /// `seed` is for the jitter of the waits alone.
+    ///
+    /// # Errors
+    /// [`DataFetchError::Client`] if the HTTP client cannot be set up.
+    pub(crate) fn new(
+        config: &DataFetchConfig,
+        resolver: GuardedResolver,
+        seed: u64,
+    ) -> Result<Self, DataFetchError> {
+        let limits = Limits {
+            deadline: Duration::from_secs_f64(config.deadline_seconds),
+            retries: config.retries,
+            backoff: Duration::from_secs_f64(config.backoff_seconds),
+            max_backoff: Duration::from_secs_f64(config.max_backoff_seconds),
+            patience: Duration::from_secs_f64(config.max_retry_after_seconds),
+            max_redirects: config.max_redirects,
+        };
+        let client = HttpClient::new(config, &resolver)?;
+        let gate = HostGate::new(config.in_flight, config.per_host_in_flight);
+        Ok(Self { client, resolver, gate, limits, seed })
+    }
+
+    /// Fetches one URL. `url_idx` numbers the URL in the list, for the jitter.
+    pub(crate) async fn fetch(&self, url: &str, url_idx: u64) -> Fetched {
+        let url = match Url::parse(url).map_err(|_| Reject::BadUrl).and_then(|url| self.checked(url)) {
+            Ok(url) => url,
+            Err(reject) => return Fetched { outcome: Err(reject), num_retries: 0 },
+        };
+        let mut budget =
+            Budget { network: self.limits.deadline, patience: self.limits.patience, num_attempts: 0 };
+        let outcome = self.attempts(&url, url_idx, &mut budget).await;
+        Fetched { outcome, num_retries: u64::from(budget.num_attempts.saturating_sub(1)) }
+    }
+
+    async fn attempts(&self, url: &Url, url_idx: u64, budget: &mut Budget) -> Result<(Body, Slot), Reject> {
+        let mut last_reject = None;
+        let mut num_retries = 0;
+        loop {
+            let wait = self.backoff(url_idx, num_retries);
+            let failure = match self.attempt(url.clone(), wait, budget).await {
+                Ok(fetched) => return Ok(fetched),
+                Err(failure) => failure,
+            };
+            let (Failure::Refused(reject) | Failure::Postponed(reject)) = failure else {
+                return Err(last_reject.unwrap_or(Reject::RateLimited));
+            };
+            if !reject.is_transient() || num_retries >= self.limits.retries {
+                return Err(reject);
+            }
+            if matches!(failure, Failure::Refused(_)) {
+                tokio::time::sleep(wait).await;
+            }
+            last_reject = Some(reject);
+            num_retries += 1;
+        }
+    }
+
+    /// Follows redirects from `url` to a body. Every hop is checked, waits for its own host, and pays from
+    /// `budget`. `wait` is how long a host that is overloaded but does not say for how long is left alone.
+    async fn attempt(
+        &self,
+        mut url: Url,
+        wait: Duration,
+        budget: &mut Budget,
+    ) -> Result<(Body, Slot), Failure> {
+        let mut num_redirects = 0;
+        loop {
+            // A checked URL has a host.
+            let host = url.host_str().unwrap_or_default().to_owned();
+            let entered = self.gate.enter(&host, &mut budget.patience).await;
+            let mut slot = entered.map_err(|_| Failure::Paused)?;
+            budget.num_attempts += u32::from(num_redirects == 0);
+            let started = Instant::now();
+            // Boxed, so that the thousands of tasks that wait at the gate are small.
+            let answer = tokio::time::timeout(budget.network, Box::pin(self.client.get(&url))).await;
+            budget.network = budget.network.saturating_sub(started.elapsed());
+            let refusal = match answer {
+                Err(_elapsed) => Reject::Timeout.into(),
+                Ok(Err(refusal)) => refusal,
+                Ok(Ok(Answer::Body(body))) => {
+                    slot.leave_host();
+                    return Ok((body, slot));
+                }
+                Ok(Ok(Answer::Redirect(_))) if num_redirects >= self.limits.max_redirects => {
+                    Reject::RedirectLoop.into()
+                }
+                Ok(Ok(Answer::Redirect(target))) => match self.checked(target) {
+                    Ok(target) => {
+                        url = target;
+                        num_redirects += 1;
+                        continue;
+                    }
+                    Err(reject) => reject.into(),
+                },
+            };
+            // A host that wants to be left alone is left alone by all its URLs, whether this one is retried
+            // or not; and before the slot is free for the next.
+            let pause = refusal.retry_after.or((refusal.reject == Reject::RateLimited).then_some(wait));
+            let Some(pause) = pause else { return Err(Failure::Refused(refusal.reject)) };
+            self.gate.pause(&host, pause);
+            return Err(Failure::Postponed(refusal.reject));
+        }
+    }
+
+    fn checked(&self, url: Url) -> Result<Url, Reject> {
+        self.resolver.check_url(&url).map(|()| url)
+    }
+
+    /// The wait before another attempt: doubles each time, with a jitter of a half either way, so that URLs
+    /// that failed together do not come back together.
+    fn backoff(&self, url_idx: u64, num_retries: u32) -> Duration {
+        let doubled = self.limits.backoff.as_secs_f64() * 2.0_f64.powi(num_retries.min(62) as i32);
+        let mean = doubled.min(self.limits.max_backoff.as_secs_f64());
+        let mut jitter =
+            oqvl_stage::stream(self.seed, "data-fetch/backoff", 0, u64::from(num_retries), url_idx);
+        Duration::from_secs_f64(mean * jitter.random_range(0.5..1.5)).min(self.limits.max_backoff)
+    }
+}

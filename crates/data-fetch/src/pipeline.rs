@@ -1,0 +1,291 @@
+//! The shards in flight: which rows are fetched when, where the work is done, how a run stops.
+//!
+//! - A reader thread hands out the rows of the shards to make, one shard ahead.
+//! - Up to [`MAX_OPEN_SHARDS`] shards are open, so the slow tail of one overlaps with the next. Every row of
+//!   an open shard is a small task that waits at the [gate](crate::host_gate).
+//! - Requests run on tokio; decoding, resizing and encoding on rayon's pool; each open shard has one writer
+//!   thread.
+//! - A row keeps its slot at the gate until the writer has its image. Memory is thus bounded: `in_flight`
+//!   bodies of at most `max_body_bytes`, one decoded image per thread, and `reorder_buffer_bytes` per open
+//!   shard.
+
+use crate::client::Body;
+use crate::config::DataFetchConfig;
+use crate::error::DataFetchError;
+use crate::fetch::Fetcher;
+use crate::host_gate::Slot;
+use crate::reject::Reject;
+use crate::reorder::RowOutcome;
+use crate::resolver::{AddressPolicy, GuardedResolver, Hosts};
+use crate::shard::{ShardJob, ShardPaths, Written};
+use crate::transform::{StoredImage, transform};
+use crate::url_list::{ShardRows, UrlList};
+use oqvl_stage::{Interrupted, Progress, RunContext};
+use std::ops::ControlFlow;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+use tokio::sync::{mpsc, oneshot};
+use tokio::task::{JoinError, JoinSet};
+
+/// Shards being made at the same time.
+const MAX_OPEN_SHARDS: usize = 3;
+/// Threads for network I/O: one serves thousands of requests per second, two hide each other's hiccups.
+const MAX_IO_THREADS: usize = 2;
+/// Outcomes on their way to a shard's writer.
+const WRITER_QUEUE: usize = 32;
+/// How often the interrupt flag is looked at and progress is shown.
+const TICK: Duration = Duration::from_millis(100);
+/// How long threads may take to notice that the run is over.
+const SHUTDOWN_GRACE: Duration = Duration::from_millis(500);
+
+/// Makes every shard of the list that is this process's and is not there yet.
+pub(crate) fn fetch_shards(
+    config: &DataFetchConfig,
+    run: &RunContext,
+    list: UrlList,
+) -> Result<(), DataFetchError> {
+    let is_wanted = |shard_idx: usize| {
+        run.owns_shard(shard_idx) && !ShardPaths::new(&run.out_dir, config, shard_idx).is_finished()
+    };
+    let wanted: Vec<bool> = (0..list.num_shards()).map(is_wanted).collect();
+    let num_rows = (0..wanted.len()).filter(|idx| wanted[*idx]).map(|idx| list.rows_in_shard(idx)).sum();
+    if num_rows == 0 {
+        return Ok(());
+    }
+    let hosts = match &config.hosts_file {
+        Some(path) => Hosts::read(&run.resolve(path))?,
+        None => Hosts::default(),
+    };
+    let policy = if config.allow_private_addresses { AddressPolicy::Any } else { AddressPolicy::PublicOnly };
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(run.threads.clamp(1, MAX_IO_THREADS))
+        .enable_all()
+        .build()
+        .map_err(|source| DataFetchError::Client { source: source.into() })?;
+    // The client registers with the runtime it is made in.
+    let fetcher = {
+        let _entered = runtime.enter();
+        Fetcher::new(config, GuardedResolver::new(hosts, policy), run.seed)?
+    };
+    let pipeline = Pipeline {
+        shared: Arc::new(Shared { config: Arc::new(config.clone()), fetcher, counters: Counters::default() }),
+        list: Arc::new(list),
+        wanted: wanted.into(),
+        out_dir: run.out_dir.clone(),
+        cancelled: Arc::default(),
+    };
+    let progress = run.progress(num_rows, "urls");
+    let outcome = runtime.block_on(pipeline.run(run, &progress));
+    pipeline.cancelled.store(true, Ordering::Relaxed);
+    runtime.shutdown_timeout(SHUTDOWN_GRACE);
+    progress.finish();
+    outcome
+}
+
+struct Pipeline {
+    shared: Arc<Shared>,
+    list: Arc<UrlList>,
+    wanted: Arc<[bool]>,
+    out_dir: PathBuf,
+    cancelled: Arc<AtomicBool>,
+}
+
+/// What all rows share.
+struct Shared {
+    config: Arc<DataFetchConfig>,
+    fetcher: Fetcher,
+    counters: Counters,
+}
+
+/// For the progress line only.
+#[derive(Default)]
+struct Counters {
+    done: AtomicU64,
+    kept: AtomicU64,
+    bytes: AtomicU64,
+}
+
+impl Pipeline {
+    async fn run(&self, run: &RunContext, progress: &Progress) -> Result<(), DataFetchError> {
+        let (sender, mut shards) = mpsc::channel(1);
+        let reader = self.spawn_reader(sender);
+        let mut open = JoinSet::new();
+        let mut tick = tokio::time::interval(TICK);
+        let mut shown = Shown { since: Instant::now(), done: 0 };
+        let mut is_reading = true;
+        while is_reading || !open.is_empty() {
+            tokio::select! {
+                _ = tick.tick() => {
+                    run.check_interrupt()?;
+                    shown.update(&self.shared.counters, progress);
+                }
+                Some(finished) = open.join_next() => {
+                    finished.unwrap_or_else(|error: JoinError| resume_unwind(error.into_panic()))?;
+                }
+                shard = shards.recv(), if is_reading && open.len() < MAX_OPEN_SHARDS => match shard {
+                    Some(shard) => {
+                        open.spawn(self.start_shard(shard));
+                    }
+                    None => is_reading = false,
+                },
+            }
+        }
+        shown.update(&self.shared.counters, progress);
+        reader.await.unwrap_or_else(|error| resume_unwind(error.into_panic()))
+    }
+
+    fn spawn_reader(
+        &self,
+        sender: mpsc::Sender<ShardRows>,
+    ) -> tokio::task::JoinHandle<Result<(), DataFetchError>> {
+        let (list, wanted) = (Arc::clone(&self.list), Arc::clone(&self.wanted));
+        let flow = |goes_on: bool| if goes_on { ControlFlow::Continue(()) } else { ControlFlow::Break(()) };
+        tokio::task::spawn_blocking(move || {
+            list.for_each_shard(&|shard_idx| wanted[shard_idx], &|| flow(!sender.is_closed()), &mut |shard| {
+                flow(sender.blocking_send(shard).is_ok())
+            })
+        })
+    }
+
+    /// Starts the rows of a shard and its writer; the future waits until the shard is written. Dropped, it
+    /// stops all of the rows.
+    ///
+    /// The rows are started here and not by the future, so that all rows of a shard stand in line before
+    /// those of the next: the queues of the runtime and of the gate are first come, first served.
+    fn start_shard(
+        &self,
+        shard: ShardRows,
+    ) -> impl Future<Output = Result<(), DataFetchError>> + Send + 'static {
+        let shard = Arc::new(shard);
+        let job = ShardJob {
+            config: Arc::clone(&self.shared.config),
+            columns: self.list.columns().into(),
+            shard: Arc::clone(&shard),
+            out_dir: self.out_dir.clone(),
+            cancelled: Arc::clone(&self.cancelled),
+        };
+        let (sender, mut outcomes) = mpsc::channel(WRITER_QUEUE);
+        let writer = tokio::task::spawn_blocking(move || job.write(&mut outcomes));
+        let mut rows = JoinSet::new();
+        for row_idx in 0..shard.rows.len() {
+            rows.spawn(row_task(Arc::clone(&self.shared), Arc::clone(&shard), row_idx, sender.clone()));
+        }
+        async move {
+            // The rows hold the other ends: the writer is to notice when all of them are gone.
+            drop(sender);
+            while let Some(row) = rows.join_next().await {
+                row.unwrap_or_else(|error| resume_unwind(error.into_panic()));
+            }
+            match writer.await.unwrap_or_else(|error| resume_unwind(error.into_panic()))? {
+                Written::Finished => Ok(()),
+                // Every row was sent, so the writer can only have been told to stop.
+                Written::Abandoned => Err(Interrupted.into()),
+            }
+        }
+    }
+}
+
+/// Fetches one row and sends what became of it to the writer of its shard.
+async fn row_task(
+    shared: Arc<Shared>,
+    shard: Arc<ShardRows>,
+    row_idx: usize,
+    writer: mpsc::Sender<RowOutcome>,
+) {
+    let (outcome, slot) = match &shard.rows[row_idx].url {
+        Ok(url) => {
+            let rows_per_shard = u64::from(shared.config.number_sample_per_shard);
+            let url_idx = shard.shard_idx as u64 * rows_per_shard + row_idx as u64;
+            shared.fetch_row(url, url_idx, row_idx).await
+        }
+        Err(reject) => (RowOutcome::rejected(row_idx, *reject), None),
+    };
+    shared.counters.count(&outcome);
+    // The writer is gone only if it failed, which the shard's task reports.
+    let _ = writer.send(outcome).await;
+    drop(slot);
+}
+
+impl Shared {
+    async fn fetch_row(&self, url: &str, url_idx: u64, row_idx: usize) -> (RowOutcome, Option<Slot>) {
+        let fetched = self.fetcher.fetch(url, url_idx).await;
+        let num_retries = fetched.num_retries;
+        match fetched.outcome {
+            Ok((body, slot)) => {
+                let num_bytes = body.bytes.len() as u64;
+                let result = transform_on_pool(body, Arc::clone(&self.config), url).await;
+                (RowOutcome { row_idx, result, num_retries, num_bytes }, Some(slot))
+            }
+            Err(reject) => (RowOutcome { row_idx, result: Err(reject), num_retries, num_bytes: 0 }, None),
+        }
+    }
+}
+
+/// Runs [`transform`] on rayon's pool. A decoder that panics costs one image.
+async fn transform_on_pool(
+    body: Body,
+    config: Arc<DataFetchConfig>,
+    url: &str,
+) -> Result<StoredImage, Reject> {
+    let (sender, result) = oneshot::channel();
+    rayon::spawn(move || {
+        let result = catch_unwind(AssertUnwindSafe(|| transform(&body, &config)));
+        // Nobody waits for it any more when the run was interrupted.
+        let _ = sender.send(result);
+    });
+    let result = result.await.expect("the closure sends exactly once");
+    result.unwrap_or_else(|_panic| {
+        tracing::warn!(url, "an image decoder panicked; the image is rejected as corrupt");
+        Err(Reject::CorruptImage)
+    })
+}
+
+impl Counters {
+    fn count(&self, outcome: &RowOutcome) {
+        self.done.fetch_add(1, Ordering::Relaxed);
+        self.kept.fetch_add(u64::from(outcome.result.is_ok()), Ordering::Relaxed);
+        self.bytes.fetch_add(outcome.num_bytes, Ordering::Relaxed);
+    }
+}
+
+/// What the progress line says already.
+struct Shown {
+    since: Instant,
+    done: u64,
+}
+
+impl Shown {
+    fn update(&mut self, counters: &Counters, progress: &Progress) {
+        let done = counters.done.load(Ordering::Relaxed);
+        let kept = counters.kept.load(Ordering::Relaxed);
+        let mebibytes = counters.bytes.load(Ordering::Relaxed) as f64 / f64::from(1 << 20);
+        let seconds = self.since.elapsed().as_secs_f64().max(1e-3);
+        let percent = 100.0 * kept as f64 / done.max(1) as f64;
+        progress.set_message(format!("kept {percent:.1} %, {:.1} MiB/s", mebibytes / seconds));
+        progress.inc(done - self.done);
+        self.done = done;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::url_list::UrlRow;
+
+    /// Every row of up to three open shards is a task, most of them waiting.
+    #[tokio::test]
+    async fn a_waiting_row_is_small() {
+        let config = DataFetchConfig::default();
+        let resolver = GuardedResolver::new(Hosts::default(), AddressPolicy::PublicOnly);
+        let fetcher = Fetcher::new(&config, resolver, 7).unwrap();
+        let shared = Arc::new(Shared { config: Arc::new(config), fetcher, counters: Counters::default() });
+        let row = UrlRow { url: Ok("http://a.test/x".to_owned()), caption: None, extra: Vec::new() };
+        let shard = Arc::new(ShardRows { shard_idx: 0, rows: vec![row] });
+        let (sender, _outcomes) = mpsc::channel(1);
+        let task = row_task(shared, shard, 0, sender);
+        assert!(size_of_val(&task) <= 2048, "{} bytes", size_of_val(&task));
+    }
+}

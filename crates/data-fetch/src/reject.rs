@@ -1,0 +1,190 @@
+//! Why a URL of the list did not become a sample.
+
+use std::borrow::Cow;
+
+/// What became of one row of the list: the `status` column of the shard's parquet, as img2dataset names it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RowStatus {
+    /// The image is in the tar.
+    Success,
+    /// No usable bytes arrived.
+    FailedToDownload,
+    /// Bytes arrived, but no usable image.
+    FailedToResize,
+}
+
+impl RowStatus {
+    /// The text in the parquet.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Success => "success",
+            Self::FailedToDownload => "failed_to_download",
+            Self::FailedToResize => "failed_to_resize",
+        }
+    }
+}
+
+/// Why a row of the list was rejected. [`reason`](Reject::reason) is its stable name in reports and in the
+/// `error_message` column; new reasons may be added, existing ones keep their names.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Reject {
+    /// `bad-row`: the line or row is not what the format says (broken JSON, invalid UTF-8, no object).
+    BadRow,
+    /// `bad-url`: there is no URL, or none that can be parsed.
+    BadUrl,
+    /// `bad-scheme`: neither `http` nor `https`, in the list or in a redirect.
+    BadScheme,
+    /// `private-address`: the host is, or resolves to, an address that is not on the public internet.
+    PrivateAddress,
+    /// `dns-failed`: the host name has no address.
+    DnsFailed,
+    /// `connect-failed`: no connection: refused, unreachable, reset, or not established in time.
+    ConnectFailed,
+    /// `tls-failed`: the TLS handshake failed: certificate, protocol version or cipher.
+    TlsFailed,
+    /// `timeout`: the answer was not complete when the URL's deadline passed.
+    Timeout,
+    /// `bad-response`: the server closed the connection without an answer, or the answer is not HTTP.
+    BadResponse,
+    /// `redirect-loop`: more redirects than allowed.
+    RedirectLoop,
+    /// `not-found`: status 404.
+    NotFound,
+    /// `gone`: status 410.
+    Gone,
+    /// `forbidden`: status 403.
+    Forbidden,
+    /// `rate-limited`: status 429, or the host asked for a longer pause than we are willing to wait.
+    RateLimited,
+    /// `server-error`: status 500 to 599.
+    ServerError,
+    /// `http-status-NNN`: any other status that is no success.
+    HttpStatus(u16),
+    /// `opted-out`: an `X-Robots-Tag` header forbids this use of the image.
+    OptedOut,
+    /// `truncated-body`: the connection ended before the announced end of the body.
+    TruncatedBody,
+    /// `too-many-bytes`: the body is longer than `max_body_bytes`.
+    TooManyBytes,
+    /// `empty-body`: success, but not one byte.
+    EmptyBody,
+    /// `not-an-image`: the bytes are in no image format we know.
+    NotAnImage,
+    /// `corrupt-image`: an image format, but the data are damaged or cut off.
+    CorruptImage,
+    /// `image-too-large`: more pixels than `max_decoded_pixels` or `max_image_area` allow, before or after
+    /// resizing.
+    ImageTooLarge,
+    /// `image-too-small`: the shorter side is below `min_image_size`.
+    ImageTooSmall,
+    /// `aspect-ratio`: longer side over shorter side exceeds `max_aspect_ratio`.
+    AspectRatio,
+}
+
+impl Reject {
+    /// The stable kebab-case name.
+    #[must_use]
+    pub fn reason(self) -> Cow<'static, str> {
+        Cow::Borrowed(match self {
+            Self::BadRow => "bad-row",
+            Self::BadUrl => "bad-url",
+            Self::BadScheme => "bad-scheme",
+            Self::PrivateAddress => "private-address",
+            Self::DnsFailed => "dns-failed",
+            Self::ConnectFailed => "connect-failed",
+            Self::TlsFailed => "tls-failed",
+            Self::Timeout => "timeout",
+            Self::BadResponse => "bad-response",
+            Self::RedirectLoop => "redirect-loop",
+            Self::NotFound => "not-found",
+            Self::Gone => "gone",
+            Self::Forbidden => "forbidden",
+            Self::RateLimited => "rate-limited",
+            Self::ServerError => "server-error",
+            Self::HttpStatus(status) => return Cow::Owned(format!("http-status-{status}")),
+            Self::OptedOut => "opted-out",
+            Self::TruncatedBody => "truncated-body",
+            Self::TooManyBytes => "too-many-bytes",
+            Self::EmptyBody => "empty-body",
+            Self::NotAnImage => "not-an-image",
+            Self::CorruptImage => "corrupt-image",
+            Self::ImageTooLarge => "image-too-large",
+            Self::ImageTooSmall => "image-too-small",
+            Self::AspectRatio => "aspect-ratio",
+        })
+    }
+
+    /// The `status` column that goes with the reason.
+    #[must_use]
+    pub fn status(self) -> RowStatus {
+        match self {
+            Self::NotAnImage
+            | Self::CorruptImage
+            | Self::ImageTooLarge
+            | Self::ImageTooSmall
+            | Self::AspectRatio => RowStatus::FailedToResize,
+            _ => RowStatus::FailedToDownload,
+        }
+    }
+
+    /// Whether asking again may help. Everything else (404, 410, opt-outs, bad schemes, …) is asked for once.
+    ///
+    /// A timeout is not transient: the deadline covers all attempts, so there is no time left.
+    #[must_use]
+    pub fn is_transient(self) -> bool {
+        match self {
+            Self::DnsFailed
+            | Self::ConnectFailed
+            | Self::BadResponse
+            | Self::RateLimited
+            | Self::ServerError
+            | Self::TruncatedBody => true,
+            // Request Timeout and Too Early, RFC 9110 section 15.5.9 and RFC 8470 section 5.2.
+            Self::HttpStatus(status) => matches!(status, 408 | 425),
+            _ => false,
+        }
+    }
+
+    /// The rejection a response status stands for; `None` for a success (200 to 299).
+    #[must_use]
+    pub fn from_http_status(status: u16) -> Option<Self> {
+        match status {
+            200..=299 => None,
+            403 => Some(Self::Forbidden),
+            404 => Some(Self::NotFound),
+            410 => Some(Self::Gone),
+            429 => Some(Self::RateLimited),
+            500..=599 => Some(Self::ServerError),
+            other => Some(Self::HttpStatus(other)),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn statuses_have_their_reasons() {
+        for (status, reason, transient) in [
+            (404, "not-found", false),
+            (410, "gone", false),
+            (403, "forbidden", false),
+            (429, "rate-limited", true),
+            (500, "server-error", true),
+            (503, "server-error", true),
+            (401, "http-status-401", false),
+            (408, "http-status-408", true),
+            (304, "http-status-304", false),
+        ] {
+            let reject = Reject::from_http_status(status).unwrap();
+            assert_eq!(reject.reason(), reason);
+            assert_eq!(reject.is_transient(), transient, "{reason}");
+            assert_eq!(reject.status(), RowStatus::FailedToDownload);
+        }
+        assert_eq!(Reject::from_http_status(200), None);
+        assert_eq!(Reject::from_http_status(299), None);
+    }
+}

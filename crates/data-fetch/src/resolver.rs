@@ -1,0 +1,342 @@
+//! Names to addresses, with the guard against addresses a list of URLs has no business with.
+//!
+//! A URL list is written by strangers: `http://169.254.169.254/…` or a name that resolves to `10.0.0.5` would
+//! make the downloader read services of the machine or network it runs on (server-side request forgery). The
+//! check is made on the addresses the connection will use, after resolution, so a name that changes between
+//! check and use does not pass; literal addresses, which need no resolution, are checked in the URL, at every
+//! redirect.
+
+use crate::error::DataFetchError;
+use crate::reject::Reject;
+use reqwest::Url;
+use reqwest::dns::{Addrs, Name, Resolve, Resolving};
+use std::collections::HashMap;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::path::Path;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+use tokio::sync::Semaphore;
+
+/// Lookups under way at the same time. Each occupies a thread in `getaddrinfo`.
+const MAX_LOOKUPS: usize = 64;
+/// How long an answer is used again. `getaddrinfo` does not tell the record's own time to live.
+const CACHE_SECONDS: u64 = 60;
+/// Names remembered at most; above it the memory starts afresh.
+const MAX_CACHED_NAMES: usize = 1 << 16;
+
+/// Which addresses may be connected to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum AddressPolicy {
+    /// Only addresses of the public internet.
+    PublicOnly,
+    /// Any address.
+    Any,
+}
+
+/// A lookup that gave no address to connect to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum ResolveError {
+    /// The name has no address.
+    #[error("the name has no address")]
+    NoAddress,
+    /// The name has only addresses the policy forbids.
+    #[error("the name has only private addresses")]
+    PrivateAddress,
+}
+
+/// The names of a hosts file.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Hosts(HashMap<String, SocketAddr>);
+
+impl Hosts {
+    /// Reads a JSON map from names to `address:port`.
+    ///
+    /// # Errors
+    /// [`DataFetchError::HostsFile`] if the file is not there or is not such a map.
+    pub(crate) fn read(path: &Path) -> Result<Self, DataFetchError> {
+        let wrong = |problem: String| DataFetchError::HostsFile { path: path.to_path_buf(), problem };
+        let bytes = std::fs::read(path)
+            .map_err(|error| wrong(format!("{error}; is the server it belongs to running?")))?;
+        let names: HashMap<String, SocketAddr> = serde_json::from_slice(&bytes)
+            .map_err(|error| wrong(format!("expected a JSON map of names to \"address:port\": {error}")))?;
+        Ok(Self(names.into_iter().map(|(name, address)| (name.to_lowercase(), address)).collect()))
+    }
+
+    fn get(&self, host: &str) -> Option<SocketAddr> {
+        self.0.get(host).copied()
+    }
+}
+
+/// The resolver of the HTTP client.
+#[derive(Debug, Clone)]
+pub(crate) struct GuardedResolver {
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    hosts: Hosts,
+    policy: AddressPolicy,
+    lookups: Semaphore,
+    cache: Mutex<HashMap<String, (Instant, Vec<SocketAddr>)>>,
+}
+
+impl GuardedResolver {
+    /// Names in `hosts` have the address given there, whatever the policy says.
+    #[must_use]
+    pub(crate) fn new(hosts: Hosts, policy: AddressPolicy) -> Self {
+        let inner = Inner { hosts, policy, lookups: Semaphore::new(MAX_LOOKUPS), cache: Mutex::default() };
+        Self { inner: Arc::new(inner) }
+    }
+
+    /// What can be said about a URL before a connection is made. Called for the listed URL and for every
+    /// redirect.
+    ///
+    /// # Errors
+    /// [`Reject::BadScheme`], [`Reject::BadUrl`] without a host, [`Reject::PrivateAddress`] for a literal
+    /// address the policy forbids and for a port of a hosts-file name other than the one listed there.
+    pub(crate) fn check_url(&self, url: &Url) -> Result<(), Reject> {
+        if !matches!(url.scheme(), "http" | "https") {
+            return Err(Reject::BadScheme);
+        }
+        let host = url.host_str().filter(|host| !host.is_empty()).ok_or(Reject::BadUrl)?;
+        let literal: Option<IpAddr> = host.trim_matches(['[', ']']).parse().ok();
+        if let Some(address) = literal {
+            return if self.allows(address) { Ok(()) } else { Err(Reject::PrivateAddress) };
+        }
+        match (self.inner.hosts.get(host), url.port()) {
+            (Some(listed), Some(port)) if port != listed.port() && !self.allows(listed.ip()) => {
+                Err(Reject::PrivateAddress)
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn allows(&self, address: IpAddr) -> bool {
+        self.inner.policy == AddressPolicy::Any || is_public(address)
+    }
+
+    async fn lookup(&self, host: &str) -> Result<Vec<SocketAddr>, ResolveError> {
+        let host = host.to_lowercase();
+        if let Some(address) = self.inner.hosts.get(&host) {
+            return Ok(vec![address]);
+        }
+        if let Some(addresses) = self.cached(&host) {
+            return Ok(addresses);
+        }
+        let found = {
+            let _permit = self.inner.lookups.acquire().await.expect("the semaphore is never closed");
+            tokio::net::lookup_host((host.as_str(), 0)).await.map_err(|_| ResolveError::NoAddress)?
+        };
+        let (allowed, forbidden): (Vec<_>, Vec<_>) = found.partition(|address| self.allows(address.ip()));
+        if allowed.is_empty() {
+            return Err(if forbidden.is_empty() {
+                ResolveError::NoAddress
+            } else {
+                ResolveError::PrivateAddress
+            });
+        }
+        self.remember(host, allowed.clone());
+        Ok(allowed)
+    }
+
+    fn cached(&self, host: &str) -> Option<Vec<SocketAddr>> {
+        let cache = self.inner.cache.lock().expect("no thread panics while it holds the cache");
+        let (since, addresses) = cache.get(host)?;
+        (since.elapsed() < Duration::from_secs(CACHE_SECONDS)).then(|| addresses.clone())
+    }
+
+    fn remember(&self, host: String, addresses: Vec<SocketAddr>) {
+        let mut cache = self.inner.cache.lock().expect("no thread panics while it holds the cache");
+        if cache.len() >= MAX_CACHED_NAMES {
+            cache.clear();
+        }
+        cache.insert(host, (Instant::now(), addresses));
+    }
+}
+
+impl Resolve for GuardedResolver {
+    fn resolve(&self, name: Name) -> Resolving {
+        let resolver = self.clone();
+        Box::pin(async move {
+            let addresses = resolver.lookup(name.as_str()).await?;
+            Ok(Box::new(addresses.into_iter()) as Addrs)
+        })
+    }
+}
+
+/// Whether an address is on the public internet, after the IANA special-purpose registries
+/// (RFC 6890 and its successors). IPv6 addresses that carry an IPv4 address are judged by it.
+#[must_use]
+pub(crate) fn is_public(address: IpAddr) -> bool {
+    match address {
+        IpAddr::V4(address) => is_public_v4(address),
+        IpAddr::V6(address) => is_public_v6(address),
+    }
+}
+
+fn is_public_v4(address: Ipv4Addr) -> bool {
+    let [a, b, c, _] = address.octets();
+    !(a == 0 // this network
+        || address.is_private()
+        || address.is_loopback()
+        || address.is_link_local()
+        || (a == 100 && (64..128).contains(&b)) // carrier-grade NAT, RFC 6598
+        || (a == 192 && b == 0 && c == 0) // protocol assignments
+        || address.is_documentation()
+        || (a == 198 && (18..20).contains(&b)) // benchmarks, RFC 2544
+        || a >= 224) // multicast, reserved, broadcast
+}
+
+fn is_public_v6(address: Ipv6Addr) -> bool {
+    let segments = address.segments();
+    let v4_from = |high: u16, low: u16| Ipv4Addr::from((u32::from(high) << 16) | u32::from(low));
+    match segments {
+        // Unspecified, loopback, IPv4-compatible and IPv4-mapped.
+        [0, 0, 0, 0, 0, 0 | 0xffff, high, low] => high != 0 && is_public_v4(v4_from(high, low)),
+        // NAT64, RFC 6052; its local-use prefix, RFC 8215, is private.
+        [0x64, 0xff9b, 0, 0, 0, 0, high, low] => is_public_v4(v4_from(high, low)),
+        [0x64, 0xff9b, ..] => false,
+        // 6to4, RFC 3056.
+        [0x2002, high, low, ..] => is_public_v4(v4_from(high, low)),
+        // Protocol assignments (Teredo, ORCHID, benchmarks) and documentation.
+        [0x2001, second, ..] if second < 0x200 || second == 0xdb8 => false,
+        [0x3fff, second, ..] if second < 0x1000 => false,
+        // Global unicast is 2000::/3; all else is local, multicast or unassigned.
+        [first, ..] => first & 0xe000 == 0x2000,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn url(text: &str) -> Url {
+        Url::parse(text).unwrap()
+    }
+
+    fn hosts() -> Hosts {
+        Hosts([("a.test".to_owned(), "127.0.0.1:4000".parse().unwrap())].into())
+    }
+
+    #[test]
+    fn special_addresses_are_not_public() {
+        for text in [
+            "0.0.0.0",
+            "10.1.2.3",
+            "100.64.0.1",
+            "127.0.0.1",
+            "127.255.0.9",
+            "169.254.169.254",
+            "172.16.0.1",
+            "172.31.255.255",
+            "192.0.0.8",
+            "192.0.2.1",
+            "192.168.1.1",
+            "198.18.0.1",
+            "198.51.100.7",
+            "203.0.113.9",
+            "224.0.0.1",
+            "240.0.0.1",
+            "255.255.255.255",
+            "::",
+            "::1",
+            "::ffff:127.0.0.1",
+            "::ffff:10.0.0.1",
+            "::7f00:1",
+            "64:ff9b::a00:1",
+            "64:ff9b:1::1",
+            "100::1",
+            "2001::1",
+            "2001:db8::1",
+            "2002:7f00:1::",
+            "2002:a00:1::1",
+            "3fff::1",
+            "fc00::1",
+            "fd12:3456::1",
+            "fe80::1",
+            "fec0::1",
+            "ff02::1",
+        ] {
+            assert!(!is_public(text.parse().unwrap()), "{text}");
+        }
+    }
+
+    #[test]
+    fn ordinary_addresses_are_public() {
+        for text in [
+            "1.1.1.1",
+            "8.8.8.8",
+            "100.63.0.1",
+            "100.128.0.1",
+            "172.15.0.1",
+            "172.32.0.1",
+            "192.0.1.1",
+            "198.17.0.1",
+            "198.20.0.1",
+            "223.255.255.254",
+            "2606:4700::1111",
+            "2a00:1450::1",
+            "::ffff:8.8.8.8",
+            "64:ff9b::808:808",
+            "2002:808:808::1",
+        ] {
+            assert!(is_public(text.parse().unwrap()), "{text}");
+        }
+    }
+
+    #[test]
+    fn urls_are_checked_before_any_connection() {
+        let resolver = GuardedResolver::new(hosts(), AddressPolicy::PublicOnly);
+        for (text, expected) in [
+            ("http://example.org/a.jpg", Ok(())),
+            ("https://8.8.8.8/a.jpg", Ok(())),
+            ("ftp://example.org/a.jpg", Err(Reject::BadScheme)),
+            ("file:///etc/passwd", Err(Reject::BadScheme)),
+            ("data:image/png;base64,AAAA", Err(Reject::BadScheme)),
+            ("http://127.0.0.1/", Err(Reject::PrivateAddress)),
+            // The other spellings of 127.0.0.1.
+            ("http://2130706433/", Err(Reject::PrivateAddress)),
+            ("http://0x7f.1/", Err(Reject::PrivateAddress)),
+            ("http://0177.0.0.1/", Err(Reject::PrivateAddress)),
+            ("http://[::1]/", Err(Reject::PrivateAddress)),
+            ("http://[::ffff:7f00:1]:80/", Err(Reject::PrivateAddress)),
+            ("http://169.254.169.254/latest/meta-data", Err(Reject::PrivateAddress)),
+            ("http://A.test/x", Ok(())),
+            ("http://a.test:4000/x", Ok(())),
+            // A listed name opens one port, not the whole machine.
+            ("http://a.test:22/x", Err(Reject::PrivateAddress)),
+        ] {
+            assert_eq!(resolver.check_url(&url(text)), expected, "{text}");
+        }
+        let open = GuardedResolver::new(Hosts::default(), AddressPolicy::Any);
+        assert_eq!(open.check_url(&url("http://127.0.0.1/")), Ok(()));
+        assert_eq!(open.check_url(&url("ftp://127.0.0.1/")), Err(Reject::BadScheme));
+    }
+
+    #[tokio::test]
+    async fn names_are_checked_after_resolution() {
+        let resolver = GuardedResolver::new(hosts(), AddressPolicy::PublicOnly);
+        assert_eq!(resolver.lookup("A.Test").await, Ok(vec!["127.0.0.1:4000".parse().unwrap()]));
+        // `localhost` is in every /etc/hosts.
+        assert_eq!(resolver.lookup("localhost").await, Err(ResolveError::PrivateAddress));
+        let open = GuardedResolver::new(Hosts::default(), AddressPolicy::Any);
+        assert!(open.lookup("localhost").await.unwrap().iter().all(|address| address.ip().is_loopback()));
+        assert!(open.cached("localhost").is_some());
+        // A label of 64 letters is one too long for DNS: the lookup fails without asking anybody.
+        assert_eq!(open.lookup(&"a".repeat(64)).await, Err(ResolveError::NoAddress));
+    }
+
+    #[test]
+    fn a_hosts_file_must_be_a_map_of_socket_addresses() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("hosts.json");
+        assert!(Hosts::read(&path).unwrap_err().to_string().contains("server"));
+        for wrong in ["", "[]", "{\"a\": 1}", "{\"a\": \"127.0.0.1\"}"] {
+            oqvl_shard_io::write_atomic(&path, wrong.as_bytes()).unwrap();
+            assert!(matches!(Hosts::read(&path), Err(DataFetchError::HostsFile { .. })), "{wrong}");
+        }
+        oqvl_shard_io::write_atomic(&path, b"{\"A.test\": \"127.0.0.1:4000\"}").unwrap();
+        assert_eq!(Hosts::read(&path).unwrap(), hosts());
+    }
+}

@@ -1,0 +1,151 @@
+//! Opt-outs: the `X-Robots-Tag` response header.
+//!
+//! Grammar, after Google's "Robots meta tag, data-nosnippet, and X-Robots-Tag specifications":
+//! `[agent ":"] directive *("," [agent ":"] directive)`. Some directives carry a value after a colon of their
+//! own (`max-snippet: 50`, `unavailable_after: Fri, 25 Jun 2027 15:00:00 GMT`), and the date may hold commas
+//! and more colons. img2dataset 1.47 takes whatever precedes the first colon for an agent, so that a single
+//! `unavailable_after` hides every other directive of the header; here the two kinds of colon are told apart.
+
+/// Directives that take a value after a colon.
+const VALUED_DIRECTIVES: [&str; 4] =
+    ["unavailable_after", "max-snippet", "max-image-preview", "max-video-preview"];
+
+/// Which directives, addressed to whom, forbid keeping an image.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct OptOutPolicy {
+    agents: Vec<String>,
+    disallowed: Vec<String>,
+}
+
+impl OptOutPolicy {
+    /// `agents`: the names that mean us; `disallowed`: the directives that forbid. Case does not matter.
+    ///
+    /// `none` stands for `noindex, nofollow`, so it forbids whenever `noindex` does.
+    #[must_use]
+    pub fn new(agents: &[String], disallowed: &[String]) -> Self {
+        let lower = |names: &[String]| names.iter().map(|name| name.to_lowercase()).collect::<Vec<_>>();
+        let mut disallowed = lower(disallowed);
+        if disallowed.iter().any(|directive| directive == "noindex") {
+            disallowed.push("none".to_owned());
+        }
+        Self { agents: lower(agents), disallowed }
+    }
+
+    /// Whether any of the header's values forbids the use. Each value is one header line: an agent named in
+    /// it is in force up to the next agent or the end of that line.
+    #[must_use]
+    pub fn forbids<'a>(&self, header_values: impl IntoIterator<Item = &'a str>) -> bool {
+        !self.disallowed.is_empty() && header_values.into_iter().any(|value| self.line_forbids(value))
+    }
+
+    fn line_forbids(&self, value: &str) -> bool {
+        let mut is_for_us = true;
+        for piece in value.split(',') {
+            let mut directive = piece.trim();
+            while let Some((name, rest)) = directive.split_once(':') {
+                let name = name.trim();
+                if VALUED_DIRECTIVES.iter().any(|valued| name.eq_ignore_ascii_case(valued)) {
+                    directive = name;
+                } else if is_agent_name(name) {
+                    is_for_us = self.is_us(name);
+                    directive = rest.trim();
+                } else {
+                    // The middle of a date, cut at its comma.
+                    break;
+                }
+            }
+            let directive = directive.to_lowercase();
+            if is_for_us && self.disallowed.contains(&directive) {
+                return true;
+            }
+        }
+        false
+    }
+
+    fn is_us(&self, agent: &str) -> bool {
+        let name = agent.split('/').next().unwrap_or(agent).to_lowercase();
+        name == "*" || self.agents.contains(&name)
+    }
+}
+
+/// Whether the text before a colon can be an agent: `*`, or one word that starts with a letter. Dates do
+/// neither (`25 Jun 2027 15`, `2027-06-25T15`).
+fn is_agent_name(name: &str) -> bool {
+    let word = |byte: u8| byte.is_ascii_alphanumeric() || b"_-./".contains(&byte);
+    name == "*" || (name.starts_with(|first: char| first.is_ascii_alphabetic()) && name.bytes().all(word))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn check(values: &[&str], expected: bool) {
+        let policy = OptOutPolicy::new(
+            &["oqvl-data-fetch".to_owned(), "img2dataset".to_owned()],
+            &["noai".to_owned(), "noimageai".to_owned(), "noindex".to_owned(), "noimageindex".to_owned()],
+        );
+        assert_eq!(policy.forbids(values.iter().copied()), expected, "{values:?}");
+    }
+
+    #[test]
+    fn global_directives() {
+        check(&[], false);
+        check(&[""], false);
+        check(&["noai"], true);
+        check(&[" NoImageAI "], true);
+        check(&["nofollow, noindex"], true);
+        check(&["none"], true);
+        check(&["all"], false);
+        check(&["nofollow", "noimageindex"], true);
+        check(&["noaint, xnoai"], false);
+    }
+
+    #[test]
+    fn agent_scopes() {
+        check(&["googlebot: noindex"], false);
+        check(&["googlebot: nofollow, noindex"], false);
+        check(&["img2dataset: noai"], true);
+        check(&["OQVL-data-fetch/2.0 : noai"], true);
+        check(&["*: noai"], true);
+        check(&["googlebot: nofollow, img2dataset: noimageai"], true);
+        check(&["noai, googlebot: nofollow"], true);
+        check(&["googlebot: noindex, otherbot: noai"], false);
+        // The scope ends with the line.
+        check(&["googlebot: nofollow", "noai"], true);
+    }
+
+    #[test]
+    fn dates_and_values_do_not_hide_directives() {
+        check(&["unavailable_after: Fri, 25 Jun 2027 15:00:00 GMT"], false);
+        check(&["unavailable_after: Fri, 25 Jun 2027 15:00:00 GMT, noindex"], true);
+        check(&["noai, unavailable_after: Fri, 25 Jun 2027 15:00:00 GMT"], true);
+        check(&["unavailable_after: 2027-06-25T15:00:00+02:00, noimageindex"], true);
+        check(&["googlebot: unavailable_after: 25 Jun 2027 15:00:00 PST, noai"], false);
+        check(&["img2dataset: unavailable_after: 25 Jun 2027 15:00:00 PST, noai"], true);
+        check(&["max-snippet: 50, max-image-preview: large, noai"], true);
+        check(&["max-image-preview: none"], false);
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn a_directive_is_found_behind_anything_but_an_agent(
+            noise in "[^:]*",
+            date in "[A-Z0-9][0-9 :A-Z]{0,20}(, [0-9][0-9 :A-Z]{0,20}){0,2}",
+        ) {
+            check(&[&format!("{noise},noai")], true);
+            check(&[&format!("unavailable_after: {date}, noai")], true);
+        }
+
+        #[test]
+        fn any_header_is_survived(value in ".*") {
+            let policy = OptOutPolicy::new(&["us".to_owned()], &["noai".to_owned()]);
+            let _ = policy.forbids([value.as_str()]);
+        }
+    }
+
+    #[test]
+    fn an_empty_list_switches_opt_outs_off() {
+        let policy = OptOutPolicy::new(&[], &[]);
+        assert!(!policy.forbids(["noai, none"]));
+    }
+}

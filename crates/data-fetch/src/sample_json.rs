@@ -1,0 +1,150 @@
+//! The metadata of a sample, and JSON as Python writes it.
+//!
+//! The `json` member is byte for byte what `json.dumps(meta, indent=4)` gives: four blanks of indentation,
+//! everything outside printable ASCII escaped. (Two kinds of carried values are the exception: floats with an
+//! exponent, which Python writes as `1e+16`, and NaN.)
+
+use crate::reject::RowStatus;
+use crate::transform::StoredImage;
+use crate::url_list::CarriedColumn;
+use serde::Serialize;
+use serde_json::ser::{Formatter, PrettyFormatter};
+use serde_json::{Map, Serializer, Value};
+use std::io;
+
+/// Metadata of a kept sample, keys in img2dataset's order: carried columns, `caption`, `url`, `key`,
+/// `status`, `error_message`, `width`, `height`, `original_width`, `original_height`, `exif`, `sha256`.
+///
+/// `exif` is always null: the text form of all EXIF tags that img2dataset stores there is not produced yet.
+pub(crate) fn metadata(
+    columns: &[CarriedColumn],
+    extra: &[Value],
+    caption: Option<&str>,
+    url: &str,
+    key: &str,
+    image: &StoredImage,
+) -> Map<String, Value> {
+    let mut map = Map::new();
+    for (column, value) in columns.iter().zip(extra) {
+        map.insert(column.name.clone(), value.clone());
+    }
+    let sizes = (image.size, image.original_size);
+    for (name, value) in [
+        ("caption", caption.into()),
+        ("url", url.into()),
+        ("key", key.into()),
+        ("status", RowStatus::Success.as_str().into()),
+        ("error_message", Value::Null),
+        ("width", sizes.0.width.into()),
+        ("height", sizes.0.height.into()),
+        ("original_width", sizes.1.width.into()),
+        ("original_height", sizes.1.height.into()),
+        ("exif", Value::Null),
+        ("sha256", image.sha256.as_str().into()),
+    ] {
+        map.insert(name.to_owned(), value);
+    }
+    map
+}
+
+/// `json.dumps(value, indent=4)`.
+pub(crate) fn to_python_json<T: Serialize + ?Sized>(value: &T) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    let mut serializer =
+        Serializer::with_formatter(&mut bytes, PythonFormatter(PrettyFormatter::with_indent(b"    ")));
+    value.serialize(&mut serializer).expect("maps with text keys can be written to memory");
+    bytes
+}
+
+/// Pretty printing with every non-ASCII character escaped.
+struct PythonFormatter(PrettyFormatter<'static>);
+
+impl Formatter for PythonFormatter {
+    fn write_string_fragment<W: ?Sized + io::Write>(
+        &mut self,
+        writer: &mut W,
+        fragment: &str,
+    ) -> io::Result<()> {
+        let mut units = [0; 2];
+        let mut rest = fragment;
+        // Quotes, backslashes and control characters below DEL never get here: they are escaped one by one.
+        while let Some(start) = rest.find(|c: char| !(' '..='~').contains(&c)) {
+            writer.write_all(&rest.as_bytes()[..start])?;
+            let mut characters = rest[start..].chars();
+            if let Some(character) = characters.next() {
+                for unit in character.encode_utf16(&mut units) {
+                    write!(writer, "\\u{unit:04x}")?;
+                }
+            }
+            rest = characters.as_str();
+        }
+        writer.write_all(rest.as_bytes())
+    }
+
+    fn begin_array<W: ?Sized + io::Write>(&mut self, writer: &mut W) -> io::Result<()> {
+        self.0.begin_array(writer)
+    }
+
+    fn end_array<W: ?Sized + io::Write>(&mut self, writer: &mut W) -> io::Result<()> {
+        self.0.end_array(writer)
+    }
+
+    fn begin_array_value<W: ?Sized + io::Write>(&mut self, writer: &mut W, first: bool) -> io::Result<()> {
+        self.0.begin_array_value(writer, first)
+    }
+
+    fn end_array_value<W: ?Sized + io::Write>(&mut self, writer: &mut W) -> io::Result<()> {
+        self.0.end_array_value(writer)
+    }
+
+    fn begin_object<W: ?Sized + io::Write>(&mut self, writer: &mut W) -> io::Result<()> {
+        self.0.begin_object(writer)
+    }
+
+    fn end_object<W: ?Sized + io::Write>(&mut self, writer: &mut W) -> io::Result<()> {
+        self.0.end_object(writer)
+    }
+
+    fn begin_object_key<W: ?Sized + io::Write>(&mut self, writer: &mut W, first: bool) -> io::Result<()> {
+        self.0.begin_object_key(writer, first)
+    }
+
+    fn begin_object_value<W: ?Sized + io::Write>(&mut self, writer: &mut W) -> io::Result<()> {
+        self.0.begin_object_value(writer)
+    }
+
+    fn end_object_value<W: ?Sized + io::Write>(&mut self, writer: &mut W) -> io::Result<()> {
+        self.0.end_object_value(writer)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use serde_json::json;
+
+    /// The right-hand sides are what Python 3.11 prints for `json.dumps(value, indent=4)`.
+    #[test]
+    fn json_is_that_of_python() {
+        for (value, expected) in [
+            (json!("a\"b\\c/\n\t\u{8}\u{c}\r"), r#""a\"b\\c/\n\t\b\f\r""#),
+            (json!("é😀\u{7f}\u{1f}"), r#""\u00e9\ud83d\ude00\u007f\u001f""#),
+            (json!([]), "[]"),
+            (json!({}), "{}"),
+            (json!([1, null, true, 0.5]), "[\n    1,\n    null,\n    true,\n    0.5\n]"),
+            (json!({"ü": {"a": []}}), "{\n    \"\\u00fc\": {\n        \"a\": []\n    }\n}"),
+        ] {
+            assert_eq!(String::from_utf8(to_python_json(&value)).unwrap(), expected);
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn any_text_is_ascii_and_survives(text in ".*") {
+            let bytes = to_python_json(&text);
+            prop_assert!(bytes.is_ascii());
+            prop_assert_eq!(serde_json::from_slice::<String>(&bytes).unwrap(), text);
+        }
+    }
+}

@@ -1,0 +1,374 @@
+//! The list of URLs: which files it consists of, what columns it has, and its rows, shard by shard.
+//!
+//! A list is read twice: [`UrlList::survey`] counts the rows and looks at every value of the columns to carry
+//! along, so that a broken list is noticed before the first download, the number of shards is known, and a
+//! column has one type in all shards; [`UrlList::for_each_shard`] then hands out the rows of the wanted
+//! shards, holding one shard of them at a time.
+//!
+//! Shards are cut as img2dataset cuts them: files in the order of their names, the last shard of every file
+//! short, numbering continued from file to file. Blank lines are not rows.
+
+mod column_type;
+mod parquet_records;
+mod text_records;
+
+pub use column_type::ColumnType;
+
+use crate::config::{DataFetchConfig, InputFormat};
+use crate::error::DataFetchError;
+use crate::reject::Reject;
+use serde_json::Value;
+use std::collections::BTreeSet;
+use std::ops::{ControlFlow, Range};
+use std::path::{Path, PathBuf};
+
+/// Position of the URL, the caption and the uid among the wanted columns; additional columns follow.
+const URL_IDX: usize = 0;
+const CAPTION_IDX: usize = 1;
+const UID_IDX: usize = 2;
+
+/// One record of a list: for each wanted column its value, or `None` where the record has no such column.
+type Record = Result<Vec<Option<Value>>, Reject>;
+
+/// Takes the records of a list one by one.
+type OnRecord<'a> = dyn FnMut(Record) -> ControlFlow<()> + 'a;
+
+/// One row of the list.
+#[derive(Debug, Clone, PartialEq)]
+pub struct UrlRow {
+    /// The URL as it stands in the list, trimmed; or why there is none.
+    pub url: Result<String, Reject>,
+    /// The caption, if the row has one.
+    pub caption: Option<String>,
+    /// Values of the [carried columns](UrlList::columns), null where the row has none.
+    pub extra: Vec<Value>,
+}
+
+/// The rows of one shard.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ShardRows {
+    /// Number of the shard.
+    pub shard_idx: usize,
+    /// Its rows, in list order.
+    pub rows: Vec<UrlRow>,
+}
+
+/// A column that is carried from the list into the samples' metadata.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CarriedColumn {
+    /// Its name in the metadata.
+    pub name: String,
+    /// Its type in the parquet.
+    pub column_type: ColumnType,
+    wanted_idx: usize,
+}
+
+/// A list, counted and checked.
+#[derive(Debug, Clone)]
+pub struct UrlList {
+    files: Vec<ListFile>,
+    wanted: Vec<String>,
+    columns: Vec<CarriedColumn>,
+    rows_per_shard: u64,
+}
+
+#[derive(Debug, Clone)]
+struct ListFile {
+    path: PathBuf,
+    format: InputFormat,
+    num_rows: u64,
+    shards: Range<usize>,
+}
+
+impl UrlList {
+    /// Reads the list at `path` (a file or a folder) once, to count its rows and to find its columns.
+    /// `check_interrupt` is called every few thousand rows.
+    ///
+    /// # Errors
+    /// If a file cannot be read, is not in its format, or lacks a column the config names; or whatever
+    /// `check_interrupt` returns.
+    pub fn survey(
+        config: &DataFetchConfig,
+        path: &Path,
+        check_interrupt: &dyn Fn() -> Result<(), DataFetchError>,
+    ) -> Result<Self, DataFetchError> {
+        let mut wanted = vec![
+            config.url_column.clone(),
+            config.caption_column.clone().unwrap_or_else(|| "caption".to_owned()),
+            config.uid_column.clone().unwrap_or_else(|| "uid".to_owned()),
+        ];
+        wanted.extend(config.save_additional_columns.iter().cloned());
+        let rows_per_shard = u64::from(config.number_sample_per_shard);
+        let mut types = vec![ColumnType::Empty; wanted.len()];
+        let mut found = vec![false; wanted.len()];
+        let mut files = Vec::new();
+        let mut next_shard = 0;
+        for (path, format) in list_files(path, config.input_format)? {
+            let survey = survey_file(&path, format, &wanted, check_interrupt)?;
+            survey.check_required(config, &path, &wanted)?;
+            for idx in 0..wanted.len() {
+                types[idx] = types[idx].merged(survey.types[idx]);
+                found[idx] |= survey.found[idx];
+            }
+            let num_shards =
+                usize::try_from(survey.num_rows.div_ceil(rows_per_shard)).expect("fits in memory maps");
+            files.push(ListFile {
+                path,
+                format,
+                num_rows: survey.num_rows,
+                shards: next_shard..next_shard + num_shards,
+            });
+            next_shard += num_shards;
+        }
+        let carried = (UID_IDX..wanted.len()).filter(|idx| *idx != UID_IDX || found[UID_IDX]);
+        let columns = carried
+            .map(|idx| CarriedColumn {
+                name: if idx == UID_IDX { "uid".to_owned() } else { wanted[idx].clone() },
+                column_type: types[idx],
+                wanted_idx: idx,
+            })
+            .collect();
+        Ok(Self { files, wanted, columns, rows_per_shard })
+    }
+
+    /// The columns carried into the metadata: `uid` first, if the list has it, then the additional columns.
+    #[must_use]
+    pub fn columns(&self) -> &[CarriedColumn] {
+        &self.columns
+    }
+
+    /// Number of shards.
+    #[must_use]
+    pub fn num_shards(&self) -> usize {
+        self.files.last().map_or(0, |file| file.shards.end)
+    }
+
+    /// Number of rows in shard `shard_idx`; 0 if there is no such shard.
+    #[must_use]
+    pub fn rows_in_shard(&self, shard_idx: usize) -> u64 {
+        let Some(file) = self.files.iter().find(|file| file.shards.contains(&shard_idx)) else { return 0 };
+        let before = (shard_idx - file.shards.start) as u64 * self.rows_per_shard;
+        (file.num_rows - before).min(self.rows_per_shard)
+    }
+
+    /// Hands the rows of every shard that `wants` to `emit`, in order; stops when `emit` or `poll` (called
+    /// for every row read) says so.
+    ///
+    /// # Errors
+    /// If a file cannot be read any more, or its number of rows has changed since the survey.
+    pub fn for_each_shard(
+        &self,
+        wants: &dyn Fn(usize) -> bool,
+        poll: &dyn Fn() -> ControlFlow<()>,
+        emit: &mut dyn FnMut(ShardRows) -> ControlFlow<()>,
+    ) -> Result<(), DataFetchError> {
+        for file in &self.files {
+            // Nothing after the last wanted shard of a file needs to be read.
+            let Some(last) = file.shards.clone().rev().find(|shard_idx| wants(*shard_idx)) else { continue };
+            let end = if last + 1 == file.shards.end {
+                u64::MAX
+            } else {
+                (last + 1 - file.shards.start) as u64 * self.rows_per_shard
+            };
+            if self.read_shards(file, end, wants, poll, emit)?.is_break() {
+                return Ok(());
+            }
+        }
+        Ok(())
+    }
+
+    fn read_shards(
+        &self,
+        file: &ListFile,
+        end: u64,
+        wants: &dyn Fn(usize) -> bool,
+        poll: &dyn Fn() -> ControlFlow<()>,
+        emit: &mut dyn FnMut(ShardRows) -> ControlFlow<()>,
+    ) -> Result<ControlFlow<()>, DataFetchError> {
+        let mut rows = Vec::new();
+        let mut num_rows = 0_u64;
+        let mut flow = ControlFlow::Continue(());
+        read_records(&file.path, file.format, &self.wanted, &mut |record| {
+            flow = poll();
+            if flow.is_break() || num_rows == end || num_rows == file.num_rows {
+                // One row too many is enough to know that the file has grown.
+                num_rows += u64::from(num_rows == file.num_rows);
+                return ControlFlow::Break(());
+            }
+            let shard_idx = file.shards.start + (num_rows / self.rows_per_shard) as usize;
+            num_rows += 1;
+            if wants(shard_idx) {
+                rows.push(self.row(record));
+            }
+            let is_last = num_rows.is_multiple_of(self.rows_per_shard) || num_rows == file.num_rows;
+            if is_last && !rows.is_empty() {
+                flow = emit(ShardRows { shard_idx, rows: std::mem::take(&mut rows) });
+            }
+            flow
+        })?;
+        if flow.is_continue() && num_rows != end.min(file.num_rows) {
+            let (path, expected) = (file.path.clone(), file.num_rows);
+            return Err(DataFetchError::ListChanged { path, expected, found: num_rows });
+        }
+        Ok(flow)
+    }
+
+    fn row(&self, record: Record) -> UrlRow {
+        let mut values = match record {
+            Ok(values) => values,
+            Err(reject) => {
+                return UrlRow {
+                    url: Err(reject),
+                    caption: None,
+                    extra: vec![Value::Null; self.columns.len()],
+                };
+            }
+        };
+        let url = match values[URL_IDX].take() {
+            Some(Value::String(url)) if !url.trim().is_empty() => Ok(url.trim().to_owned()),
+            _ => Err(Reject::BadUrl),
+        };
+        let caption = values[CAPTION_IDX].take().filter(|value| !value.is_null()).map(column_type::text_of);
+        let extra =
+            self.columns.iter().map(|column| values[column.wanted_idx].take().unwrap_or_default()).collect();
+        UrlRow { url, caption, extra }
+    }
+}
+
+/// What one reading of a file showed.
+struct FileSurvey {
+    num_rows: u64,
+    /// Names in the header, or keys of the first object.
+    names: Vec<String>,
+    /// For each wanted column: its type.
+    types: Vec<ColumnType>,
+    /// For each wanted column: whether the file has it.
+    found: Vec<bool>,
+}
+
+impl FileSurvey {
+    /// A column that the config names must be there; one that is only looked for by default need not.
+    fn check_required(
+        &self,
+        config: &DataFetchConfig,
+        path: &Path,
+        wanted: &[String],
+    ) -> Result<(), DataFetchError> {
+        let key = |idx: usize| match idx {
+            URL_IDX => Some("url_column"),
+            CAPTION_IDX => config.caption_column.as_ref().map(|_| "caption_column"),
+            UID_IDX => config.uid_column.as_ref().map(|_| "uid_column"),
+            _ => Some("save_additional_columns"),
+        };
+        for (idx, column) in wanted.iter().enumerate() {
+            if let Some(key) = key(idx)
+                && !self.found[idx]
+                && self.num_rows > 0
+            {
+                let names: Vec<_> = self.names.iter().map(|name| format!("`{name}`")).collect();
+                let available = if names.is_empty() { "URLs".to_owned() } else { names.join(", ") };
+                return Err(DataFetchError::MissingColumn {
+                    path: path.to_path_buf(),
+                    key,
+                    column: column.clone(),
+                    available,
+                });
+            }
+        }
+        Ok(())
+    }
+}
+
+fn survey_file(
+    path: &Path,
+    format: InputFormat,
+    wanted: &[String],
+    check_interrupt: &dyn Fn() -> Result<(), DataFetchError>,
+) -> Result<FileSurvey, DataFetchError> {
+    /// Rows between two looks at the interrupt flag: a few milliseconds of parsing.
+    const ROWS_PER_CHECK: u64 = 4096;
+    check_interrupt()?;
+    if format == InputFormat::Parquet {
+        return parquet_records::survey(path, wanted);
+    }
+    let mut types = vec![ColumnType::Empty; wanted.len()];
+    let mut found = vec![false; wanted.len()];
+    let mut num_rows = 0_u64;
+    let mut checked = Ok(());
+    let names = text_records::read(path, format, wanted, &mut |record| {
+        num_rows += 1;
+        for (idx, value) in record.iter().flatten().enumerate() {
+            if let Some(value) = value {
+                found[idx] = true;
+                types[idx] = types[idx].merged(ColumnType::of(value));
+            }
+        }
+        if num_rows.is_multiple_of(ROWS_PER_CHECK) {
+            checked = check_interrupt();
+        }
+        if checked.is_ok() { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+    })?;
+    checked?;
+    for (idx, column) in wanted.iter().enumerate() {
+        found[idx] |= names.contains(column);
+    }
+    Ok(FileSurvey { num_rows, names, types, found })
+}
+
+fn read_records(
+    path: &Path,
+    format: InputFormat,
+    wanted: &[String],
+    on_record: &mut OnRecord<'_>,
+) -> Result<(), DataFetchError> {
+    match format {
+        InputFormat::Parquet => parquet_records::read(path, wanted, on_record),
+        _ => text_records::read(path, format, wanted, on_record).map(|_| ()),
+    }
+}
+
+/// The files of the list with their formats, in the order of their names.
+fn list_files(
+    path: &Path,
+    format: Option<InputFormat>,
+) -> Result<Vec<(PathBuf, InputFormat)>, DataFetchError> {
+    let unknown = |problem| DataFetchError::UnknownList { path: path.to_path_buf(), problem };
+    if !path.is_dir() {
+        // Opening it tells a missing file from an unknown extension.
+        std::fs::metadata(path).map_err(DataFetchError::io(path))?;
+        let format =
+            format.or_else(|| format_of(path)).ok_or_else(|| unknown("its extension names no format"))?;
+        return Ok(vec![(path.to_path_buf(), format)]);
+    }
+    let mut paths = BTreeSet::new();
+    for entry in std::fs::read_dir(path).map_err(DataFetchError::io(path))? {
+        paths.insert(entry.map_err(DataFetchError::io(path))?.path());
+    }
+    let files: Vec<_> = paths
+        .into_iter()
+        .filter_map(|file| format_of(&file).map(|found| (file, found)))
+        .filter(|(file, found)| file.is_file() && format.is_none_or(|format| format == *found))
+        .collect();
+    if files.is_empty() { Err(unknown("no list in this folder")) } else { Ok(files) }
+}
+
+fn format_of(path: &Path) -> Option<InputFormat> {
+    let name = path.file_name()?.to_str()?.to_lowercase();
+    if name.starts_with('.') {
+        return None;
+    }
+    let plain = name.strip_suffix(".gz").unwrap_or(&name);
+    let format = match plain.rsplit_once('.')?.1 {
+        "txt" => InputFormat::Txt,
+        "csv" => InputFormat::Csv,
+        "tsv" => InputFormat::Tsv,
+        "jsonl" | "ndjson" => InputFormat::Jsonl,
+        "json" => InputFormat::Json,
+        "parquet" if plain == name => InputFormat::Parquet,
+        _ => return None,
+    };
+    Some(format)
+}
+
+#[cfg(test)]
+mod tests;

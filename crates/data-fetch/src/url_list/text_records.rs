@@ -1,0 +1,211 @@
+//! Lists in text formats: txt, csv, tsv, jsonl, json; plain or gzipped.
+//!
+//! A line that is not what it should be is a row of its own (`bad-row`), so that the rows after it keep their
+//! keys; what makes the rest of the file unreadable is an error. No record may take more than
+//! [`MAX_RECORD_BYTES`]: a stray quote in a CSV file would otherwise swallow all that follows.
+
+use super::{OnRecord, Record};
+use crate::config::InputFormat;
+use crate::error::DataFetchError;
+use crate::reject::Reject;
+use flate2::read::MultiGzDecoder;
+use serde::de::{Deserializer as _, Error as _, SeqAccess, Visitor};
+use serde_json::{Map, Value};
+use std::cell::Cell;
+use std::fmt;
+use std::fs::File;
+use std::io::{self, BufRead, BufReader, Read};
+use std::ops::ControlFlow;
+use std::path::Path;
+use std::rc::Rc;
+
+/// Longest record of a text list, in bytes.
+pub(super) const MAX_RECORD_BYTES: u64 = 16 << 20;
+
+/// Calls `on_record` with every record of the list and returns the names of its columns: the header, or the
+/// keys of the first object.
+pub(super) fn read(
+    path: &Path,
+    format: InputFormat,
+    wanted: &[String],
+    on_record: &mut OnRecord<'_>,
+) -> Result<Vec<String>, DataFetchError> {
+    let file = File::open(path).map_err(DataFetchError::io(path))?;
+    let is_gzip = path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("gz"));
+    let plain: Box<dyn Read> = if is_gzip { Box::new(MultiGzDecoder::new(file)) } else { Box::new(file) };
+    let allowance = Rc::new(Cell::new(MAX_RECORD_BYTES));
+    let limited = RecordLimit { inner: plain, allowance: Rc::clone(&allowance) };
+    let input = BufReader::with_capacity(1 << 16, limited);
+    let list = TextList { input, allowance, wanted, on_record };
+    let (format, names) = match format {
+        InputFormat::Txt => ("txt", list.lines()),
+        InputFormat::Csv => ("csv", list.delimited(b',')),
+        InputFormat::Tsv => ("tsv", list.delimited(b'\t')),
+        InputFormat::Jsonl => ("jsonl", list.json_lines()),
+        InputFormat::Json => ("json", list.json_list()),
+        InputFormat::Parquet => unreachable!("parquet lists have their own reader"),
+    };
+    names.map_err(|problem| DataFetchError::ListFormat { path: path.to_path_buf(), format, problem })
+}
+
+struct TextList<'a, 'b> {
+    input: BufReader<RecordLimit>,
+    allowance: Rc<Cell<u64>>,
+    wanted: &'a [String],
+    on_record: &'a mut OnRecord<'b>,
+}
+
+impl TextList<'_, '_> {
+    fn emit(&mut self, record: Record) -> ControlFlow<()> {
+        self.allowance.set(MAX_RECORD_BYTES);
+        (self.on_record)(record)
+    }
+
+    /// The next line that is not blank, without its end; `None` at the end of the file.
+    fn next_line(&mut self, line: &mut Vec<u8>, line_idx: &mut u64) -> Result<Option<()>, String> {
+        loop {
+            line.clear();
+            self.allowance.set(MAX_RECORD_BYTES);
+            let num_bytes = self.input.read_until(b'\n', line);
+            if num_bytes.map_err(|error| format!("line {}: {error}", *line_idx + 1))? == 0 {
+                return Ok(None);
+            }
+            if *line_idx == 0 && line.starts_with(b"\xef\xbb\xbf") {
+                line.drain(..3);
+            }
+            *line_idx += 1;
+            if !line.trim_ascii().is_empty() {
+                return Ok(Some(()));
+            }
+        }
+    }
+
+    fn lines(mut self) -> Result<Vec<String>, String> {
+        let (mut line, mut line_idx) = (Vec::new(), 0);
+        while self.next_line(&mut line, &mut line_idx)?.is_some() {
+            let record = match std::str::from_utf8(line.trim_ascii()) {
+                Ok(url) => {
+                    let mut values = vec![None; self.wanted.len()];
+                    values[super::URL_IDX] = Some(Value::from(url));
+                    Ok(values)
+                }
+                Err(_) => Err(Reject::BadRow),
+            };
+            if self.emit(record).is_break() {
+                break;
+            }
+        }
+        Ok(Vec::new())
+    }
+
+    fn json_lines(mut self) -> Result<Vec<String>, String> {
+        let (mut line, mut line_idx) = (Vec::new(), 0);
+        let mut names = None;
+        while self.next_line(&mut line, &mut line_idx)?.is_some() {
+            let value = serde_json::from_slice::<Value>(&line).ok();
+            let record = object_record(value, self.wanted, &mut names);
+            if self.emit(record).is_break() {
+                break;
+            }
+        }
+        Ok(names.unwrap_or_default())
+    }
+
+    fn delimited(self, delimiter: u8) -> Result<Vec<String>, String> {
+        let Self { input, allowance, wanted, on_record } = self;
+        let mut reader = csv::ReaderBuilder::new().delimiter(delimiter).flexible(true).from_reader(input);
+        let header = reader.byte_headers().map_err(|error| error.to_string())?;
+        let names: Vec<String> =
+            header.iter().map(|name| String::from_utf8_lossy(name).trim().to_owned()).collect();
+        let places: Vec<_> =
+            wanted.iter().map(|column| names.iter().position(|name| name == column)).collect();
+        let mut fields = csv::ByteRecord::new();
+        loop {
+            allowance.set(MAX_RECORD_BYTES);
+            if !reader.read_byte_record(&mut fields).map_err(|error| error.to_string())? {
+                break;
+            }
+            let value = |place: &Option<usize>| {
+                place.map(|place| match fields.get(place) {
+                    Some(field) => std::str::from_utf8(field).map(Value::from).map_err(|_| Reject::BadRow),
+                    None => Ok(Value::Null),
+                })
+            };
+            let record: Record = places.iter().map(|place| value(place).transpose()).collect();
+            if on_record(record).is_break() {
+                break;
+            }
+        }
+        Ok(names)
+    }
+
+    fn json_list(mut self) -> Result<Vec<String>, String> {
+        let mut names = None;
+        let mut stopped = false;
+        let wanted = self.wanted;
+        let allowance = Rc::clone(&self.allowance);
+        let mut json = serde_json::Deserializer::from_reader(&mut self.input);
+        let rows = ListVisitor {
+            on_value: &mut |value| {
+                allowance.set(MAX_RECORD_BYTES);
+                let flow = (self.on_record)(object_record(Some(value), wanted, &mut names));
+                stopped = flow.is_break();
+                flow
+            },
+        };
+        let read = json.deserialize_seq(rows).and_then(|()| json.end());
+        match read {
+            Err(error) if !stopped => Err(error.to_string()),
+            _ => Ok(names.unwrap_or_default()),
+        }
+    }
+}
+
+/// Takes the wanted values out of an object; `names` gets the keys of the first one.
+fn object_record(value: Option<Value>, wanted: &[String], names: &mut Option<Vec<String>>) -> Record {
+    let Some(Value::Object(object)) = value else { return Err(Reject::BadRow) };
+    names.get_or_insert_with(|| Map::keys(&object).cloned().collect());
+    // A column may be wanted twice, so values are copied; the object is dropped right after.
+    Ok(wanted.iter().map(|column| object.get(column).cloned()).collect())
+}
+
+/// Feeds the elements of a JSON list to a closure as they are parsed.
+struct ListVisitor<'a> {
+    on_value: &'a mut dyn FnMut(Value) -> ControlFlow<()>,
+}
+
+impl<'de> Visitor<'de> for ListVisitor<'_> {
+    type Value = ();
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a list of objects")
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<(), A::Error> {
+        while let Some(value) = list.next_element::<Value>()? {
+            if (self.on_value)(value).is_break() {
+                return Err(A::Error::custom("stopped"));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// A reader that gives up when its allowance is used; the consumer renews it with every record.
+struct RecordLimit {
+    inner: Box<dyn Read>,
+    allowance: Rc<Cell<u64>>,
+}
+
+impl Read for RecordLimit {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let allowance = self.allowance.get();
+        if allowance == 0 {
+            return Err(io::Error::other(format!("a record is longer than {MAX_RECORD_BYTES} bytes")));
+        }
+        let most = usize::try_from(allowance).unwrap_or(usize::MAX).min(buffer.len());
+        let num_bytes = self.inner.read(&mut buffer[..most])?;
+        self.allowance.set(allowance - num_bytes as u64);
+        Ok(num_bytes)
+    }
+}

@@ -1,0 +1,9 @@
+//! The stage against a web server with every kind of fault, on the loopback address.
+
+mod binary;
+mod faults;
+mod layout;
+mod politeness;
+mod resume;
+mod server;
+mod world;

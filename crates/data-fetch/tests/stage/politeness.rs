@@ -1,0 +1,81 @@
+//! Caps, pauses and deadlines.
+
+use crate::server::{Delivery, Reply};
+use crate::world::{World, jpeg};
+use std::time::{Duration, Instant};
+
+fn urls(host: &str, count: usize) -> Vec<String> {
+    (0..count).map(|idx| format!("http://{host}/{idx}")).collect()
+}
+
+#[test]
+fn both_caps_hold_at_the_server() {
+    let image = jpeg(20, 20, 1);
+    let list = [urls("a.test", 30), urls("b.test", 30), urls("c.test", 30)].concat();
+    let mut world =
+        World::new(&list, move |_| Reply::ok(&image).delivered(Delivery::Late(Duration::from_millis(20))));
+    world.config.in_flight = 7;
+    world.config.per_host_in_flight = 3;
+    assert_eq!(world.run().tally.kept, 90);
+    let (all, per_host) = world.server.most_open();
+    assert!(all <= 7 && per_host <= 3, "{all} in all, {per_host} at one host");
+    assert!(all >= 4 && per_host >= 2, "{all} in all, {per_host} at one host");
+}
+
+#[test]
+fn a_slow_host_does_not_hold_up_the_others() {
+    let image = jpeg(20, 20, 1);
+    // All the slow URLs come first in the list.
+    let list = [urls("a.test", 40), urls("b.test", 40)].concat();
+    let mut world = World::new(&list, move |request| match request.host.as_str() {
+        "a.test" => Reply::ok(&image).delivered(Delivery::Late(Duration::from_millis(50))),
+        _ => Reply::ok(&image),
+    });
+    world.config.per_host_in_flight = 2;
+    world.config.in_flight = 4;
+    let report = world.run();
+    assert_eq!(report.tally.kept, 80);
+    let requests = world.server.requests();
+    let arrivals = |host: &str| -> Vec<Instant> {
+        requests.iter().filter(|request| request.host == host).map(|request| request.arrived).collect()
+    };
+    // 40 answers of 50 ms, two at a time, take a second; the quick ones are through long before.
+    let (slow, quick) = (arrivals("a.test"), arrivals("b.test"));
+    assert!(quick[39] + Duration::from_millis(300) < slow[39]);
+}
+
+#[test]
+fn retry_after_pauses_the_whole_host() {
+    let image = jpeg(20, 20, 1);
+    let mut world = World::new(&urls("a.test", 5), move |request| {
+        let is_first = request.path == "/0" && request.num_earlier == 0;
+        if is_first { Reply::status(429).header("Retry-After", "1") } else { Reply::ok(&image) }
+    });
+    world.config.per_host_in_flight = 1;
+    let report = world.run();
+    assert_eq!((report.tally.kept, report.retries), (5, 1));
+    let requests = world.server.requests();
+    let refused = requests.iter().position(|request| request.path == "/0").unwrap();
+    assert!(requests[refused + 1].arrived - requests[refused].arrived >= Duration::from_millis(990));
+}
+
+#[test]
+fn a_host_that_wants_a_long_pause_is_given_up_without_further_requests() {
+    let mut world = World::new(&urls("a.test", 50), |_| Reply::status(429).header("Retry-After", "86400"));
+    world.config.per_host_in_flight = 2;
+    let started = Instant::now();
+    let report = world.run();
+    assert!(started.elapsed() < Duration::from_secs(3));
+    assert_eq!(report.tally.rejected["rate-limited"], 50);
+    assert!(world.server.requests().len() <= 2);
+}
+
+#[test]
+fn an_endless_body_costs_one_deadline() {
+    let image = jpeg(20, 20, 1);
+    let mut world = World::new(&urls("a.test", 6), move |_| Reply::ok(&image).delivered(Delivery::Stalled));
+    world.config.deadline_seconds = 0.3;
+    let started = Instant::now();
+    assert_eq!(world.run().tally.rejected["timeout"], 6);
+    assert!(started.elapsed() < Duration::from_secs(2), "{:?}", started.elapsed());
+}

@@ -1,0 +1,78 @@
+//! What is finished stays; what is missing is made again; the report does not know the difference.
+
+use crate::server::Reply;
+use crate::world::{World, jpeg};
+use oqvl_data_fetch::{DataFetch, DataFetchError};
+use oqvl_shard_io::write_atomic;
+use oqvl_stage::{ShardRange, Stage as _};
+
+fn world() -> World {
+    let urls: Vec<String> = (0..20).map(|idx| format!("http://a.test/{idx}")).collect();
+    let mut world = World::new(&urls, |request| {
+        let number: u8 = request.path.trim_start_matches('/').parse().unwrap();
+        // 0 and 10 are the same picture, in different shards.
+        if number % 5 == 2 { Reply::status(410) } else { Reply::ok(&jpeg(20, 20, number % 10)) }
+    });
+    world.config.number_sample_per_shard = 6;
+    world
+}
+
+#[test]
+fn a_lost_shard_is_made_again_and_no_other() {
+    let world = world();
+    let (report, outputs) = (world.run(), world.outputs());
+    assert_eq!((report.num_shards, report.tally.kept, report.duplicate_sha256), (4, 16, 8));
+    assert_eq!(world.server.requests().len(), 20);
+
+    // Without its stats a shard is not finished, even if its tar is there.
+    std::fs::remove_file(world.out_dir().join("00001_stats.json")).unwrap();
+    std::fs::remove_file(world.out_dir().join("00001.parquet")).unwrap();
+    write_atomic(&world.out_dir().join("00001.tar"), b"half a tar").unwrap();
+    assert_eq!(world.run(), report);
+    assert_eq!(world.outputs(), outputs);
+    let again: Vec<_> = world.server.requests()[20..].iter().map(|request| request.path.clone()).collect();
+    assert_eq!(again.len(), 6);
+    assert!((6..12).all(|number| again.contains(&format!("/{number}"))), "{again:?}");
+
+    assert_eq!(world.run(), report);
+    assert_eq!(world.server.requests().len(), 26);
+}
+
+#[test]
+fn shares_add_up_to_the_whole() {
+    let whole = world();
+    let report = whole.run();
+    let parts = world();
+    let mut seen = 0;
+    for range in ["0..1", "1..3", "3..9"] {
+        let mut run = parts.context();
+        run.shards = Some(ShardRange::parse(range).unwrap());
+        let part = DataFetch::run(&parts.config, &run).unwrap();
+        seen += part.tally.seen;
+    }
+    assert_eq!(seen, report.tally.seen);
+    assert_eq!(parts.outputs(), whole.outputs());
+    assert_eq!(parts.run(), report);
+    assert_eq!(parts.server.requests().len(), 20);
+}
+
+#[test]
+fn shards_of_another_list_are_refused() {
+    let world = world();
+    world.run();
+    let mut longer = std::fs::read(world.dir.path().join("urls.jsonl")).unwrap();
+    longer.extend_from_slice(b"{\"url\": \"http://a.test/20\"}\n");
+    write_atomic(&world.dir.path().join("urls.jsonl"), &longer).unwrap();
+    let error = world.try_run().unwrap_err();
+    assert!(matches!(error, DataFetchError::ForeignShard { expected: 3, found: 2, .. }), "{error}");
+}
+
+#[test]
+fn a_shard_that_cannot_be_written_ends_the_run() {
+    let world = world();
+    // A folder where the tar should go.
+    std::fs::create_dir_all(world.out_dir().join("00002.tar")).unwrap();
+    let error = world.try_run().unwrap_err();
+    assert!(matches!(&error, DataFetchError::Shard(_)) && error.to_string().contains("00002.tar"), "{error}");
+    assert!(!world.output_names().contains(&"00002_stats.json".to_owned()));
+}

@@ -1,0 +1,84 @@
+//! Formats that the decoders of the `image` crate read as Pillow does: WebP, BMP and TIFF; and the last step of JPEG.
+
+use std::io::Cursor;
+
+use image::codecs::{bmp::BmpDecoder, tiff::TiffDecoder, webp::WebPDecoder};
+use image::{ColorType, ImageDecoder};
+
+use super::{Channels, DecodeLimits, Size, from_image_error, rgb_image};
+use crate::{DecodeError, ImageFormat, RgbImage};
+
+/// # Panics
+/// If `format` is not WebP, BMP or TIFF.
+pub(super) fn probe(format: ImageFormat, bytes: &[u8]) -> Result<Size, DecodeError> {
+    let (width, height) = open(format, bytes)?.dimensions();
+    Ok(Size { width, height })
+}
+
+/// # Panics
+/// If `format` is not WebP, BMP or TIFF.
+pub(super) fn decode(
+    format: ImageFormat,
+    bytes: &[u8],
+    limits: &DecodeLimits,
+) -> Result<RgbImage, DecodeError> {
+    read(format, open(format, bytes)?, limits)
+}
+
+fn open(format: ImageFormat, bytes: &[u8]) -> Result<Box<dyn ImageDecoder + '_>, DecodeError> {
+    let file = Cursor::new(bytes);
+    let decoder: Result<Box<dyn ImageDecoder>, _> = match format {
+        ImageFormat::WebP => WebPDecoder::new(file).map(|decoder| Box::new(decoder) as _),
+        ImageFormat::Bmp => BmpDecoder::new(file).map(|decoder| Box::new(decoder) as _),
+        ImageFormat::Tiff => TiffDecoder::new(file).map(|decoder| Box::new(decoder) as _),
+        ImageFormat::Jpeg | ImageFormat::Png | ImageFormat::Gif => {
+            unreachable!("{format} has its own module")
+        }
+    };
+    decoder.map_err(|error| from_image_error(format, error))
+}
+
+/// The pixels of an opened file, after the limits.
+pub(super) fn read(
+    format: ImageFormat,
+    mut decoder: impl ImageDecoder,
+    limits: &DecodeLimits,
+) -> Result<RgbImage, DecodeError> {
+    let (width, height) = decoder.dimensions();
+    let size = Size { width, height };
+    let color = decoder.color_type();
+    limits.check(format, size, u64::from(color.bytes_per_pixel()))?;
+    let mut decoder_limits = image::Limits::no_limits();
+    // What a TIFF needs beside the samples themselves (a strip, CMYK before conversion) is bounded by the same again.
+    decoder_limits.max_alloc = Some(limits.max_alloc_bytes.saturating_mul(2));
+    decoder.set_limits(decoder_limits).map_err(|error| from_image_error(format, error))?;
+
+    let num_bytes = usize::try_from(decoder.total_bytes()).map_err(|_| super::no_pixels(format))?;
+    let mut samples = vec![0; num_bytes];
+    decoder.read_image(&mut samples).map_err(|error| from_image_error(format, error))?;
+
+    let (channels, depth) = match color {
+        ColorType::L8 => (Channels::Gray, 8),
+        ColorType::La8 => (Channels::GrayAlpha, 8),
+        ColorType::Rgb8 => (Channels::Rgb, 8),
+        ColorType::Rgba8 => (Channels::Rgba, 8),
+        ColorType::L16 => (Channels::Gray, 16),
+        ColorType::La16 => (Channels::GrayAlpha, 16),
+        ColorType::Rgb16 => (Channels::Rgb, 16),
+        ColorType::Rgba16 => (Channels::Rgba, 16),
+        // Floating-point TIFF: Pillow does not read it as colour either.
+        other => {
+            let source = format!("samples of type {other:?}").into();
+            return Err(DecodeError::Unsupported { format, source });
+        }
+    };
+    if depth == 16 {
+        samples = high_bytes(&samples);
+    }
+    rgb_image(format, size, channels.to_rgb(samples))
+}
+
+/// The high byte of each 16-bit sample in the machine's byte order.
+fn high_bytes(samples: &[u8]) -> Vec<u8> {
+    samples.chunks_exact(2).map(|sample| (u16::from_ne_bytes([sample[0], sample[1]]) >> 8) as u8).collect()
+}

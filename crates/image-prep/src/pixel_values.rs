@@ -1,0 +1,40 @@
+//! What the vision tower reads.
+
+use crate::{Filter, RgbImage, resize};
+
+/// Pixel values of `image` for SigLIP: resized to `image_size` squared without regard to its aspect ratio
+/// (Pillow bicubic), scaled to 0..1, then `(x - 0.5) / 0.5`.
+///
+/// Returns shape `(3, image_size, image_size)` in row-major order (channel, row, column), values from −1 to 1.
+///
+/// # Panics
+/// If `image_size` is 0 or over [`crate::MAX_SIDE`].
+///
+/// Source: the `resize-naive` transform of Open-Qwen2VL (`prismatic/models/backbones/vision/base_vision.py`).
+pub fn pixel_values(image: &RgbImage, image_size: u32) -> Vec<f32> {
+    let resized = resize(image, image_size, image_size, Filter::Bicubic);
+    let value_of: [f32; 256] = std::array::from_fn(|level| (level as f32 / 255.0 - 0.5) / 0.5);
+    let num_pixels = resized.pixels().len() / 3;
+    let mut values = Vec::with_capacity(3 * num_pixels);
+    for channel in 0..3 {
+        values
+            .extend(resized.pixels().iter().skip(channel).step_by(3).map(|&level| value_of[level as usize]));
+    }
+    values
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn planes_are_separate_and_in_range() {
+        let image = RgbImage::new(2, 1, vec![255, 0, 51, 255, 0, 204]).unwrap();
+        let values = pixel_values(&image, 2);
+        assert_eq!(values.len(), 12);
+        assert_eq!(values[..4], [1.0; 4]);
+        assert_eq!(values[4..8], [-1.0; 4]);
+        assert_eq!(values[8], (51.0f32 / 255.0 - 0.5) / 0.5);
+        assert_eq!(values[9], values[11]);
+    }
+}

@@ -1,0 +1,109 @@
+//! Softmax cross-entropy from logits.
+
+use crate::element::{Element, dispatch, elements, lit, with_elements};
+use candle_core::backend::BackendStorage as _;
+use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor, WithDType, bail};
+use std::sync::Arc;
+
+/// Mean of `log(sum(exp(logits))) - logits[target]` over the rows.
+///
+/// `logits`: `(num_rows, vocab_size)`, f32 or f64; `targets`: one id below `vocab_size` per row. Returns a scalar.
+/// Rows without a label do not belong here: gather the labelled rows first, so that the head is not computed for
+/// the others either. No rows give a loss of 0.
+///
+/// # Errors
+/// If the number of targets differs from the number of rows or a target is out of the vocabulary.
+pub fn cross_entropy(logits: &Tensor, targets: &[u32]) -> Result<Tensor> {
+    logits.contiguous()?.apply_op1(CrossEntropy { targets: Arc::from(targets) })
+}
+
+struct CrossEntropy {
+    targets: Arc<[u32]>,
+}
+
+fn log_sum_exp<T: Element>(row: &[T]) -> T {
+    let max = row.iter().copied().fold(T::neg_infinity(), num_traits::Float::max);
+    max + row.iter().map(|x| (*x - max).exp()).sum::<T>().ln()
+}
+
+impl CrossEntropy {
+    fn check(&self, dims: &[usize]) -> Result<usize> {
+        let &[num_rows, vocab_size] = dims else { bail!("cross_entropy takes (rows, vocab), got {dims:?}") };
+        if num_rows != self.targets.len() {
+            bail!("cross_entropy: {num_rows} rows of logits, {} targets", self.targets.len());
+        }
+        if let Some(target) = self.targets.iter().find(|target| **target as usize >= vocab_size) {
+            bail!("cross_entropy: target {target} is not below the vocabulary size {vocab_size}");
+        }
+        Ok(vocab_size)
+    }
+
+    fn forward<T: Element>(&self, logits: &[T], vocab_size: usize) -> T {
+        let rows = logits.chunks_exact(vocab_size).zip(self.targets.iter());
+        let sum: T = rows.map(|(row, target)| log_sum_exp(row) - row[*target as usize]).sum();
+        sum / lit(self.targets.len().max(1) as f64)
+    }
+
+    /// `(softmax - one_hot) * grad / num_rows`.
+    fn backward<T: Element>(&self, logits: &[T], vocab_size: usize, grad: T) -> Vec<T> {
+        let scale = grad / lit(self.targets.len().max(1) as f64);
+        let mut dx = Vec::with_capacity(logits.len());
+        for (row, target) in logits.chunks_exact(vocab_size).zip(self.targets.iter()) {
+            let log_sum = log_sum_exp(row);
+            let start = dx.len();
+            dx.extend(row.iter().map(|x| (*x - log_sum).exp() * scale));
+            dx[start + *target as usize] = dx[start + *target as usize] - scale;
+        }
+        dx
+    }
+}
+
+impl CustomOp1 for CrossEntropy {
+    fn name(&self) -> &'static str {
+        "oqvl-cross-entropy"
+    }
+
+    fn cpu_fwd(&self, logits: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
+        let vocab_size = self.check(layout.dims())?;
+        let loss = dispatch!(logits.dtype(), "cross_entropy", T => {
+            T::to_cpu_storage_owned(vec![self.forward::<T>(elements(logits, layout)?, vocab_size)])
+        });
+        Ok((loss, Shape::from(())))
+    }
+
+    fn bwd(&self, logits: &Tensor, _loss: &Tensor, grad: &Tensor) -> Result<Option<Tensor>> {
+        let vocab_size = self.check(logits.dims())?;
+        let dx = dispatch!(logits.dtype(), "cross_entropy", T => {
+            let grad = grad.to_scalar::<T>()?;
+            let dx = with_elements(logits, |logits| Ok(self.backward::<T>(logits, vocab_size, grad)))?;
+            Tensor::from_vec(dx, logits.shape(), logits.device())?
+        });
+        Ok(Some(dx))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::gradcheck::{assert_same, check_gradients, random};
+    use candle_core::Device;
+
+    #[test]
+    fn equals_candle_and_its_gradients_are_right() {
+        let logits = random(&[4, 7], 1);
+        let targets = [0u32, 6, 3, 3];
+        let slow =
+            candle_nn::loss::cross_entropy(&logits, &Tensor::new(&targets, &Device::Cpu).unwrap()).unwrap();
+        assert_same(&cross_entropy(&logits, &targets).unwrap(), &slow, 1e-12);
+        check_gradients(&[logits], |inputs| cross_entropy(&inputs[0], &targets));
+    }
+
+    #[test]
+    fn no_rows_and_wrong_targets() {
+        let empty = Tensor::zeros((0, 3), candle_core::DType::F32, &Device::Cpu).unwrap();
+        assert_eq!(cross_entropy(&empty, &[]).unwrap().to_scalar::<f32>().unwrap(), 0.0);
+        let logits = random(&[1, 3], 1);
+        assert!(cross_entropy(&logits, &[3]).is_err());
+        assert!(cross_entropy(&logits, &[0, 1]).is_err());
+    }
+}

@@ -1,0 +1,126 @@
+//! Layer normalisation.
+
+use crate::element::{Element, dispatch, elements, lit, with_elements};
+use candle_core::backend::BackendStorage as _;
+use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape, Tensor, WithDType, bail};
+
+/// `y = (x - mean) / sqrt(var + eps) * weight + bias` over the last dimension, with the biased variance.
+///
+/// `x`: `(.., hidden)`, `weight` and `bias`: `(hidden)`, same dtype (f32 or f64). Returns the shape of `x`.
+///
+/// # Errors
+/// If the sizes differ.
+///
+/// Source: Ba, Kiros and Hinton, "Layer Normalization", 2016; as `torch.nn.LayerNorm`.
+pub fn layer_norm(x: &Tensor, weight: &Tensor, bias: &Tensor, eps: f64) -> Result<Tensor> {
+    x.contiguous()?.apply_op3(&weight.contiguous()?, &bias.contiguous()?, LayerNorm { eps })
+}
+
+struct LayerNorm {
+    eps: f64,
+}
+
+/// Mean and inverse standard deviation of a row.
+fn moments<T: Element>(row: &[T], eps: T) -> (T, T) {
+    let count = lit(row.len() as f64);
+    let mean = row.iter().copied().sum::<T>() / count;
+    let variance = row.iter().map(|x| (*x - mean) * (*x - mean)).sum::<T>() / count;
+    (mean, (variance + eps).sqrt().recip())
+}
+
+fn forward<T: Element>(x: &[T], weight: &[T], bias: &[T], eps: T) -> Vec<T> {
+    let mut y = Vec::with_capacity(x.len());
+    for row in x.chunks_exact(weight.len()) {
+        let (mean, scale) = moments(row, eps);
+        y.extend(row.iter().zip(weight).zip(bias).map(|((x, w), b)| (*x - mean) * scale * *w + *b));
+    }
+    y
+}
+
+/// Gradients of `(x, weight, bias)`. With `n = (x - mean) * scale` and `h = g w`:
+/// `dx = scale (h - mean(h) - n mean(h n))`.
+fn backward<T: Element>(x: &[T], weight: &[T], grad: &[T], eps: T) -> (Vec<T>, Vec<T>, Vec<T>) {
+    let hidden = weight.len();
+    let count = lit::<T>(hidden as f64);
+    let mut dx = Vec::with_capacity(x.len());
+    let (mut dw, mut db) = (vec![T::zero(); hidden], vec![T::zero(); hidden]);
+    for (row, grad) in x.chunks_exact(hidden).zip(grad.chunks_exact(hidden)) {
+        let (mean, scale) = moments(row, eps);
+        let (mut sum, mut dot) = (T::zero(), T::zero());
+        for ((x, g), w) in row.iter().zip(grad).zip(weight) {
+            sum += *g * *w;
+            dot += *g * *w * (*x - mean) * scale;
+        }
+        let (sum, dot) = (sum / count, dot / count);
+        for (index, ((x, g), w)) in row.iter().zip(grad).zip(weight).enumerate() {
+            let normal = (*x - mean) * scale;
+            dx.push(scale * (*g * *w - sum - normal * dot));
+            dw[index] += *g * normal;
+            db[index] += *g;
+        }
+    }
+    (dx, dw, db)
+}
+
+impl CustomOp3 for LayerNorm {
+    fn name(&self) -> &'static str {
+        "oqvl-layer-norm"
+    }
+
+    fn cpu_fwd(
+        &self,
+        x: &CpuStorage,
+        xl: &Layout,
+        w: &CpuStorage,
+        wl: &Layout,
+        b: &CpuStorage,
+        bl: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
+        let hidden = xl.dims().last().copied().unwrap_or(0);
+        if wl.dims() != [hidden] || bl.dims() != [hidden] || hidden == 0 {
+            bail!("layer_norm takes (.., hidden) and (hidden) twice, got {:?}, {:?}", xl.dims(), wl.dims());
+        }
+        let y = dispatch!(x.dtype(), "layer_norm", T => {
+            let (x, w, b) = (elements(x, xl)?, elements(w, wl)?, elements(b, bl)?);
+            T::to_cpu_storage_owned(forward::<T>(x, w, b, lit(self.eps)))
+        });
+        Ok((y, xl.shape().clone()))
+    }
+
+    fn bwd(
+        &self,
+        x: &Tensor,
+        w: &Tensor,
+        b: &Tensor,
+        _y: &Tensor,
+        grad: &Tensor,
+    ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
+        let device = x.device();
+        dispatch!(x.dtype(), "layer_norm", T => {
+            let (dx, dw, db) = with_elements(x, |x| with_elements(w, |w| with_elements(grad, |grad| {
+                Ok(backward::<T>(x, w, grad, lit(self.eps)))
+            })))?;
+            let tensor = |data, like: &Tensor| Tensor::from_vec(data, like.shape(), device).map(Some);
+            Ok((tensor(dx, x)?, tensor(dw, w)?, tensor(db, b)?))
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::gradcheck::{assert_same, check_gradients, random};
+
+    #[test]
+    fn equals_the_unfused_formula_and_its_gradients_are_right() {
+        for dims in [vec![2, 2], vec![3, 5], vec![2, 3, 8], vec![0, 4]] {
+            let hidden = *dims.last().unwrap();
+            let (x, w, b) = (random(&dims, 1), random(&[hidden], 2), random(&[hidden], 3));
+            if dims[0] > 0 {
+                let slow = candle_nn::ops::layer_norm_slow(&x, &w, &b, 1e-6).unwrap();
+                assert_same(&layer_norm(&x, &w, &b, 1e-6).unwrap(), &slow, 1e-12);
+            }
+            check_gradients(&[x, w, b], |inputs| layer_norm(&inputs[0], &inputs[1], &inputs[2], 1e-6));
+        }
+    }
+}

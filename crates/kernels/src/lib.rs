@@ -1,0 +1,56 @@
+//! Fused operations that candle users miss, each with a backward, so that a plain candle program trains with them.
+//!
+//! candle's own fused operations (`rms_norm`, `layer_norm`, `softmax_last_dim`, `rope`, `sdpa`) silently detach
+//! their result from the graph. The ones here never do: each is a candle custom operation whose `bwd` is written by
+//! hand and tested against central differences and against candle's autograd on the unfused formula.
+//!
+//! - [`attention`]: softmax attention with grouped queries, causal or full
+//! - [`linear`]: `x w^T`, with the weight gradient in the layout of the weight
+//! - [`rms_norm`], [`layer_norm`]
+//! - [`rope`]: rotary position embedding, half-split layout
+//! - [`swiglu`]
+//! - [`cross_entropy`]: mean over rows, from logits
+//!
+//! This is the CPU side (f32 and f64, one thread per call, so that results do not depend on the number of threads).
+//! CUDA storages are answered with candle's error for a missing implementation.
+//!
+//! ```
+//! use candle_core::{Device, Tensor, Var};
+//! use oqvl_kernels::rms_norm;
+//!
+//! let device = Device::Cpu;
+//! let x = Var::new(&[[3f32, 4.0]], &device)?;
+//! let gain = Var::new(&[1f32, 1.0], &device)?;
+//! let y = rms_norm(&x, &gain, 0.0)?;
+//! // The root mean square of (3, 4) is 3.5355.
+//! assert!((y.to_vec2::<f32>()?[0][0] - 0.8485).abs() < 1e-4);
+//! let grads = y.sum_all()?.backward()?;
+//! assert!(grads.get(&x).is_some() && grads.get(&gain).is_some());
+//! # Ok::<(), candle_core::Error>(())
+//! ```
+//!
+//! Networks are built from these in `oqvl-model`.
+
+// The one unsafe call of this crate hands checked slices to the `gemm` crate, whose interface is raw pointers.
+#![allow(unsafe_code)]
+
+mod attention;
+mod cross_entropy;
+mod element;
+mod layer_norm;
+mod linear;
+mod matmul;
+mod rms_norm;
+mod rope;
+mod swiglu;
+
+pub use attention::{Mask, attention};
+pub use cross_entropy::cross_entropy;
+pub use layer_norm::layer_norm;
+pub use linear::linear;
+pub use rms_norm::rms_norm;
+pub use rope::{RopeTables, rope};
+pub use swiglu::swiglu;
+
+#[cfg(test)]
+mod gradcheck;

@@ -1,0 +1,109 @@
+//! Root-mean-square normalisation.
+
+use crate::element::{Element, dispatch, elements, lit, with_elements};
+use candle_core::backend::BackendStorage as _;
+use candle_core::{CpuStorage, CustomOp2, Layout, Result, Shape, Tensor, WithDType, bail};
+
+/// `y = x / sqrt(mean(x^2) + eps) * weight` over the last dimension.
+///
+/// `x`: `(.., hidden)`, `weight`: `(hidden)`, same dtype (f32 or f64). Returns the shape of `x`.
+///
+/// # Errors
+/// If the sizes differ.
+///
+/// Source: Zhang and Sennrich, "Root Mean Square Layer Normalization", 2019; as in Qwen2.
+pub fn rms_norm(x: &Tensor, weight: &Tensor, eps: f64) -> Result<Tensor> {
+    x.contiguous()?.apply_op2(&weight.contiguous()?, RmsNorm { eps })
+}
+
+struct RmsNorm {
+    eps: f64,
+}
+
+fn inverse_rms<T: Element>(row: &[T], eps: T) -> T {
+    let square: T = row.iter().map(|x| *x * *x).sum();
+    (square / lit(row.len() as f64) + eps).sqrt().recip()
+}
+
+fn forward<T: Element>(x: &[T], weight: &[T], eps: T) -> Vec<T> {
+    let mut y = Vec::with_capacity(x.len());
+    for row in x.chunks_exact(weight.len()) {
+        let scale = inverse_rms(row, eps);
+        y.extend(row.iter().zip(weight).map(|(x, w)| *x * scale * *w));
+    }
+    y
+}
+
+/// With `r = 1 / rms`: `dx = r (g w) - x r^3 mean(x (g w))`, `dw = sum over rows of g x r`.
+fn backward<T: Element>(x: &[T], weight: &[T], grad: &[T], eps: T) -> (Vec<T>, Vec<T>) {
+    let hidden = weight.len();
+    let (mut dx, mut dw) = (Vec::with_capacity(x.len()), vec![T::zero(); hidden]);
+    for (row, grad) in x.chunks_exact(hidden).zip(grad.chunks_exact(hidden)) {
+        let scale = inverse_rms(row, eps);
+        let dot: T = row.iter().zip(grad).zip(weight).map(|((x, g), w)| *x * *g * *w).sum();
+        let shrink = dot * scale * scale * scale / lit(hidden as f64);
+        for (((x, g), w), dw) in row.iter().zip(grad).zip(weight).zip(&mut dw) {
+            dx.push(*g * *w * scale - *x * shrink);
+            *dw += *g * *x * scale;
+        }
+    }
+    (dx, dw)
+}
+
+impl CustomOp2 for RmsNorm {
+    fn name(&self) -> &'static str {
+        "oqvl-rms-norm"
+    }
+
+    fn cpu_fwd(
+        &self,
+        x: &CpuStorage,
+        xl: &Layout,
+        w: &CpuStorage,
+        wl: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
+        let hidden = xl.dims().last().copied().unwrap_or(0);
+        if wl.dims() != [hidden] || hidden == 0 {
+            bail!("rms_norm takes (.., hidden) and (hidden), got {:?} and {:?}", xl.dims(), wl.dims());
+        }
+        let y = dispatch!(x.dtype(), "rms_norm", T => {
+            T::to_cpu_storage_owned(forward::<T>(elements(x, xl)?, elements(w, wl)?, lit(self.eps)))
+        });
+        Ok((y, xl.shape().clone()))
+    }
+
+    fn bwd(
+        &self,
+        x: &Tensor,
+        w: &Tensor,
+        _y: &Tensor,
+        grad: &Tensor,
+    ) -> Result<(Option<Tensor>, Option<Tensor>)> {
+        let device = x.device();
+        dispatch!(x.dtype(), "rms_norm", T => {
+            let (dx, dw) = with_elements(x, |x| with_elements(w, |w| with_elements(grad, |grad| {
+                Ok(backward::<T>(x, w, grad, lit(self.eps)))
+            })))?;
+            Ok((Some(Tensor::from_vec(dx, x.shape(), device)?), Some(Tensor::from_vec(dw, w.shape(), device)?)))
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::gradcheck::{assert_same, check_gradients, random};
+
+    #[test]
+    fn equals_the_unfused_formula_and_its_gradients_are_right() {
+        for dims in [vec![1, 1], vec![3, 5], vec![2, 3, 8], vec![0, 4]] {
+            let hidden = *dims.last().unwrap();
+            let (x, w) = (random(&dims, 1), random(&[hidden], 2));
+            if dims[0] > 0 {
+                let slow = candle_nn::ops::rms_norm_slow(&x, &w, 1e-6).unwrap();
+                assert_same(&rms_norm(&x, &w, 1e-6).unwrap(), &slow, 1e-12);
+            }
+            check_gradients(&[x, w], |inputs| rms_norm(&inputs[0], &inputs[1], 1e-6));
+        }
+    }
+}

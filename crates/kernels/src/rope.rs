@@ -1,0 +1,138 @@
+//! Rotary position embedding.
+
+use crate::element::{Element, dispatch, elements, lit, with_elements};
+use candle_core::backend::BackendStorage as _;
+use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor, WithDType, bail};
+use std::sync::Arc;
+
+/// Cosines and sines of every position, in f64 whatever the dtype of the model: angles lose their meaning in bf16.
+#[derive(Debug, Clone)]
+pub struct RopeTables {
+    half: usize,
+    cos: Arc<Vec<f64>>,
+    sin: Arc<Vec<f64>>,
+}
+
+impl RopeTables {
+    /// Tables for positions `0..num_positions` of heads of `head_dim` (even) features, with base `theta`.
+    ///
+    /// # Panics
+    /// If `head_dim` is odd.
+    #[must_use]
+    pub fn new(head_dim: usize, num_positions: usize, theta: f64) -> Self {
+        assert!(head_dim.is_multiple_of(2), "a rotation takes pairs, head_dim is {head_dim}");
+        let half = head_dim / 2;
+        let angles = (0..num_positions).flat_map(|position| {
+            (0..half).map(move |pair| position as f64 / theta.powf(2.0 * pair as f64 / head_dim as f64))
+        });
+        let (cos, sin) = angles.map(|angle| (angle.cos(), angle.sin())).unzip();
+        Self { half, cos: Arc::new(cos), sin: Arc::new(sin) }
+    }
+
+    fn num_positions(&self) -> usize {
+        self.cos.len().checked_div(self.half).unwrap_or(0)
+    }
+}
+
+/// Rotates the pair `(x[i], x[i + head_dim / 2])` of every head by `position * theta^(-2 i / head_dim)`.
+///
+/// `x`: `(batch, num_heads, seq_len, head_dim)`; the position of a row is its index in `seq_len` plus
+/// `first_position`. Returns the shape of `x`. The backward is the rotation by the opposite angle.
+///
+/// # Errors
+/// If the shape does not fit the tables or a position is beyond them.
+///
+/// Source: Su et al., "RoFormer", 2021; half-split layout as in `transformers` Qwen2.
+pub fn rope(x: &Tensor, tables: &RopeTables, first_position: usize) -> Result<Tensor> {
+    x.contiguous()?.apply_op1(Rope { tables: tables.clone(), first_position, direction: 1.0 })
+}
+
+#[derive(Clone)]
+struct Rope {
+    tables: RopeTables,
+    first_position: usize,
+    /// 1 forward, -1 backward.
+    direction: f64,
+}
+
+impl Rope {
+    fn rotate<T: Element>(&self, x: &[T], seq_len: usize) -> Vec<T> {
+        let half = self.tables.half;
+        let mut y = vec![T::zero(); x.len()];
+        for (row_idx, (x, y)) in x.chunks_exact(2 * half).zip(y.chunks_exact_mut(2 * half)).enumerate() {
+            let start = (self.first_position + row_idx % seq_len) * half;
+            let (left, right) = y.split_at_mut(half);
+            for pair in 0..half {
+                let cos = lit::<T>(self.tables.cos[start + pair]);
+                let sin = lit::<T>(self.direction * self.tables.sin[start + pair]);
+                left[pair] = x[pair] * cos - x[pair + half] * sin;
+                right[pair] = x[pair + half] * cos + x[pair] * sin;
+            }
+        }
+        y
+    }
+
+    fn check(&self, dims: &[usize]) -> Result<usize> {
+        let &[_, _, seq_len, head_dim] = dims else {
+            bail!("rope takes (batch, heads, seq, head_dim), got {dims:?}")
+        };
+        if head_dim != 2 * self.tables.half {
+            bail!("rope: head_dim is {head_dim}, the tables are for {}", 2 * self.tables.half);
+        }
+        if self.first_position + seq_len > self.tables.num_positions() {
+            let last = self.first_position + seq_len;
+            bail!("rope: position {last} is beyond the {} of the tables", self.tables.num_positions());
+        }
+        Ok(seq_len)
+    }
+}
+
+impl CustomOp1 for Rope {
+    fn name(&self) -> &'static str {
+        "oqvl-rope"
+    }
+
+    fn cpu_fwd(&self, x: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
+        let seq_len = self.check(layout.dims())?;
+        let y = dispatch!(x.dtype(), "rope", T => {
+            T::to_cpu_storage_owned(self.rotate::<T>(elements(x, layout)?, seq_len.max(1)))
+        });
+        Ok((y, layout.shape().clone()))
+    }
+
+    fn bwd(&self, x: &Tensor, _y: &Tensor, grad: &Tensor) -> Result<Option<Tensor>> {
+        let seq_len = self.check(x.dims())?.max(1);
+        let back = Self { direction: -self.direction, ..self.clone() };
+        let dx = dispatch!(x.dtype(), "rope", T => {
+            let dx = with_elements(grad, |grad| Ok(back.rotate::<T>(grad, seq_len)))?;
+            Tensor::from_vec(dx, x.shape(), x.device())?
+        });
+        Ok(Some(dx))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::gradcheck::{assert_same, check_gradients, random};
+    use candle_core::Device;
+
+    #[test]
+    fn equals_the_unfused_formula_and_its_gradients_are_right() {
+        let tables = RopeTables::new(6, 9, 10_000.0);
+        let x = random(&[2, 3, 4, 6], 1);
+        let table =
+            |values: &[f64]| Tensor::from_vec(values[5 * 3..9 * 3].to_vec(), (4, 3), &Device::Cpu).unwrap();
+        let slow = candle_nn::rotary_emb::rope_slow(&x, &table(&tables.cos), &table(&tables.sin)).unwrap();
+        assert_same(&rope(&x, &tables, 5).unwrap(), &slow, 1e-12);
+        check_gradients(&[x], |inputs| rope(&inputs[0], &tables, 5));
+    }
+
+    #[test]
+    fn a_position_beyond_the_tables_is_refused() {
+        let tables = RopeTables::new(4, 3, 10_000.0);
+        assert!(rope(&random(&[1, 1, 3, 4], 1), &tables, 0).is_ok());
+        assert!(rope(&random(&[1, 1, 3, 4], 1), &tables, 1).is_err());
+        assert!(rope(&random(&[1, 1, 3, 6], 1), &tables, 0).is_err());
+    }
+}

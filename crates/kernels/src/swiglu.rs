@@ -1,0 +1,97 @@
+//! The gated activation of Qwen2's MLP.
+
+use crate::element::{Element, dispatch, elements, with_elements};
+use candle_core::backend::BackendStorage as _;
+use candle_core::{CpuStorage, CustomOp2, Layout, Result, Shape, Tensor, WithDType, bail};
+
+/// `silu(gate) * up`, elementwise, with `silu(x) = x / (1 + exp(-x))`.
+///
+/// `gate` and `up`: same shape and dtype (f32 or f64). Returns that shape.
+///
+/// # Errors
+/// If the shapes differ.
+///
+/// Source: Shazeer, "GLU Variants Improve Transformer", 2020.
+pub fn swiglu(gate: &Tensor, up: &Tensor) -> Result<Tensor> {
+    gate.contiguous()?.apply_op2(&up.contiguous()?, SwiGlu)
+}
+
+struct SwiGlu;
+
+fn sigmoid<T: Element>(x: T) -> T {
+    (T::one() + (-x).exp()).recip()
+}
+
+fn forward<T: Element>(gate: &[T], up: &[T]) -> Vec<T> {
+    gate.iter().zip(up).map(|(gate, up)| *gate * sigmoid(*gate) * *up).collect()
+}
+
+fn backward<T: Element>(gate: &[T], up: &[T], grad: &[T]) -> (Vec<T>, Vec<T>) {
+    let gradients = gate.iter().zip(up).zip(grad).map(|((gate, up), grad)| {
+        let s = sigmoid(*gate);
+        let silu = *gate * s;
+        (*grad * *up * (s + silu * (T::one() - s)), *grad * silu)
+    });
+    gradients.unzip()
+}
+
+impl CustomOp2 for SwiGlu {
+    fn name(&self) -> &'static str {
+        "oqvl-swiglu"
+    }
+
+    fn cpu_fwd(
+        &self,
+        g: &CpuStorage,
+        gl: &Layout,
+        u: &CpuStorage,
+        ul: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
+        if gl.dims() != ul.dims() {
+            bail!("swiglu: gate is {:?}, up is {:?}", gl.dims(), ul.dims());
+        }
+        let y = dispatch!(g.dtype(), "swiglu", T => {
+            T::to_cpu_storage_owned(forward::<T>(elements(g, gl)?, elements(u, ul)?))
+        });
+        Ok((y, gl.shape().clone()))
+    }
+
+    fn bwd(
+        &self,
+        gate: &Tensor,
+        up: &Tensor,
+        _y: &Tensor,
+        grad: &Tensor,
+    ) -> Result<(Option<Tensor>, Option<Tensor>)> {
+        let (shape, device) = (gate.shape(), gate.device());
+        dispatch!(gate.dtype(), "swiglu", T => {
+            let (dg, du) = with_elements(gate, |gate| with_elements(up, |up| with_elements(grad, |grad| {
+                Ok(backward::<T>(gate, up, grad))
+            })))?;
+            Ok((Some(Tensor::from_vec(dg, shape, device)?), Some(Tensor::from_vec(du, shape, device)?)))
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::gradcheck::{assert_same, check_gradients, random};
+
+    #[test]
+    fn equals_the_unfused_formula_and_its_gradients_are_right() {
+        for dims in [vec![1], vec![3, 5], vec![0]] {
+            let (gate, up) = (random(&dims, 1), random(&dims, 2));
+            let slow = (gate.as_tensor().silu().unwrap() * up.as_tensor()).unwrap();
+            assert_same(&swiglu(&gate, &up).unwrap(), &slow, 1e-12);
+            check_gradients(&[gate, up], |inputs| swiglu(&inputs[0], &inputs[1]));
+        }
+    }
+
+    #[test]
+    fn large_inputs_stay_finite() {
+        let gate = Tensor::new(&[-1000f32, 1000.0], &candle_core::Device::Cpu).unwrap();
+        let y = swiglu(&gate, &gate).unwrap().to_vec1::<f32>().unwrap();
+        assert_eq!(y, [0.0, 1_000_000.0]);
+    }
+}

@@ -1,0 +1,5 @@
+//! Selects, deduplicates and reshards the fetched samples; see the `oqvl_mixer` library.
+
+fn main() -> std::process::ExitCode {
+    oqvl_stage::main::<oqvl_mixer::Mixer>()
+}

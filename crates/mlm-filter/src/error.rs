@@ -1,0 +1,19 @@
+//! What can stop scoring.
+
+/// Errors of this crate.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum MlmFilterError {
+    /// The model cannot be read or run.
+    #[error(transparent)]
+    Model(#[from] oqvl_model::ModelError),
+    /// The tokenizer failed.
+    #[error("tokenizer")]
+    Text(#[from] oqvl_text_prep::TextError),
+    /// A shard or sidecar cannot be read or written.
+    #[error(transparent)]
+    Shard(#[from] oqvl_shard_io::ShardError),
+    /// Ctrl-C.
+    #[error(transparent)]
+    Interrupted(#[from] oqvl_stage::Interrupted),
+}

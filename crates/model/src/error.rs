@@ -1,0 +1,70 @@
+//! What can be wrong with a model, its files or what it is given.
+
+use std::path::PathBuf;
+
+/// Errors of this crate.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ModelError {
+    /// A tensor operation failed.
+    #[error("tensor operation failed")]
+    Tensor(#[from] candle_core::Error),
+    /// A file of a checkpoint cannot be read.
+    #[error("cannot read {path}")]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// A file of a checkpoint cannot be written.
+    #[error("cannot write {path}")]
+    Write {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// Weights and config disagree; every disagreement is listed.
+    #[error("the weights do not fit the config: {}", problems.join("; "))]
+    Weights {
+        /// One line per missing, extra or wrongly shaped tensor.
+        problems: Vec<String>,
+    },
+    /// A config that describes no network.
+    #[error("config: {0}")]
+    Config(String),
+    /// The tokenizer of a checkpoint cannot be used.
+    #[error("tokenizer")]
+    Tokenizer(#[from] oqvl_text_prep::TextError),
+    /// Images and placeholders of a sequence do not match.
+    #[error("sequence {row} has {placeholders} image placeholders but {images} images")]
+    ImageCount {
+        /// Index of the sequence in its batch.
+        row: usize,
+        /// Number of placeholder ids.
+        placeholders: usize,
+        /// Number of images.
+        images: usize,
+    },
+    /// A token id that has no embedding.
+    #[error("sequence {row}: token id {id} is outside the vocabulary of {vocab_size}")]
+    TokenId {
+        /// Index of the sequence in its batch.
+        row: usize,
+        /// The id.
+        id: i64,
+        /// Rows of the embedding.
+        vocab_size: usize,
+    },
+    /// A sequence is longer than the network's positions.
+    #[error("sequence {row} is {len} tokens long, the model takes {max}")]
+    TooLong {
+        /// Index of the sequence in its batch.
+        row: usize,
+        /// Its multimodal length.
+        len: usize,
+        /// Number of positions.
+        max: usize,
+    },
+}

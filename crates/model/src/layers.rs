@@ -1,0 +1,89 @@
+//! Layers that more than one network uses.
+
+use crate::params::{Init, ParamBuilder};
+use candle_core::{Result, Tensor};
+use oqvl_kernels::{Mask, attention, layer_norm, linear};
+
+/// Standard deviation of freshly drawn weights of the transformer blocks, as Qwen2's `initializer_range`.
+pub(crate) const INITIALIZER_RANGE: f64 = 0.02;
+
+/// `x w^T + b`.
+#[derive(Debug, Clone)]
+pub(crate) struct Linear {
+    weight: Tensor,
+    bias: Option<Tensor>,
+}
+
+/// Whether a linear layer has a bias.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Bias {
+    Yes,
+    No,
+}
+
+impl Linear {
+    /// `weight`: `(output, input)`, `bias`: `(output)`.
+    pub(crate) fn new(
+        mut p: ParamBuilder<'_>,
+        input: usize,
+        output: usize,
+        bias: Bias,
+        init: Init,
+    ) -> Result<Self> {
+        let weight = p.get("weight", &[output, input], init)?;
+        let bias = match (bias, init) {
+            (Bias::No, _) => None,
+            // PyTorch draws the bias of a default linear layer like its weight.
+            (Bias::Yes, Init::Uniform(_)) => Some(p.get("bias", &[output], init)?),
+            (Bias::Yes, _) => Some(p.get("bias", &[output], Init::Constant(0.0))?),
+        };
+        Ok(Self { weight, bias })
+    }
+
+    /// `(.., input)` to `(.., output)`.
+    pub(crate) fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        let y = linear(x, &self.weight)?;
+        match &self.bias {
+            Some(bias) => y.broadcast_add(bias),
+            None => Ok(y),
+        }
+    }
+}
+
+/// Layer normalisation over the last dimension.
+#[derive(Debug, Clone)]
+pub(crate) struct LayerNorm {
+    weight: Tensor,
+    bias: Tensor,
+    eps: f64,
+}
+
+impl LayerNorm {
+    pub(crate) fn new(mut p: ParamBuilder<'_>, hidden_size: usize, eps: f64) -> Result<Self> {
+        let weight = p.get("weight", &[hidden_size], Init::Constant(1.0))?;
+        let bias = p.get("bias", &[hidden_size], Init::Constant(0.0))?;
+        Ok(Self { weight, bias, eps })
+    }
+
+    pub(crate) fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        layer_norm(x, &self.weight, &self.bias, self.eps)
+    }
+}
+
+/// `(b, s, heads * d)` to `(b, heads, s, d)`.
+pub(crate) fn split_heads(x: &Tensor, num_heads: usize) -> Result<Tensor> {
+    let (b, s, hidden) = x.dims3()?;
+    x.reshape((b, s, num_heads, hidden / num_heads))?.transpose(1, 2)?.contiguous()
+}
+
+/// `(b, heads, s, d)` to `(b, s, heads * d)`.
+pub(crate) fn join_heads(x: &Tensor) -> Result<Tensor> {
+    let (b, heads, s, d) = x.dims4()?;
+    x.transpose(1, 2)?.reshape((b, s, heads * d))
+}
+
+/// Multi-head attention of `queries` over `context`, both already projected.
+pub(crate) fn full_attention(q: &Tensor, k: &Tensor, v: &Tensor, num_heads: usize) -> Result<Tensor> {
+    let (q, k, v) = (split_heads(q, num_heads)?, split_heads(k, num_heads)?, split_heads(v, num_heads)?);
+    join_heads(&attention(&q, &k, &v, Mask::Full)?)
+}

@@ -1,0 +1,64 @@
+//! The networks of Open-Qwen2VL on candle, single-device and differentiable end to end.
+//!
+//! - [`SiglipVisionTower`] and [`Siglip`]: the vision tower, and the image-text pair that clip-filter scores with
+//! - [`Qwen2`]: the language model
+//! - [`AvgPoolProjector`]: patches to image tokens
+//! - [`Vlm`]: the three assembled; [`Vlm::loss`] to train, [`Vlm::generate`] to answer
+//! - [`ParamStore`]: parameters under their checkpoint names, drawn from a seed or read from safetensors
+//! - [`VlmCheckpoint`], [`SiglipCheckpoint`]: directories with `config.json`, `model.safetensors`, `tokenizer.json`
+//!
+//! ```
+//! use candle_core::Device;
+//! use oqvl_model::{Example, HiddenAct, ParamStore, Prompt, Qwen2Config, SiglipVisionConfig, Vlm, VlmConfig};
+//!
+//! let config = VlmConfig {
+//!     vision_config: SiglipVisionConfig {
+//!         hidden_size: 8, intermediate_size: 16, num_hidden_layers: 2, num_attention_heads: 2,
+//!         image_size: 8, patch_size: 4, layer_norm_eps: 1e-6, hidden_act: HiddenAct::Gelu,
+//!     },
+//!     text_config: Qwen2Config {
+//!         vocab_size: 32, hidden_size: 8, intermediate_size: 16, num_hidden_layers: 1, num_attention_heads: 2,
+//!         num_key_value_heads: 1, max_position_embeddings: 64, rope_theta: 1e4, rms_norm_eps: 1e-6,
+//!         tie_word_embeddings: true,
+//!     },
+//!     pooled_grid: 1,
+//! };
+//! let mut store = ParamStore::seeded(7, &Device::Cpu);
+//! let vlm = Vlm::new(&config, store.root(), &Device::Cpu)?;
+//! store.finish()?;
+//!
+//! // An image (placeholder -200) between two tokens; the last token is the one to learn.
+//! let prompt = Prompt { input_ids: vec![1, -200, 2], images: vec![vec![0.0; 3 * 8 * 8]] };
+//! let example = Example { prompt, labels: vec![-100, -100, 2] };
+//! let output = vlm.loss(&[&example])?;
+//! assert_eq!((output.num_labels, output.num_tokens), (1, 3));
+//! let grads = output.loss.backward()?;
+//! let projector = &store.vars()["projector.mlp_projector.0.weight"];
+//! assert!(grads.get(projector).is_some());
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+//!
+//! This crate knows no rank, no config file of a run and no command line. Training is `oqvl-trainer`.
+
+mod checkpoint;
+mod error;
+mod generate;
+mod layers;
+mod params;
+mod projector;
+mod qwen2;
+mod siglip;
+mod vlm;
+
+pub use checkpoint::{
+    CONFIG_FILE, SiglipCheckpoint, TOKENIZER_FILE, VlmCheckpoint, WEIGHTS_FILE, read_config, save_checkpoint,
+};
+pub use error::ModelError;
+pub use generate::GenerateConfig;
+pub use params::{Init, Missing, ParamBuilder, ParamStore, Trainable, read_safetensors};
+pub use projector::AvgPoolProjector;
+pub use qwen2::{Qwen2, Qwen2Config};
+pub use siglip::{
+    HiddenAct, Siglip, SiglipConfig, SiglipTextConfig, SiglipTextTower, SiglipVisionConfig, SiglipVisionTower,
+};
+pub use vlm::{Example, LossOutput, Prompt, Vlm, VlmConfig};

@@ -1,0 +1,137 @@
+//! Parquet as this crate writes it: deterministic bytes, named columns, string metadata.
+
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use arrow_array::{Array, RecordBatch};
+use arrow_schema::{Schema, SchemaRef};
+use parquet::arrow::ArrowWriter;
+use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
+use parquet::basic::{Compression, ZstdLevel};
+use parquet::file::metadata::KeyValue;
+use parquet::file::properties::WriterProperties;
+
+use crate::{AtomicFile, ShardError};
+
+/// Stands where the library would write its version, so that an upgrade alone does not change the bytes.
+const CREATED_BY: &str = "oqvl-shard-io";
+
+/// A parquet file under construction; it appears when [`finish`](TableWriter::finish) succeeds.
+pub(crate) struct TableWriter {
+    writer: ArrowWriter<AtomicFile>,
+    path: PathBuf,
+}
+
+impl TableWriter {
+    /// Starts the table at `path`; `metadata` goes into the file in this order.
+    pub(crate) fn create(
+        path: &Path,
+        schema: SchemaRef,
+        metadata: &[(&str, String)],
+    ) -> Result<TableWriter, ShardError> {
+        let metadata =
+            metadata.iter().map(|(key, value)| KeyValue::new((*key).to_owned(), value.clone())).collect();
+        let properties = WriterProperties::builder()
+            .set_created_by(CREATED_BY.to_owned())
+            .set_compression(Compression::ZSTD(ZstdLevel::default()))
+            .set_key_value_metadata(Some(metadata))
+            .build();
+        let file = AtomicFile::create(path).map_err(ShardError::io(path))?;
+        let writer =
+            ArrowWriter::try_new(file, schema, Some(properties)).map_err(ShardError::parquet(path))?;
+        Ok(TableWriter { writer, path: path.to_path_buf() })
+    }
+
+    pub(crate) fn write(&mut self, batch: &RecordBatch) -> Result<(), ShardError> {
+        self.writer.write(batch).map_err(ShardError::parquet(&self.path))
+    }
+
+    pub(crate) fn finish(self) -> Result<(), ShardError> {
+        let file = self.writer.into_inner().map_err(ShardError::parquet(&self.path))?;
+        file.commit().map_err(ShardError::io(&self.path))
+    }
+}
+
+/// An open parquet file.
+pub(crate) struct TableFile {
+    path: PathBuf,
+    builder: ParquetRecordBatchReaderBuilder<File>,
+}
+
+impl TableFile {
+    pub(crate) fn open(path: &Path) -> Result<TableFile, ShardError> {
+        let file = File::open(path).map_err(ShardError::io(path))?;
+        let builder = ParquetRecordBatchReaderBuilder::try_new(file).map_err(ShardError::parquet(path))?;
+        Ok(TableFile { path: path.to_path_buf(), builder })
+    }
+
+    pub(crate) fn schema(&self) -> Arc<Schema> {
+        self.builder.schema().clone()
+    }
+
+    /// The metadata value under `key`.
+    pub(crate) fn metadata(&self, key: &str) -> Result<String, ShardError> {
+        let pairs = self.builder.metadata().file_metadata().key_value_metadata();
+        pairs
+            .and_then(|pairs| pairs.iter().find(|pair| pair.key == key))
+            .and_then(|pair| pair.value.clone())
+            .ok_or_else(|| table_error(&self.path, key, "the file metadata has no such entry"))
+    }
+
+    /// The rows, `batch_rows` at a time.
+    pub(crate) fn batches(
+        self,
+        batch_rows: usize,
+    ) -> Result<impl Iterator<Item = Result<RecordBatch, ShardError>>, ShardError> {
+        let TableFile { path, builder } = self;
+        let reader = builder.with_batch_size(batch_rows).build().map_err(ShardError::parquet(&path))?;
+        Ok(reader.map(move |batch| batch.map_err(|error| ShardError::parquet(&path)(error.into()))))
+    }
+}
+
+/// The column `name` of `batch` as an array of type `A`, without nulls.
+pub(crate) fn required_column<'a, A: Array + 'static>(
+    batch: &'a RecordBatch,
+    path: &Path,
+    name: &str,
+) -> Result<&'a A, ShardError> {
+    let array: &A = nullable_column(batch, path, name)?;
+    no_nulls(array, path, name)?;
+    Ok(array)
+}
+
+/// The column `name` of `batch` as an array of type `A`.
+pub(crate) fn nullable_column<'a, A: Array + 'static>(
+    batch: &'a RecordBatch,
+    path: &Path,
+    name: &str,
+) -> Result<&'a A, ShardError> {
+    let column =
+        batch.column_by_name(name).ok_or_else(|| table_error(path, name, "the table has no such column"))?;
+    downcast(column.as_ref(), path, name)
+}
+
+/// `array`, which belongs to the column `name`, as an array of type `A`.
+pub(crate) fn downcast<'a, A: Array + 'static>(
+    array: &'a dyn Array,
+    path: &Path,
+    name: &str,
+) -> Result<&'a A, ShardError> {
+    array
+        .as_any()
+        .downcast_ref()
+        .ok_or_else(|| table_error(path, name, format!("unexpected type {}", array.data_type())))
+}
+
+/// Refuses nulls in `array`, which belongs to the column `name`.
+pub(crate) fn no_nulls(array: &dyn Array, path: &Path, name: &str) -> Result<(), ShardError> {
+    if array.null_count() > 0 {
+        return Err(table_error(path, name, "the column holds nulls"));
+    }
+    Ok(())
+}
+
+pub(crate) fn table_error(path: &Path, column: &str, problem: impl Into<String>) -> ShardError {
+    ShardError::Table { path: path.to_path_buf(), column: column.to_owned(), problem: problem.into() }
+}

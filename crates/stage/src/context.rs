@@ -1,0 +1,75 @@
+//! What a stage gets to run with.
+
+use crate::Stage;
+use crate::error::Interrupted;
+use crate::progress::Progress;
+use crate::shard_range::ShardRange;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+/// Directories, seed, share of the shards, and the way to report progress and to notice Ctrl-C.
+#[derive(Debug, Clone)]
+pub struct RunContext {
+    /// Where the outputs of all stages lie.
+    pub work_dir: PathBuf,
+    /// `<work_dir>/<stage name>/`: this stage's output; exists.
+    pub out_dir: PathBuf,
+    /// Seed of the whole run; draw from it through [`stream`](crate::stream) only.
+    pub seed: u64,
+    /// Number of worker threads; results must not depend on it.
+    pub threads: usize,
+    /// This process's share of the shards; `None` for all.
+    pub shards: Option<ShardRange>,
+    stage: &'static str,
+    interrupted: Arc<AtomicBool>,
+}
+
+impl RunContext {
+    pub(crate) fn new(
+        stage: &'static str,
+        work_dir: &Path,
+        seed: u64,
+        threads: usize,
+        shards: Option<ShardRange>,
+        interrupted: Arc<AtomicBool>,
+    ) -> Self {
+        let out_dir = work_dir.join(stage);
+        Self { work_dir: work_dir.to_path_buf(), out_dir, seed, threads, shards, stage, interrupted }
+    }
+
+    /// A context for calling [`Stage::run`] from a library or a test, without flags, manifest or signal handler.
+    ///
+    /// # Errors
+    /// If the output directory cannot be created.
+    pub fn for_test<S: Stage>(work_dir: &Path, seed: u64) -> std::io::Result<Self> {
+        let threads = std::thread::available_parallelism().map_or(1, usize::from);
+        let run = Self::new(S::NAME, work_dir, seed, threads, None, Arc::default());
+        std::fs::create_dir_all(&run.out_dir)?;
+        Ok(run)
+    }
+
+    /// A path of the config: relative paths start in the work directory.
+    #[must_use]
+    pub fn resolve(&self, path: &Path) -> PathBuf {
+        self.work_dir.join(path)
+    }
+
+    /// Whether this process is to make the shard.
+    #[must_use]
+    pub fn owns_shard(&self, shard_idx: usize) -> bool {
+        self.shards.is_none_or(|range| range.owns(shard_idx))
+    }
+
+    /// Progress over `total` things called `unit` ("images", "steps").
+    #[must_use]
+    pub fn progress(&self, total: u64, unit: &'static str) -> Progress {
+        Progress::new(self.stage, total, unit)
+    }
+
+    /// # Errors
+    /// [`Interrupted`] once Ctrl-C was pressed or SIGTERM came. Call it at least once a second.
+    pub fn check_interrupt(&self) -> Result<(), Interrupted> {
+        if self.interrupted.load(Ordering::Relaxed) { Err(Interrupted) } else { Ok(()) }
+    }
+}

@@ -1,0 +1,68 @@
+//! How a run ends when it does not end well.
+
+use crate::config::ConfigError;
+use std::path::PathBuf;
+
+/// The run was stopped by Ctrl-C or SIGTERM; what is finished stays, the same command goes on from there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("interrupted; finished shards are kept, the same command continues from here")]
+pub struct Interrupted;
+
+/// Why the runtime could not run a stage.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum StageError {
+    /// The request itself is wrong; exit code 2.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// An input is not there or not finished.
+    #[error("input `{path}` is not ready: {reason}")]
+    InputNotReady {
+        /// The input as the config names it.
+        path: PathBuf,
+        /// What is missing and which stage makes it.
+        reason: String,
+    },
+    /// The output directory holds something this runtime did not put there.
+    #[error(
+        "{path} is not empty and was not written by stage `{stage}`: move it away or choose another --work-dir"
+    )]
+    ForeignDirectory {
+        /// The directory.
+        path: PathBuf,
+        /// The stage that wanted it.
+        stage: &'static str,
+    },
+    /// Another process works in the same output directory.
+    #[error("{path} is in use by another run: wait for it or choose another --work-dir")]
+    Locked {
+        /// The directory.
+        path: PathBuf,
+    },
+    /// A partial run found output of another config.
+    #[error(
+        "{path} holds output of another config or of other inputs: run without --shards first, or remove it"
+    )]
+    StaleOutput {
+        /// The directory.
+        path: PathBuf,
+    },
+    /// Reading or writing failed.
+    #[error("{path}")]
+    Io {
+        /// What was read or written.
+        path: PathBuf,
+        /// The operating system's reason.
+        source: std::io::Error,
+    },
+    /// A manifest cannot be read or written.
+    #[error("cannot read or write a manifest or report")]
+    Format(#[from] oqvl_shard_io::ShardError),
+}
+
+impl StageError {
+    pub(crate) fn io(path: impl Into<PathBuf>) -> impl FnOnce(std::io::Error) -> Self {
+        let path = path.into();
+        move |source| Self::Io { path, source }
+    }
+}

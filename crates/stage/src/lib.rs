@@ -1,0 +1,118 @@
+//! What every stage binary shares: config, flags, progress, shard ranges, manifest, exit codes.
+//!
+//! A stage is a library type that implements [`Stage`]; its `main.rs` is one call of [`main`]. The runtime reads
+//! the stage's table of a TOML file, validates it before the first byte of data is read, skips the stage when its
+//! inputs and config have not changed, prepares `<work_dir>/<stage name>/`, runs it, and writes `report.json` and
+//! last of all `manifest.json`.
+//!
+//! Nouns: [`Stage`] (what to implement), [`StageConfig`] (its table), [`RunContext`] (what it gets to run with),
+//! [`Tally`] (kept and rejected samples), [`Progress`] (bar or log line), [`ShardRange`] (this process's share),
+//! [`stream`] (the only source of randomness), [`score_shards`] (the loop of every filter).
+//!
+//! ```
+//! use std::path::PathBuf;
+//! use oqvl_stage::{ConfigError, Interrupted, RunContext, Stage, StageConfig, Tally};
+//!
+//! #[derive(serde::Serialize, serde::Deserialize)]
+//! #[serde(deny_unknown_fields)]
+//! struct CountConfig { up_to: u64 }
+//!
+//! impl StageConfig for CountConfig {
+//!     fn validate(&self) -> Result<(), ConfigError> {
+//!         if self.up_to == 0 { return Err(ConfigError::new("up_to", "must be at least 1, got 0")); }
+//!         Ok(())
+//!     }
+//!     fn inputs(&self) -> Vec<PathBuf> { Vec::new() }
+//! }
+//!
+//! struct Count;
+//!
+//! impl Stage for Count {
+//!     const NAME: &'static str = "count";
+//!     const VERSION: &'static str = env!("CARGO_PKG_VERSION");
+//!     type Config = CountConfig;
+//!     type Report = Tally;
+//!     type Error = Interrupted;
+//!     fn run(config: &CountConfig, run: &RunContext) -> Result<Tally, Interrupted> {
+//!         let mut tally = Tally::default();
+//!         let progress = run.progress(config.up_to, "numbers");
+//!         for number in 0..config.up_to {
+//!             run.check_interrupt()?;
+//!             if number % 2 == 0 { tally.keep() } else { tally.reject(number.to_string(), "odd") }
+//!             progress.inc(1);
+//!         }
+//!         progress.finish();
+//!         tally.assert_balanced();
+//!         Ok(tally)
+//!     }
+//! }
+//!
+//! let work_dir = tempfile::tempdir()?;
+//! // A binary says `oqvl_stage::main::<Count>()`; a library user runs the stage by hand:
+//! let run = RunContext::for_test::<Count>(work_dir.path(), 7)?;
+//! let tally = Count::run(&CountConfig { up_to: 5 }, &run)?;
+//! assert_eq!((tally.seen, tally.kept, tally.rejected["odd"]), (5, 3, 2));
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+//!
+//! What a stage does with its data is its own business; formats on disk belong to `oqvl-shard-io`.
+
+mod cli;
+mod config;
+mod context;
+mod error;
+mod fingerprint;
+mod logging;
+mod process_env;
+mod progress;
+mod random;
+mod runtime;
+mod scoring;
+mod shard_range;
+mod tally;
+
+pub use config::{ConfigError, ConfigFile};
+pub use context::RunContext;
+pub use error::{Interrupted, StageError};
+pub use progress::Progress;
+pub use random::{Rng, stream};
+pub use runtime::main;
+pub use scoring::{SampleScores, ScorerInfo, score_shards};
+pub use shard_range::ShardRange;
+pub use tally::{RejectedSample, Tally};
+
+use serde::{Serialize, de::DeserializeOwned};
+use std::path::PathBuf;
+
+/// One stage of the pipeline.
+pub trait Stage {
+    /// Name in the CLI, in logs, in the manifest, of the config table and of the output directory.
+    const NAME: &'static str;
+    /// Version of the stage's crate: `env!("CARGO_PKG_VERSION")`. Part of the fingerprint.
+    const VERSION: &'static str;
+    /// Its table in `configs/*.toml`.
+    type Config: StageConfig;
+    /// What it says of itself when it is done; written to `report.json`.
+    type Report: Serialize;
+    /// Printed with its causes when the run fails.
+    type Error: std::error::Error + Send + Sync + 'static;
+
+    /// Runs the stage. Bad data is counted in the report; an `Err` means that the run failed.
+    ///
+    /// # Errors
+    /// Whatever the stage cannot go on after. [`Interrupted`] anywhere in the chain of sources is reported as such.
+    fn run(config: &Self::Config, run: &RunContext) -> Result<Self::Report, Self::Error>;
+}
+
+/// The config table of a stage: everything a run depends on besides its inputs and the seed.
+pub trait StageConfig: DeserializeOwned + Serialize {
+    /// Checks what the types cannot.
+    ///
+    /// # Errors
+    /// The first key that cannot be right, with what it must be.
+    fn validate(&self) -> Result<(), ConfigError>;
+
+    /// Files and directories the stage reads. Relative paths are under the work directory; the path of another
+    /// stage's output (or of something inside it) makes this stage wait for that one.
+    fn inputs(&self) -> Vec<PathBuf>;
+}

@@ -1,0 +1,333 @@
+//! The one `main` of all stages.
+
+use crate::cli::{self, Action, Flags};
+use crate::error::{Interrupted, StageError};
+use crate::fingerprint::{self, MANIFEST_FILE};
+use crate::logging::{self, LogFormat};
+use crate::process_env;
+use crate::{ConfigError, RunContext, Stage};
+use anyhow::Context as _;
+use oqvl_shard_io::{Manifest, read_json, write_json_atomic};
+use std::collections::BTreeMap;
+use std::fs::{File, TryLockError};
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
+
+/// Marks an output directory as ours and says what it is being made from.
+pub(crate) const FINGERPRINT_FILE: &str = "fingerprint.json";
+const LOCK_FILE: &str = ".lock";
+
+const EXIT_FAILED: u8 = 1;
+const EXIT_WRONG_REQUEST: u8 = 2;
+const EXIT_INTERRUPTED: u8 = 130;
+
+/// Content of [`FINGERPRINT_FILE`].
+#[derive(Debug, serde::Serialize, serde::Deserialize)]
+struct Stamp {
+    stage: String,
+    fingerprint: String,
+}
+
+/// A request that has passed every check that needs no data.
+struct Job<S: Stage> {
+    config: S::Config,
+    config_json: serde_json::Value,
+    flags: Flags,
+    seed: u64,
+    threads: usize,
+    out_dir: PathBuf,
+}
+
+/// How the output directory stands to the request.
+#[derive(Debug, PartialEq, Eq)]
+enum Status {
+    UpToDate,
+    /// To be run; the words say why.
+    Pending(&'static str),
+}
+
+impl Status {
+    fn word(&self) -> &'static str {
+        match self {
+            Self::UpToDate => "up-to-date",
+            Self::Pending(_) => "pending",
+        }
+    }
+}
+
+/// Runs a stage as a program: flags, config, skip, run, report, manifest, exit code
+/// (0 done or up to date, 1 failed, 2 wrong request, 130 interrupted).
+pub fn main<S: Stage>() -> ExitCode {
+    process_env::ensure();
+    match run::<S>() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            let mut message = String::new();
+            for cause in error.chain() {
+                let text = cause.to_string();
+                if !message.ends_with(&text) {
+                    message += if message.is_empty() { "" } else { ": " };
+                    message += &text;
+                }
+            }
+            tell(&format!("oqvl-{}: {message}", S::NAME));
+            ExitCode::from(exit_code(&error))
+        }
+    }
+}
+
+fn exit_code(error: &anyhow::Error) -> u8 {
+    if error.chain().any(|cause| cause.is::<Interrupted>()) {
+        return EXIT_INTERRUPTED;
+    }
+    let wrong_request = error.chain().any(|cause| {
+        cause.is::<ConfigError>() || matches!(cause.downcast_ref(), Some(StageError::Config(_)))
+    });
+    if wrong_request { EXIT_WRONG_REQUEST } else { EXIT_FAILED }
+}
+
+/// The last word goes to stderr as it is: it must be readable whatever the log format.
+fn tell(line: &str) {
+    // If stderr is gone there is nobody left to tell.
+    let _ = writeln!(std::io::stderr(), "{line}");
+}
+
+fn run<S: Stage>() -> anyhow::Result<()> {
+    let flags = cli::parse(S::NAME, S::VERSION)?;
+    logging::init(flags.log_format, flags.verbosity);
+    let file = cli::load_config(&flags)?;
+    let config: S::Config = file.stage(S::NAME)?;
+    if flags.action == Action::ShowConfig {
+        let table = toml::Table::from_iter([(S::NAME.to_owned(), toml::Value::try_from(&config)?)]);
+        std::io::stdout().write_all(toml::to_string(&table)?.as_bytes())?;
+        return Ok(());
+    }
+    let job = Job::<S> {
+        config_json: serde_json::to_value(&config).context("the config cannot be written as JSON")?,
+        seed: file.seed()?,
+        threads: file.threads()?,
+        out_dir: flags.work_dir.join(S::NAME),
+        config,
+        flags,
+    };
+    match job.flags.action {
+        Action::DryRun => job.dry_run(),
+        _ => job.execute(),
+    }
+}
+
+impl<S: Stage> Job<S> {
+    fn dry_run(&self) -> anyhow::Result<()> {
+        let (status, reason) = match self.fingerprint() {
+            Ok((fingerprint, _)) => match self.status(&fingerprint)? {
+                status @ Status::UpToDate => (status.word(), String::new()),
+                Status::Pending(reason) => ("pending", reason.to_owned()),
+            },
+            Err(error @ StageError::InputNotReady { .. }) => ("waiting", error.to_string()),
+            Err(error) => return Err(error.into()),
+        };
+        let out_dir = self.out_dir.display().to_string();
+        let line = match self.flags.log_format {
+            LogFormat::Json => serde_json::json!({
+                "stage": S::NAME, "status": status, "out_dir": out_dir, "reason": reason,
+            })
+            .to_string(),
+            LogFormat::Text if reason.is_empty() => format!("{}: {status}, {out_dir}", S::NAME),
+            LogFormat::Text => format!("{}: {status} ({reason}), would write {out_dir}", S::NAME),
+        };
+        writeln!(std::io::stdout(), "{line}")?;
+        Ok(())
+    }
+
+    fn execute(&self) -> anyhow::Result<()> {
+        let (fingerprint, inputs) = self.fingerprint()?;
+        if self.flags.shards.is_none() && self.status(&fingerprint)? == Status::UpToDate {
+            tell(&format!("{}: up to date, {}", S::NAME, self.out_dir.display()));
+            return Ok(());
+        }
+        let _lock = self.prepare_out_dir(&fingerprint)?;
+        let threads = configure_threads(self.threads)?;
+        let interrupted = watch_signals()?;
+        let work_dir = &self.flags.work_dir;
+        let run = RunContext::new(S::NAME, work_dir, self.seed, threads, self.flags.shards, interrupted);
+
+        let started = Instant::now();
+        let report = S::run(&self.config, &run)?;
+        let seconds = started.elapsed().as_secs_f64();
+
+        let report = serde_json::to_value(&report).context("the report cannot be written as JSON")?;
+        let suffix = self.flags.shards.map_or_else(String::new, |range| format!("{range}."));
+        write_json_atomic(&self.out_dir.join(format!("report.{suffix}json")), &report)?;
+        let manifest = Manifest {
+            stage: S::NAME.to_owned(),
+            version: S::VERSION.to_owned(),
+            commit: env!("OQVL_COMMIT").to_owned(),
+            fingerprint,
+            seed: self.seed,
+            config: self.config_json.clone(),
+            inputs,
+            outputs: fingerprint::digest_outputs(&self.out_dir)?,
+            seconds,
+            peak_rss_bytes: peak_rss_bytes(),
+            report: report.clone(),
+        };
+        manifest.write(&self.out_dir.join(format!("manifest.{suffix}json")))?;
+        tell(&last_line(S::NAME, seconds, &report, &self.out_dir));
+        Ok(())
+    }
+
+    fn fingerprint(&self) -> Result<(String, BTreeMap<String, String>), StageError> {
+        use crate::StageConfig as _;
+        let inputs = fingerprint::digest_inputs(&self.flags.work_dir, &self.config.inputs())?;
+        let fingerprint =
+            fingerprint::fingerprint(S::NAME, S::VERSION, self.seed, &self.config_json, &inputs);
+        Ok((fingerprint, inputs))
+    }
+
+    fn status(&self, fingerprint: &str) -> Result<Status, StageError> {
+        let path = self.out_dir.join(MANIFEST_FILE);
+        if !path.exists() {
+            let begun = self.out_dir.join(FINGERPRINT_FILE).exists();
+            return Ok(Status::Pending(if begun { "begun, not finished" } else { "never run" }));
+        }
+        let manifest = Manifest::read(&path)?;
+        if manifest.fingerprint != fingerprint {
+            return Ok(Status::Pending("its config or its inputs have changed"));
+        }
+        if manifest.outputs.keys().any(|file| !self.out_dir.join(file).exists()) {
+            return Ok(Status::Pending("some of its output is gone"));
+        }
+        Ok(Status::UpToDate)
+    }
+
+    /// Creates or cleans the output directory. What an interrupted run of the same fingerprint left stays; what
+    /// another one left goes; what somebody else left is not touched.
+    fn prepare_out_dir(&self, fingerprint: &str) -> Result<File, StageError> {
+        let out_dir = &self.out_dir;
+        std::fs::create_dir_all(out_dir).map_err(StageError::io(out_dir))?;
+        let lock = self.lock()?;
+        let stamp_path = out_dir.join(FINGERPRINT_FILE);
+        let is_ours = |stamp: &Stamp| stamp.stage == S::NAME;
+        let stamp: Option<Stamp> = if stamp_path.exists() { Some(read_json(&stamp_path)?) } else { None };
+        match stamp.as_ref().filter(|stamp| is_ours(stamp)) {
+            Some(stamp) if stamp.fingerprint == fingerprint => {
+                // Temporary files of a killed run; a partial run must leave those of its neighbours alone.
+                if self.flags.shards.is_none() {
+                    remove_temporary_files(out_dir)?;
+                    remove_file_if_there(&out_dir.join(MANIFEST_FILE))?;
+                }
+                return Ok(lock);
+            }
+            Some(_) if self.flags.shards.is_some() => {
+                return Err(StageError::StaleOutput { path: out_dir.clone() });
+            }
+            Some(_) => remove_content(out_dir)?,
+            None if is_empty_but_lock(out_dir)? => {}
+            None => return Err(StageError::ForeignDirectory { path: out_dir.clone(), stage: S::NAME }),
+        }
+        let stamp = Stamp { stage: S::NAME.to_owned(), fingerprint: fingerprint.to_owned() };
+        write_json_atomic(&stamp_path, &stamp)?;
+        Ok(lock)
+    }
+
+    /// Whole runs exclude each other and partial runs; partial runs share.
+    fn lock(&self) -> Result<File, StageError> {
+        let path = self.out_dir.join(LOCK_FILE);
+        let file = File::create(&path).map_err(StageError::io(&path))?;
+        let locked = if self.flags.shards.is_some() { file.try_lock_shared() } else { file.try_lock() };
+        match locked {
+            Ok(()) => Ok(file),
+            Err(TryLockError::WouldBlock) => Err(StageError::Locked { path: self.out_dir.clone() }),
+            Err(TryLockError::Error(source)) => Err(StageError::Io { path, source }),
+        }
+    }
+}
+
+fn is_empty_but_lock(directory: &Path) -> Result<bool, StageError> {
+    let mut entries = std::fs::read_dir(directory).map_err(StageError::io(directory))?;
+    Ok(entries.all(|entry| entry.is_ok_and(|entry| entry.file_name() == LOCK_FILE)))
+}
+
+/// Removes everything but the lock; the manifest goes first, so that a kill in between leaves no finished look.
+fn remove_content(directory: &Path) -> Result<(), StageError> {
+    remove_file_if_there(&directory.join(MANIFEST_FILE))?;
+    for entry in std::fs::read_dir(directory).map_err(StageError::io(directory))? {
+        let path = entry.map_err(StageError::io(directory))?.path();
+        if path.ends_with(LOCK_FILE) || path.ends_with(FINGERPRINT_FILE) {
+            continue;
+        }
+        let removed = if path.is_dir() && !path.is_symlink() {
+            std::fs::remove_dir_all(&path)
+        } else {
+            std::fs::remove_file(&path)
+        };
+        removed.map_err(StageError::io(&path))?;
+    }
+    Ok(())
+}
+
+fn remove_file_if_there(path: &Path) -> Result<(), StageError> {
+    match std::fs::remove_file(path) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(StageError::io(path)(error)),
+        _ => Ok(()),
+    }
+}
+
+fn remove_temporary_files(directory: &Path) -> Result<(), StageError> {
+    for file in fingerprint::files_below(directory)? {
+        if file.file_name().is_some_and(|name| name.to_string_lossy().starts_with(".tmp-")) {
+            remove_file_if_there(&file)?;
+        }
+    }
+    Ok(())
+}
+
+/// One pool for everything. Matrix products stay on the thread that asks for them: parallelism is over samples and
+/// micro-batches, whose number does not depend on the machine, so that sums are always taken in the same order.
+fn configure_threads(threads: usize) -> anyhow::Result<usize> {
+    gemm::set_threading_threshold(usize::MAX);
+    let threads =
+        if threads == 0 { std::thread::available_parallelism().map_or(1, usize::from) } else { threads };
+    rayon::ThreadPoolBuilder::new()
+        .num_threads(threads)
+        .build_global()
+        .context("cannot start the thread pool")?;
+    Ok(threads)
+}
+
+/// First Ctrl-C or SIGTERM: the stage stops at the next safe point. Second: at once.
+fn watch_signals() -> anyhow::Result<Arc<AtomicBool>> {
+    let interrupted = Arc::new(AtomicBool::new(false));
+    let flag = Arc::clone(&interrupted);
+    ctrlc::set_handler(move || {
+        if flag.swap(true, Ordering::SeqCst) {
+            std::process::exit(i32::from(EXIT_INTERRUPTED));
+        }
+        tell("stopping at the next safe point; once more to stop at once");
+    })
+    .context("cannot listen for Ctrl-C")?;
+    Ok(interrupted)
+}
+
+/// Largest resident size of this process so far, or 0 where the system does not say.
+fn peak_rss_bytes() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap_or_default();
+    let kibibytes: u64 = line.trim().trim_end_matches("kB").trim().parse().unwrap_or(0);
+    kibibytes * 1024
+}
+
+fn last_line(stage: &str, seconds: f64, report: &serde_json::Value, out_dir: &Path) -> String {
+    let count = |name: &str| report.get(name).and_then(serde_json::Value::as_u64);
+    let counts = match (count("seen"), count("kept")) {
+        (Some(seen), Some(kept)) => {
+            format!(": seen {seen}, kept {kept}, rejected {}", seen.saturating_sub(kept))
+        }
+        _ => String::new(),
+    };
+    format!("{stage}: done in {seconds:.1} s{counts}, {}", out_dir.display())
+}

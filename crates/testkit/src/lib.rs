@@ -1,0 +1,30 @@
+//! What the tests of several crates share; a dev-dependency only.
+//!
+//! Three nouns: a [`Tolerance`] says how close two results must be ([`assert_close`]), a *tiny shard* is a real
+//! WebDataset tar of a few small images ([`tiny_shard`]), and the *shared data* are real photographs and
+//! tokenizers that may or may not lie beside the checkout ([`shared_data`]).
+//!
+//! ```
+//! use oqvl_shard_io::ShardReader;
+//! use oqvl_testkit::{Tolerance, assert_close, tiny_shard};
+//!
+//! let dir = tempfile::tempdir().unwrap();
+//! let path = tiny_shard(dir.path(), "00000", &[("000000000", "a red square"), ("000000001", "a blue one")]);
+//! let captions: Vec<String> = ShardReader::open(&path)
+//!     .unwrap()
+//!     .map(|sample| sample.unwrap().caption().unwrap().unwrap().to_owned())
+//!     .collect();
+//! assert_eq!(captions, ["a red square", "a blue one"]);
+//!
+//! assert_close(&[0.1 + 0.2], &[0.3], Tolerance::F32);
+//! ```
+//!
+//! Panics are its way to report: every function is for use inside a test.
+
+mod shared_data;
+mod tiny_shard;
+mod tolerance;
+
+pub use shared_data::shared_data;
+pub use tiny_shard::{tiny_shard, tiny_uid};
+pub use tolerance::{Tolerance, assert_close};

@@ -1,0 +1,101 @@
+//! Packs as training examples: ids from the plan, images from the shards it points into.
+
+use crate::TrainError;
+use oqvl_image_prep::{DecodeLimits, decode, pixel_values};
+use oqvl_model::{Example, Prompt};
+use oqvl_shard_io::{Pack, PackInfo, ShardIndex, read_plan};
+use oqvl_text_prep::{IGNORE_INDEX, IMAGE_TOKEN_ID};
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+/// Ending of plan files.
+const PLAN_SUFFIX: &str = ".plan.parquet";
+
+/// All packs of a directory.
+#[derive(Debug)]
+pub struct PackData {
+    /// What the packs were made for.
+    pub info: PackInfo,
+    packs: Vec<Pack>,
+    shards: BTreeMap<String, (PathBuf, ShardIndex)>,
+    image_size: u32,
+}
+
+impl PackData {
+    /// Reads all plans of `dir` in name order; `work_dir` is where their `images_dir` starts. Images are decoded when
+    /// they are asked for, to `image_size`.
+    ///
+    /// # Errors
+    /// If there are no packs, they do not agree with each other, or a shard they point into cannot be opened.
+    pub fn open(dir: &Path, work_dir: &Path, image_size: u32) -> Result<Self, TrainError> {
+        let entries = std::fs::read_dir(dir).map_err(TrainError::io(dir))?;
+        let mut plans: Vec<PathBuf> = entries
+            .filter_map(|entry| Some(entry.ok()?.path()))
+            .filter(|path| path.to_string_lossy().ends_with(PLAN_SUFFIX))
+            .collect();
+        plans.sort();
+        let (mut all_info, mut packs): (Option<PackInfo>, Vec<Pack>) = (None, Vec::new());
+        for path in plans {
+            let (info, more) = read_plan(&path)?;
+            packs.extend(more);
+            match &all_info {
+                None => all_info = Some(info),
+                Some(first) if *first == info => {}
+                Some(first) => {
+                    let (found, expected) = (format!("{info:?}"), format!("{first:?} in other plans"));
+                    return Err(TrainError::PackMismatch { path, found, expected });
+                }
+            }
+        }
+        let Some(info) = all_info.filter(|_| !packs.is_empty()) else {
+            return Err(TrainError::NoData {
+                path: dir.to_path_buf(),
+                what: "no packs: run the packer first",
+            });
+        };
+        let mut shards = BTreeMap::new();
+        for image in packs.iter().flat_map(|pack| &pack.images) {
+            if !shards.contains_key(&image.shard) {
+                let path = work_dir.join(&info.images_dir).join(&image.shard);
+                let index = ShardIndex::open(&path)?;
+                shards.insert(image.shard.clone(), (path, index));
+            }
+        }
+        Ok(Self { info, packs, shards, image_size })
+    }
+
+    /// Number of packs.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.packs.len()
+    }
+
+    /// Whether there are none; `open` refuses that.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.packs.is_empty()
+    }
+
+    /// One pack with its images decoded. Labels are the ids, except at images; nothing else is masked and documents
+    /// see each other, as in the reference.
+    ///
+    /// # Errors
+    /// If an image cannot be read.
+    pub fn example(&self, index: usize) -> Result<Example, TrainError> {
+        let pack = &self.packs[index];
+        let mut images = Vec::with_capacity(pack.images.len());
+        for image in &pack.images {
+            let (path, shard) = &self.shards[&image.shard];
+            let bytes = shard.read(image.offset, image.num_bytes)?;
+            let decoded = decode(&bytes, &DecodeLimits::default()).map_err(|source| TrainError::Image {
+                path: path.clone(),
+                key: image.key.clone(),
+                source,
+            })?;
+            images.push(pixel_values(&decoded, self.image_size));
+        }
+        let labels =
+            pack.input_ids.iter().map(|&id| if id == IMAGE_TOKEN_ID { IGNORE_INDEX } else { id }).collect();
+        Ok(Example { prompt: Prompt { input_ids: pack.input_ids.clone(), images }, labels })
+    }
+}

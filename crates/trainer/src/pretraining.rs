@@ -1,0 +1,144 @@
+//! The pre-training stage: packs in, base checkpoint out.
+
+use crate::TrainError;
+use crate::config::TrainerConfig;
+use crate::pack_data::PackData;
+use crate::sampler::ShuffledSampler;
+use crate::training_loop::{Task, TrainingReport, forget_resume_state, train};
+use candle_core::{Device, Tensor};
+use oqvl_model::{
+    Example, LossOutput, Missing, ParamStore, Qwen2Config, SiglipConfig, TOKENIZER_FILE, Trainable, Vlm,
+    VlmConfig, WEIGHTS_FILE, read_config, read_safetensors, save_checkpoint,
+};
+use oqvl_stage::{RunContext, Stage};
+use oqvl_text_prep::Tokenizer;
+use serde::Serialize;
+use std::collections::BTreeMap;
+use std::path::Path;
+
+/// Directory of the finished model below a training stage's output.
+pub const CHECKPOINT_DIR: &str = "checkpoint";
+
+/// Pre-training of projector and language model on packed sequences.
+#[derive(Debug)]
+pub struct Trainer;
+
+/// `report.json` of the stage.
+#[derive(Debug, Serialize)]
+pub struct TrainerReport {
+    /// Packs read.
+    pub num_packs: usize,
+    /// The loop.
+    #[serde(flatten)]
+    pub training: TrainingReport,
+}
+
+/// A VLM put together from a vision tower and a language model; the projector is drawn from `seed`. The tower is
+/// frozen.
+///
+/// # Errors
+/// If a checkpoint cannot be read or does not fit its config.
+pub fn assemble(
+    vision_tower: &Path,
+    language_model: &Path,
+    pooled_grid: usize,
+    seed: u64,
+) -> Result<(Vlm, ParamStore), TrainError> {
+    let device = Device::Cpu;
+    let vision: SiglipConfig = read_config(vision_tower)?;
+    let text: Qwen2Config = read_config(language_model)?;
+    let config = VlmConfig { vision_config: vision.vision_config, text_config: text, pooled_grid };
+    let mut given: BTreeMap<String, Tensor> = BTreeMap::new();
+    for (name, tensor) in read_safetensors(&vision_tower.join(WEIGHTS_FILE), &device)? {
+        if name.starts_with("vision_model.") {
+            given.insert(format!("vision_tower.{name}"), tensor);
+        }
+    }
+    for (name, tensor) in read_safetensors(&language_model.join(WEIGHTS_FILE), &device)? {
+        given.insert(format!("language_model.{name}"), tensor);
+    }
+    let missing = Missing::Draw { seed, prefixes: vec!["projector.".to_owned()] };
+    let mut store = ParamStore::new(given, missing, trainable_but_tower(), &device);
+    let vlm = Vlm::new(&config, store.root(), &device)?;
+    store.finish()?;
+    Ok((vlm, store))
+}
+
+/// Reads a VLM checkpoint for further training at another number of image tokens; the tower is frozen.
+///
+/// # Errors
+/// If the checkpoint cannot be read or does not fit its config.
+pub fn reopen(checkpoint: &Path, pooled_grid: usize) -> Result<(Vlm, ParamStore), TrainError> {
+    let device = Device::Cpu;
+    let config = VlmConfig { pooled_grid, ..read_config(checkpoint)? };
+    let given = read_safetensors(&checkpoint.join(WEIGHTS_FILE), &device)?;
+    let mut store = ParamStore::new(given, Missing::Refuse, trainable_but_tower(), &device);
+    let vlm = Vlm::new(&config, store.root(), &device)?;
+    store.finish()?;
+    Ok((vlm, store))
+}
+
+fn trainable_but_tower() -> Trainable {
+    Trainable::Prefixes(vec!["projector.".to_owned(), "language_model.".to_owned()])
+}
+
+/// Next-token prediction on packs.
+struct PackTask<'a> {
+    vlm: &'a Vlm,
+    data: &'a PackData,
+}
+
+impl Task for PackTask<'_> {
+    fn loss(&self, _step: u64, indices: &[usize]) -> Result<LossOutput, TrainError> {
+        let examples: Result<Vec<Example>, _> =
+            indices.iter().map(|&index| self.data.example(index)).collect();
+        Ok(self.vlm.loss(&examples?.iter().collect::<Vec<_>>())?)
+    }
+}
+
+impl Stage for Trainer {
+    const NAME: &'static str = "trainer";
+    const VERSION: &'static str = env!("CARGO_PKG_VERSION");
+    type Config = TrainerConfig;
+    type Report = TrainerReport;
+    type Error = TrainError;
+
+    fn run(config: &TrainerConfig, run: &RunContext) -> Result<TrainerReport, TrainError> {
+        let (vision_tower, language_model) =
+            (run.resolve(&config.vision_tower), run.resolve(&config.language_model));
+        let (vlm, store) = assemble(&vision_tower, &language_model, config.pooled_grid, run.seed)?;
+        let packs = run.resolve(&config.packs);
+        let data = PackData::open(&packs, &run.work_dir, vlm.image_size())?;
+        let tokenizer_file = language_model.join(TOKENIZER_FILE);
+        check_packs(&data, &vlm, &tokenizer_file, &packs)?;
+
+        let sampler = ShuffledSampler {
+            num_examples: data.len(),
+            global_batch_size: config.training.global_batch_size,
+            seed: run.seed,
+        };
+        let task = PackTask { vlm: &vlm, data: &data };
+        let training = train(&config.training, &store, &task, &sampler, run, &run.out_dir)?;
+        save_checkpoint(&run.out_dir.join(CHECKPOINT_DIR), vlm.config(), &store, &tokenizer_file)?;
+        forget_resume_state(&run.out_dir)?;
+        Ok(TrainerReport { num_packs: data.len(), training })
+    }
+}
+
+/// Packs made with another tokenizer or another number of image tokens would train nonsense without a word.
+fn check_packs(data: &PackData, vlm: &Vlm, tokenizer_file: &Path, packs: &Path) -> Result<(), TrainError> {
+    let mismatch = |found: String, expected: String| TrainError::PackMismatch {
+        path: packs.to_path_buf(),
+        found,
+        expected,
+    };
+    let (packed, ours) = (data.info.num_image_tokens as usize, vlm.num_image_tokens());
+    if packed != ours {
+        return Err(mismatch(format!("{packed} tokens per image"), format!("{ours}")));
+    }
+    let tokenizer = Tokenizer::from_file(tokenizer_file).map_err(oqvl_model::ModelError::from)?;
+    if data.info.tokenizer_digest != tokenizer.digest() {
+        return Err(mismatch("another tokenizer".to_owned(), tokenizer_file.display().to_string()));
+    }
+    Ok(())
+}

@@ -1,0 +1,211 @@
+//! The loop: micro-batches in parallel, gradients added in order, AdamW, metrics, states to resume from.
+
+use crate::TrainError;
+use crate::adamw::{AdamW, Gradients};
+use crate::config::TrainingConfig;
+use crate::metrics::{MetricsLog, StepMetrics};
+use crate::resume::ResumeDir;
+use crate::sampler::Sampler;
+use crate::schedule::WarmupCosine;
+use candle_core::Tensor;
+use oqvl_model::{LossOutput, ParamStore};
+use oqvl_stage::RunContext;
+use rayon::prelude::*;
+use serde::Serialize;
+use std::path::Path;
+use std::time::Instant;
+
+/// Something to minimise.
+pub trait Task: Sync {
+    /// Mean loss over the labelled tokens of the examples with these indices, with its graph. `step` counts from 0.
+    ///
+    /// # Errors
+    /// If an example cannot be read or does not fit the model.
+    fn loss(&self, step: u64, indices: &[usize]) -> Result<LossOutput, TrainError>;
+}
+
+/// What a finished loop says of itself.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct TrainingReport {
+    /// Optimizer steps.
+    pub num_steps: u64,
+    /// Mean loss of the first tenth of the steps, nats per labelled token.
+    pub first_loss: f64,
+    /// Mean loss of the last tenth of the steps.
+    pub last_loss: f64,
+    /// Multimodal tokens trained on.
+    pub num_tokens: u64,
+    /// Labelled tokens among them.
+    pub num_labels: u64,
+    /// Tokens per second of the steps this process ran; `None` if it resumed after the last one.
+    pub tokens_per_second: Option<f64>,
+    /// Trainable parameters.
+    pub num_trainable_params: usize,
+    /// Frozen parameters.
+    pub num_frozen_params: usize,
+}
+
+/// Gradients and counts of one micro-batch.
+struct MicroBatch {
+    gradients: Gradients,
+    loss: f64,
+    num_labels: usize,
+    num_tokens: usize,
+}
+
+/// Trains the variables of `store` on `task`. Files go to `out_dir`; a run that was killed goes on from its last
+/// state and ends with the same bits.
+///
+/// # Errors
+/// If the task fails, a parameter gets no gradient, the loss is not finite, or a file cannot be written.
+pub fn train(
+    config: &TrainingConfig,
+    store: &ParamStore,
+    task: &dyn Task,
+    sampler: &dyn Sampler,
+    run: &RunContext,
+    out_dir: &Path,
+) -> Result<TrainingReport, TrainError> {
+    std::fs::create_dir_all(out_dir).map_err(TrainError::io(out_dir))?;
+    let mut optimizer = AdamW::new(config.optimizer, store.vars());
+    let resume = ResumeDir::new(out_dir);
+    let first_step = resume.restore(store, &mut optimizer)?;
+    let mut log = MetricsLog::open(out_dir, first_step)?;
+    let schedule = WarmupCosine::new(config.num_steps, config.warmup_ratio);
+    let progress = run.progress(config.num_steps, "steps");
+    progress.inc(first_step);
+
+    let started = Instant::now();
+    let mut batches = Batches::new(sampler, first_step);
+    for step in first_step..config.num_steps {
+        run.check_interrupt()?;
+        let batch = batches.next();
+        let micro_batches: Result<Vec<_>, TrainError> = batch
+            .par_chunks(config.per_device_batch_size)
+            .map(|indices| micro_batch(task, store, step, indices))
+            .collect();
+        let (gradients, mut metrics) = add_up(micro_batches?);
+        if step == first_step {
+            check_every_gradient(store, &gradients)?;
+        }
+        if !metrics.loss.is_finite() {
+            return Err(TrainError::NotFinite { step: step + 1, loss: metrics.loss });
+        }
+        metrics.step = step + 1;
+        metrics.learning_rate = config.learning_rate * schedule.factor(step);
+        metrics.grad_norm = optimizer.step(store.vars(), &gradients, metrics.learning_rate)?;
+        log.push(metrics)?;
+        progress.set_message(format!("loss {:.4}", metrics.loss));
+        progress.inc(1);
+        if (step + 1).is_multiple_of(config.save_every_steps) && step + 1 < config.num_steps {
+            log.sync()?;
+            resume.save(step + 1, store, &optimizer)?;
+        }
+    }
+    progress.finish();
+    Ok(report(&log, store, first_step, started.elapsed().as_secs_f64()))
+}
+
+/// Removes what a finished run no longer needs; call it once the checkpoint is written.
+///
+/// # Errors
+/// If files cannot be removed.
+pub fn forget_resume_state(out_dir: &Path) -> Result<(), TrainError> {
+    ResumeDir::new(out_dir).clear()
+}
+
+/// The batches of all epochs, one after another.
+struct Batches<'a> {
+    sampler: &'a dyn Sampler,
+    epoch: u64,
+    pending: std::vec::IntoIter<Vec<usize>>,
+}
+
+impl<'a> Batches<'a> {
+    fn new(sampler: &'a dyn Sampler, skip: u64) -> Self {
+        let mut batches = Self { sampler, epoch: 0, pending: sampler.epoch(0).into_iter() };
+        (0..skip).for_each(|_| drop(batches.next()));
+        batches
+    }
+
+    fn next(&mut self) -> Vec<usize> {
+        loop {
+            if let Some(batch) = self.pending.next() {
+                return batch;
+            }
+            self.epoch += 1;
+            self.pending = self.sampler.epoch(self.epoch).into_iter();
+            assert!(self.pending.len() > 0, "a sampler gives at least one batch per epoch");
+        }
+    }
+}
+
+fn micro_batch(
+    task: &dyn Task,
+    store: &ParamStore,
+    step: u64,
+    indices: &[usize],
+) -> Result<MicroBatch, TrainError> {
+    let LossOutput { loss, num_labels, num_tokens } = task.loss(step, indices)?;
+    let grads = loss.backward()?;
+    let mut gradients = Gradients::new();
+    for (name, var) in store.vars() {
+        if let Some(gradient) = grads.get(var) {
+            gradients.insert(name.clone(), gradient.flatten_all()?.to_vec1()?);
+        }
+    }
+    Ok(MicroBatch { gradients, loss: scalar(&loss)?, num_labels, num_tokens })
+}
+
+fn scalar(loss: &Tensor) -> Result<f64, TrainError> {
+    Ok(f64::from(loss.to_scalar::<f32>()?))
+}
+
+/// Mean of the micro-batches' gradients and losses (each micro-batch counts the same, as in the reference), taken in
+/// their order.
+fn add_up(micro_batches: Vec<MicroBatch>) -> (Gradients, StepMetrics) {
+    let scale = 1.0 / micro_batches.len() as f64;
+    let mut sum = Gradients::new();
+    let (mut loss, mut num_labels, mut num_tokens) = (0.0, 0, 0);
+    for micro_batch in micro_batches {
+        loss += micro_batch.loss * scale;
+        num_labels += micro_batch.num_labels as u64;
+        num_tokens += micro_batch.num_tokens as u64;
+        for (name, gradient) in micro_batch.gradients {
+            match sum.get_mut(&name) {
+                None => {
+                    sum.insert(name, gradient);
+                }
+                Some(total) => total.iter_mut().zip(gradient).for_each(|(total, value)| *total += value),
+            }
+        }
+    }
+    sum.values_mut().flatten().for_each(|value| *value *= scale as f32);
+    (sum, StepMetrics { step: 0, loss, learning_rate: 0.0, grad_norm: 0.0, num_labels, num_tokens })
+}
+
+/// candle detaches silently: a parameter without a gradient in the first batch is a bug, not a detail.
+fn check_every_gradient(store: &ParamStore, gradients: &Gradients) -> Result<(), TrainError> {
+    match store.vars().keys().find(|name| !gradients.contains_key(*name)) {
+        Some(name) => Err(TrainError::NoGradient { name: name.clone() }),
+        None => Ok(()),
+    }
+}
+
+fn report(log: &MetricsLog, store: &ParamStore, first_step: u64, seconds: f64) -> TrainingReport {
+    let steps = &log.steps;
+    let tenth = steps.len().div_ceil(10).max(1);
+    let mean =
+        |part: &[StepMetrics]| part.iter().map(|step| step.loss).sum::<f64>() / part.len().max(1) as f64;
+    let run_here: u64 = steps.iter().filter(|step| step.step > first_step).map(|step| step.num_tokens).sum();
+    TrainingReport {
+        num_steps: steps.len() as u64,
+        first_loss: mean(&steps[..tenth.min(steps.len())]),
+        last_loss: mean(&steps[steps.len() - tenth.min(steps.len())..]),
+        num_tokens: steps.iter().map(|step| step.num_tokens).sum(),
+        num_labels: steps.iter().map(|step| step.num_labels).sum(),
+        tokens_per_second: (run_here > 0).then(|| run_here as f64 / seconds),
+        num_trainable_params: store.vars().values().map(|var| var.elem_count()).sum(),
+        num_frozen_params: store.frozen().values().map(Tensor::elem_count).sum(),
+    }
+}

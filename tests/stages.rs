@@ -1,0 +1,77 @@
+//! Every stage through its binary: flags, config, and what it says when the request is wrong.
+
+use oqvl_tests::{Reproduce, STAGES, run_stage, scratch_dir};
+
+const CONFIG: &str = "configs/micro.toml";
+
+/// The stage refuses with exit code 2 and one sentence that contains `expected`.
+fn check_refusal(stage: &str, args: &[&str], expected: &str) {
+    let run = run_stage(stage, args);
+    assert_eq!(run.code, Some(2), "{stage} {args:?}: {}", run.stderr);
+    assert!(run.stderr.contains(expected), "{stage} {args:?} should name `{expected}`: {}", run.stderr);
+    assert_eq!(run.stdout, "", "{stage} {args:?}");
+}
+
+#[test]
+fn a_slip_in_a_flag_is_refused() {
+    for stage in STAGES {
+        check_refusal(stage, &["--confg", CONFIG], "--confg");
+    }
+}
+
+#[test]
+fn a_slip_in_a_key_is_refused_in_one_sentence() {
+    let work_dir = scratch_dir("slip-in-a-key");
+    let work_dir = work_dir.to_str().expect("the build directory has a plain name");
+    for stage in STAGES {
+        let set = format!("{stage}.no_such_key=1");
+        let args = ["--config", CONFIG, "--work-dir", work_dir, "--set", &set];
+        check_refusal(stage, &args, "no_such_key");
+        let run = run_stage(stage, &args);
+        assert_eq!(run.stderr.trim_end().lines().count(), 1, "{stage}: {}", run.stderr);
+    }
+    let left = std::fs::read_dir(work_dir).expect("it was created").count();
+    assert_eq!(left, 0, "a refused request leaves nothing behind");
+}
+
+#[test]
+fn a_config_without_the_stage_is_refused() {
+    for stage in STAGES {
+        check_refusal(stage, &["--set", "seed=1"], &format!("[{stage}]"));
+    }
+}
+
+#[test]
+fn the_shown_config_is_complete_and_shows_itself() {
+    let scratch = scratch_dir("show-config");
+    for stage in STAGES {
+        let shown = run_stage(stage, &["--config", CONFIG, "--show-config"]).succeeded().stdout;
+        let table: toml::Table =
+            shown.parse().unwrap_or_else(|error| panic!("{stage} shows no TOML: {error}\n{shown}"));
+        assert_eq!(table.keys().collect::<Vec<_>>(), [stage], "{shown}");
+        let file = scratch.join(format!("{stage}.toml"));
+        std::io::Write::write_all(&mut std::fs::File::create(&file).expect("scratch"), shown.as_bytes())
+            .expect("scratch");
+        let again = run_stage(stage, &["--config", file.to_str().expect("plain"), "--show-config"])
+            .succeeded()
+            .stdout;
+        assert_eq!(shown, again, "{stage}");
+    }
+}
+
+#[test]
+fn the_runner_refuses_names_nobody_owns() {
+    for (set, expected) in [
+        ("pakcer.seq_len=1", "did you mean `packer`"),
+        ("sead=1", "did you mean `seed`"),
+        ("packer.no_such_key=1", "no_such_key"),
+        ("nothing", "expected table.key=value"),
+    ] {
+        let run = Reproduce::micro(scratch_dir("runner-refuses")).set(set).finish();
+        assert_eq!(run.code, Some(2), "{set}: {}", run.stderr);
+        assert!(run.stderr.contains(expected), "{set}: {}", run.stderr);
+    }
+    let run = Reproduce::micro(scratch_dir("runner-refuses")).flag("--to", "trianer").finish();
+    assert_eq!(run.code, Some(2));
+    assert!(run.stderr.contains("did you mean `trainer`"), "{}", run.stderr);
+}

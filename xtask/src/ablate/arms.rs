@@ -1,0 +1,51 @@
+//! What is compared: config overrides, nothing else.
+
+/// One way to run the pipeline from the mixer on.
+#[derive(Debug)]
+pub(super) struct Arm {
+    /// Name of the arm; part of its work directories.
+    pub(super) name: &'static str,
+    /// What is different, for the table.
+    pub(super) what: &'static str,
+    /// `--set` arguments on top of the config and of [`SHARED_SETS`].
+    pub(super) sets: &'static [&'static str],
+}
+
+/// Two arms that differ by one idea.
+#[derive(Debug)]
+pub(super) struct Comparison {
+    pub(super) idea: &'static str,
+    /// The arm with the idea.
+    pub(super) with: &'static str,
+    /// The arm without it.
+    pub(super) without: &'static str,
+}
+
+/// Seeds of every arm: the order of the data, and what the networks start from.
+pub(super) const SEEDS: [u64; 3] = [7, 8, 9];
+
+/// Overrides of every arm. They set the compute: steps times sequences per step times `packer.seq_len` positions.
+pub(super) const SHARED_SETS: [&str; 0] = [];
+
+/// The arms.
+pub(super) const ARMS: [Arm; 4] = [
+    Arm { name: "baseline", what: "filtered data, packed, few tokens per image, then full", sets: &[] },
+    Arm {
+        name: "unfiltered",
+        what: "everything that was fetched, same duplicates removed",
+        sets: &["mixer.select=all"],
+    },
+    Arm {
+        name: "padded",
+        what: "one sample per sequence, the rest is padding",
+        sets: &["packer.algorithm=one-per-sequence"],
+    },
+    Arm { name: "full-only", what: "full tokens per image in pre-training too", sets: &[] },
+];
+
+/// The comparisons.
+pub(super) const COMPARISONS: [Comparison; 3] = [
+    Comparison { idea: "filtering the data", with: "baseline", without: "unfiltered" },
+    Comparison { idea: "packing sequences", with: "baseline", without: "padded" },
+    Comparison { idea: "few tokens per image first, then full", with: "baseline", without: "full-only" },
+];

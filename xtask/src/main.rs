@@ -1,0 +1,61 @@
+//! Runner of the project: `cargo xtask reproduce | ablate | test | ci | tidy`.
+//!
+//! It links no stage: it drives the stage binaries through their flags, their exit codes and the files they leave,
+//! exactly as a person or a cluster script would.
+#![expect(clippy::print_stdout, reason = "a command-line runner talks to a person")]
+
+mod ablate;
+mod cargo;
+mod child_output;
+mod ci;
+mod config;
+mod exit;
+mod headline;
+mod interrupt;
+mod json_file;
+mod plan;
+mod reproduce;
+mod run_record;
+mod runner;
+mod stages;
+mod test;
+mod tidy;
+mod units;
+mod work_dir;
+mod world_server;
+
+use clap::{Parser, Subcommand};
+use std::process::ExitCode;
+
+/// Runner of Open-Qwen2VL in Rust.
+#[derive(Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask", disable_help_subcommand = true)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Run the whole pipeline of a config, skipping what is up to date; can be killed and run again at any moment
+    Reproduce(reproduce::Args),
+    /// Measure what each idea of the paper buys: runs of equal compute over three seeds; writes docs/ablations.md
+    Ablate(ablate::Args),
+    /// Run every test: unit, property, doc, stage and pipeline tests
+    Test(test::Args),
+    /// Run everything a change must pass, cheapest first
+    Ci,
+    /// Check the rules of the house: arrows between crates, module docs, banned ops, names
+    Tidy,
+}
+
+fn main() -> ExitCode {
+    let outcome = match Cli::parse().command {
+        Command::Reproduce(args) => reproduce::run(&args),
+        Command::Ablate(args) => ablate::run(&args),
+        Command::Test(args) => test::run(&args),
+        Command::Ci => ci::run(),
+        Command::Tidy => tidy::run(),
+    };
+    exit::code(outcome)
+}
