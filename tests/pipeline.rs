@@ -162,8 +162,30 @@ fn modification_times(work_dir: &Path) -> BTreeMap<PathBuf, SystemTime> {
     times
 }
 
-/// The micro reproduction at a size that is run several times: every stage, few samples, few steps.
-const TINY: [&str; 0] = [];
+/// The micro reproduction at a size that is run several times: every stage, few samples, few steps. Every stage that
+/// can resume within a model or a shard saves often enough to do so.
+const TINY: [&str; 20] = [
+    "micro-world.num_urls=600",
+    "micro-world.num_siglip_pairs=200",
+    "micro-world.num_mlm_filter_pairs=200",
+    "micro-world.num_text_documents=400",
+    "micro-world.num_sft_conversations=160",
+    "micro-world.num_multiple_choice=24",
+    "micro-world.num_yes_no=24",
+    "micro-world.num_open_questions=12",
+    "data-fetch.number_sample_per_shard=100",
+    "mixer.samples_per_shard=100",
+    "bootstrap.siglip.training.num_steps=12",
+    "bootstrap.siglip.training.save_every_steps=4",
+    "bootstrap.language_model.training.num_steps=12",
+    "bootstrap.language_model.training.save_every_steps=4",
+    "bootstrap.mlm_filter.training.num_steps=12",
+    "bootstrap.mlm_filter.training.save_every_steps=4",
+    "trainer.training.num_steps=12",
+    "trainer.training.save_every_steps=4",
+    "sft.training.num_steps=12",
+    "sft.training.save_every_steps=4",
+];
 
 fn tiny(name: &str, threads: usize) -> Reproduce {
     Reproduce::micro(scratch_dir(name)).set_all(&TINY).set(&format!("threads={threads}"))

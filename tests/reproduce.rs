@@ -156,7 +156,7 @@ impl Reproduce {
 
 /// SIGKILL to a process group, which std cannot send: the shell can.
 fn kill_group(leader: &mut Child) {
-    let killed = Command::new("sh").arg("-c").arg(format!("kill -KILL -- -{}", leader.id())).status();
+    let killed = Command::new("sh").arg("-c").arg(format!("kill -s KILL -- -{}", leader.id())).status();
     assert!(killed.expect("there is a shell").success(), "the process group is gone already");
     leader.wait().expect("a killed child can be waited for");
 }

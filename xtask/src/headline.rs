@@ -22,13 +22,13 @@ const NUMBERS: [(&str, &str, &str); 12] = [
 
 /// The line of a stage that ran.
 pub(crate) fn done(record: &StageRecord, manifest: &StageManifest) -> String {
-    let mut memory = units::bytes(record.peak_rss_bytes);
-    if let Some(server) = record.server_peak_rss_bytes {
-        memory += &format!(" ({} of it the world server)", units::bytes(server));
-    }
+    let memory = units::bytes(record.peak_rss_bytes);
     let seen = count_of(&manifest.report, "seen").unwrap_or(0);
     let rate = units::rate(seen, record.seconds).unwrap_or_default();
-    let (what, time) = (what(&record.name, &manifest.report), units::seconds(record.seconds));
+    let (mut what, time) = (what(&record.name, &manifest.report), units::seconds(record.seconds));
+    if let Some(server) = record.server_peak_rss_bytes {
+        what += &format!(" (memory: {} of it the world server)", units::bytes(server));
+    }
     format!("{:<12} {rate:>9} {time:>12} {memory:>9}  {what}", record.name)
 }
 
@@ -58,6 +58,7 @@ fn what(stage: &str, report: &Value) -> String {
 fn number_text(value: &Value) -> Option<String> {
     match (value.as_u64(), value.as_f64()) {
         (Some(whole), _) => Some(units::count(whole)),
+        (None, Some(real)) if real >= 1000.0 => Some(units::count(real.round() as u64)),
         (None, Some(real)) => Some(format!("{real:.3}")),
         _ => None,
     }
@@ -75,6 +76,7 @@ mod tests {
         let expected = "3 000 seen, 2 500 kept, 500 rejected, packs 1 200, efficiency 0.988";
         assert_eq!(what("packer", &packer), expected);
         assert_eq!(what("trainer", &json!({"num_steps": 7, "tokens_per_second": null})), "steps 7");
+        assert_eq!(what("sft", &json!({"tokens_per_second": 6608.5})), "tokens/s 6 609");
         assert_eq!(what("report", &Value::Null), "");
     }
 }

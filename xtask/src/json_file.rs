@@ -16,7 +16,7 @@ pub(crate) fn write<T: Serialize>(path: &Path, value: &T) -> anyhow::Result<()> 
     write_bytes(path, &bytes)
 }
 
-/// [`write`] for text that is not JSON.
+/// The same for text that is not JSON.
 pub(crate) fn write_bytes(path: &Path, bytes: &[u8]) -> anyhow::Result<()> {
     let name = path.file_name().context("a file path has a file name")?.to_string_lossy();
     let temporary = path.with_file_name(format!(".tmp-{name}"));

@@ -26,7 +26,7 @@ pub(crate) struct Args {
     /// Stop after this stage
     #[arg(long, value_name = "STAGE", value_parser = parse_stage)]
     to: Option<StageName>,
-    /// Where the outputs go [default: work/<name of the config>]
+    /// Where the outputs go [default: `work/` and the name in the config]
     #[arg(long, value_name = "DIR")]
     work_dir: Option<PathBuf>,
     /// Override one key of the config; may be given many times

@@ -80,7 +80,9 @@ impl Responder for CheckpointResponder {
 /// start with `<s>` itself.
 fn input_ids(tokenizer: &Tokenizer, style: PromptStyle, prompt: &str) -> Result<Vec<i64>, TextError> {
     match style {
-        PromptStyle::Chat => ChatTemplate::Reference.generation_prompt(tokenizer, prompt),
+        PromptStyle::Chat | PromptStyle::ChatOption => {
+            ChatTemplate::Reference.generation_prompt(tokenizer, prompt)
+        }
         PromptStyle::Reference => {
             let mut ids = vec![tokenizer.bos_id()];
             ids.extend(tokenize_with_images(tokenizer, prompt)?);

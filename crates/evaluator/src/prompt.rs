@@ -6,6 +6,9 @@ use serde::{Deserialize, Serialize};
 /// Instruction behind multiple-choice questions (LLaVA, and all harnesses since).
 const LETTER_INSTRUCTION: &str = "Answer with the option's letter from the given choices directly.";
 
+/// Instruction behind multiple-choice questions for a model that was taught to answer with the option's text.
+const OPTION_INSTRUCTION: &str = "Answer with one of the given choices directly.";
+
 /// Instruction behind questions with a short free answer.
 const SHORT_ANSWER_INSTRUCTION: &str = "Answer the question using a single word or phrase.";
 
@@ -21,6 +24,9 @@ const REFERENCE_MISSING_OPTION: &str = "nan";
 pub enum PromptStyle {
     /// The question is the user turn of the chat template that fine-tuning used.
     Chat,
+    /// As `chat`, but a multiple-choice question asks for the text of an option instead of its letter. The extraction
+    /// of answers is the same.
+    ChatOption,
     /// The raw prompt of the reference harness, which uses no chat template even for the instruct model: `<s>`, then
     /// text that ends in `Answer:`.
     Reference,
@@ -64,7 +70,11 @@ impl PromptStyle {
                 let lines = option_lines(options);
                 format!("{IMAGE_PLACEHOLDER}\n{question}\n{lines}{LETTER_INSTRUCTION}")
             }
-            (Self::Chat, QuestionText::ShortAnswer { question }) => {
+            (Self::ChatOption, QuestionText::MultipleChoice { question, options }) => {
+                let lines = option_lines(options);
+                format!("{IMAGE_PLACEHOLDER}\n{question}\n{lines}{OPTION_INSTRUCTION}")
+            }
+            (Self::Chat | Self::ChatOption, QuestionText::ShortAnswer { question }) => {
                 format!("{IMAGE_PLACEHOLDER}\n{question}\n{SHORT_ANSWER_INSTRUCTION}")
             }
             (Self::Reference, QuestionText::MultipleChoice { question, options }) => {
@@ -108,6 +118,10 @@ mod tests {
             PromptStyle::Chat.render(&multiple_choice()),
             "<image>\nHow many?\nA. one\nB. two\nD. four\n\
              Answer with the option's letter from the given choices directly."
+        );
+        assert_eq!(
+            PromptStyle::ChatOption.render(&multiple_choice()),
+            "<image>\nHow many?\nA. one\nB. two\nD. four\nAnswer with one of the given choices directly."
         );
         let open = QuestionText::ShortAnswer { question: "Which color?".to_owned() };
         assert_eq!(

@@ -121,7 +121,7 @@ impl Attention {
                 sum += *score;
             }
             let inverse = sum.recip();
-            seen.iter_mut().for_each(|score| *score = *score * inverse);
+            seen.iter_mut().for_each(|score| *score *= inverse);
             hidden.fill(T::zero());
         }
         Ok(())

@@ -52,7 +52,7 @@ impl CrossEntropy {
             let log_sum = log_sum_exp(row);
             let start = dx.len();
             dx.extend(row.iter().map(|x| (*x - log_sum).exp() * scale));
-            dx[start + *target as usize] = dx[start + *target as usize] - scale;
+            dx[start + *target as usize] -= scale;
         }
         dx
     }

@@ -13,8 +13,8 @@ use serde::{Deserialize, Serialize};
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum CaptionStyle {
-    /// Everything: `a large red circle at the top left, a small blue square at the center and the word cat at
-    /// the bottom`.
+    /// Everything, place by place: `at the top left a large red circle, at the center a small blue square and at
+    /// the bottom the word cat`.
     Full,
     /// A list: `red circle, blue square, word cat`.
     Terse,
@@ -37,7 +37,7 @@ impl CaptionStyle {
     ];
 
     /// Weights of [`ALL`](Self::ALL) wherever a style is drawn.
-    const WEIGHTS: [u32; 5] = [40, 15, 15, 15, 15];
+    const WEIGHTS: [u32; 5] = [60, 10, 10, 10, 10];
 
     pub(crate) fn random(rng: &mut Rng) -> CaptionStyle {
         Self::ALL[weighted_index(&Self::WEIGHTS, rng)]
@@ -73,9 +73,9 @@ pub fn full(scene: &Scene) -> String {
         scene,
         |object| {
             let size = object.size.name();
-            format!("a {size} {} at the {}", look(object), object.cell.name())
+            format!("at the {} a {size} {}", object.cell.name(), look(object))
         },
-        |written| format!("{} at the {}", the_writing(written), written.cell.name()),
+        |written| format!("at the {} {}", written.cell.name(), the_writing(written)),
     );
     join_with_and(&mentions)
 }
@@ -210,7 +210,7 @@ mod tests {
         let caption = |style| caption(&example(), style, &mut stream(0, "test", 0, 0, 0));
         assert_eq!(
             caption(CaptionStyle::Full),
-            "a large red circle at the top left, a small orange square at the left and the word cat at the bottom"
+            "at the top left a large red circle, at the left a small orange square and at the bottom the word cat"
         );
         assert_eq!(caption(CaptionStyle::Terse), "red circle, orange square, word cat");
         assert_eq!(caption(CaptionStyle::Relational), "the red circle is above the orange square");
@@ -242,7 +242,11 @@ mod tests {
                 })
                 .collect();
             num_objects += objects.len();
-            let place = claim.split_once("at the ").map(|(_, place)| place);
+            let place = claim.split_once("at the ").map(|(_, rest)| {
+                // The place comes first and ends at an article, or comes last.
+                let end = [" a ", " the "].iter().filter_map(|article| rest.find(article)).min();
+                &rest[..end.unwrap_or(rest.len())]
+            });
             match objects.as_slice() {
                 [] => {
                     let written = scene.written.unwrap();

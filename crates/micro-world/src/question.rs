@@ -4,7 +4,7 @@
 //! one's letter is uniform, and yes and no are equally frequent.
 
 use crate::scene::{
-    Cell, Color, MAX_OBJECTS, NUMBER_LIMIT, Scene, Shape, WORDS, Writing, random_color, random_shape,
+    Cell, Color, MAX_OBJECTS, NUMBER_LIMIT, Object, Scene, Shape, WORDS, Writing, random_color, random_shape,
 };
 use oqvl_stage::Rng;
 use rand::Rng as _;
@@ -15,9 +15,9 @@ use serde::{Deserialize, Serialize};
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum QuestionType {
-    /// `what color is the circle?`, where only one object is a circle.
+    /// `what color is the object at the top left?`, or `what color is the circle?` where only one object is one.
     Color,
-    /// `what shape is the red object?`, where only one object is red.
+    /// `what shape is the object at the top left?`, or `what shape is the red object?` where only one is red.
     Shape,
     /// `where is the red circle?`
     Position,
@@ -94,22 +94,26 @@ impl Question {
     pub fn about(scene: &Scene, kind: QuestionType, rng: &mut Rng) -> Option<Question> {
         let (text, answer, possible_answers) = match kind {
             QuestionType::Color => {
-                let object = scene.uniquely_shaped().collect::<Vec<_>>().choose(rng).copied()?;
+                let (object, which) = match rng.random_bool(BY_PLACE_SHARE) {
+                    true => by_place(scene, rng)?,
+                    false => {
+                        let object = *scene.uniquely_shaped().collect::<Vec<_>>().choose(rng)?;
+                        (object, object.shape.name().to_owned())
+                    }
+                };
                 let colors = Color::ALL.map(|color| color.name().to_owned()).to_vec();
-                (
-                    format!("what color is the {}?", object.shape.name()),
-                    object.color.name().to_owned(),
-                    colors,
-                )
+                (format!("what color is the {which}?"), object.color.name().to_owned(), colors)
             }
             QuestionType::Shape => {
-                let object = scene.uniquely_colored().collect::<Vec<_>>().choose(rng).copied()?;
+                let (object, which) = match rng.random_bool(BY_PLACE_SHARE) {
+                    true => by_place(scene, rng)?,
+                    false => {
+                        let object = *scene.uniquely_colored().collect::<Vec<_>>().choose(rng)?;
+                        (object, format!("{} object", object.color.name()))
+                    }
+                };
                 let shapes = Shape::ALL.map(|shape| shape.name().to_owned()).to_vec();
-                (
-                    format!("what shape is the {} object?", object.color.name()),
-                    object.shape.name().to_owned(),
-                    shapes,
-                )
+                (format!("what shape is the {which}?"), object.shape.name().to_owned(), shapes)
             }
             QuestionType::Position => {
                 let object = scene.objects.choose(rng)?;
@@ -156,6 +160,15 @@ impl Question {
     }
 }
 
+/// Share of the colour and shape questions that name the object by its place.
+const BY_PLACE_SHARE: f64 = 0.7;
+
+/// A random object, and the words that name it by its place.
+fn by_place<'a>(scene: &'a Scene, rng: &mut Rng) -> Option<(&'a Object, String)> {
+    let object = scene.objects.choose(rng)?;
+    Some((object, format!("object at the {}", object.cell.name())))
+}
+
 /// The question, and the request to answer it in a word or two.
 #[must_use]
 pub fn short_answer_prompt(question: &str) -> String {
@@ -181,14 +194,14 @@ pub const DESCRIBE_PROMPT: &str = "Describe the image.";
 /// The letters of options.
 pub const LETTERS: [&str; 4] = ["A", "B", "C", "D"];
 
-/// The question, its options, and the request to answer with a letter. There are four options at most.
+/// The question, its options, and the request to answer with one of them. There are four options at most.
 #[must_use]
 pub fn multiple_choice_prompt(question: &str, options: &[String]) -> String {
     let mut prompt = format!("{question}\n");
     for (letter, option) in LETTERS.iter().zip(options) {
         prompt += &format!("{letter}. {option}\n");
     }
-    prompt + "Answer with the option's letter from the given choices directly."
+    prompt + "Answer with one of the given choices directly."
 }
 
 impl MultipleChoice {
@@ -198,7 +211,13 @@ impl MultipleChoice {
         LETTERS[self.answer_idx]
     }
 
-    /// What the user says: the prompt of MMBench style benchmarks.
+    /// The text of the right option.
+    #[must_use]
+    pub fn answer(&self) -> &str {
+        &self.options[self.answer_idx]
+    }
+
+    /// What the user says: the prompt of MMBench style benchmarks for a model that answers with the option's text.
     #[must_use]
     pub fn prompt(&self) -> String {
         multiple_choice_prompt(&self.question, &self.options)
@@ -210,9 +229,9 @@ impl MultipleChoice {
 pub enum YesNoKind {
     /// About an object that is there.
     Yes,
-    /// About a random shape and colour that are not there together.
+    /// About a place where something is, with a random shape and colour that the scene does not have.
     RandomNo,
-    /// About a colour that is there, in a shape that does not have it.
+    /// About the colour that is at the place, in a shape that does not have it.
     AdversarialNo,
 }
 
@@ -242,7 +261,7 @@ impl YesNoKind {
         if self == YesNoKind::Yes { "yes" } else { "no" }
     }
 
-    /// A question of this kind: `is there a red circle?`
+    /// A question of this kind: `is there a red circle at the top left?`
     #[must_use]
     pub fn question(self, scene: &Scene, rng: &mut Rng) -> String {
         let object = scene.objects.choose(rng).expect("a scene has an object");
@@ -261,7 +280,7 @@ impl YesNoKind {
                 }
             }
         }
-        format!("is there {} {}?", color.with_article(), shape.name())
+        format!("is there {} {} at the {}?", color.with_article(), shape.name(), object.cell.name())
     }
 }
 
@@ -300,7 +319,7 @@ mod tests {
         assert_eq!(
             question.prompt(),
             "what color is the circle?\nA. red\nB. blue\nC. white\nD. cyan\n\
-             Answer with the option's letter from the given choices directly."
+             Answer with one of the given choices directly."
         );
         assert_eq!(
             short_answer_prompt("is there a red circle?"),
@@ -333,10 +352,15 @@ mod tests {
             let answer = question.options[question.answer_idx].as_str();
             let right = match question.kind {
                 QuestionType::Color => scene.objects.iter().any(|object| {
-                    question.question.contains(object.shape.name()) && object.color.name() == answer
+                    let named = [object.shape.name(), object.cell.name()];
+                    named.iter().any(|name| question.question.ends_with(&format!("the {name}?")))
+                        && object.color.name() == answer
                 }),
                 QuestionType::Shape => scene.objects.iter().any(|object| {
-                    question.question.contains(object.color.name()) && object.shape.name() == answer
+                    let by_color = format!("the {} object?", object.color.name());
+                    let by_place = format!("at the {}?", object.cell.name());
+                    (question.question.ends_with(&by_color) || question.question.ends_with(&by_place))
+                        && object.shape.name() == answer
                 }),
                 QuestionType::Position => scene.objects.iter().any(|object| {
                     question.question.contains(&crate::caption::look(object)) && object.cell.name() == answer
@@ -370,10 +394,10 @@ mod tests {
         for (scene, mut rng) in scenes() {
             for kind in [YesNoKind::Yes, YesNoKind::RandomNo, YesNoKind::AdversarialNo] {
                 let question = kind.question(&scene, &mut rng);
-                let there = scene
-                    .objects
-                    .iter()
-                    .any(|object| question.ends_with(&format!(" {}?", crate::caption::look(object))));
+                let there = scene.objects.iter().any(|object| {
+                    let (look, place) = (crate::caption::look(object), object.cell.name());
+                    question.ends_with(&format!(" {look} at the {place}?"))
+                });
                 assert_eq!(there, kind.answer() == "yes", "{question} of {scene:?}");
                 let color_is_there =
                     scene.objects.iter().any(|object| question.contains(object.color.name()));

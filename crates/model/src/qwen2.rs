@@ -6,7 +6,7 @@
 //! but not the future when given a mask, and uses operations without a backward.
 
 use crate::ModelError;
-use crate::layers::{Bias, INITIALIZER_RANGE, Linear, join_heads, split_heads};
+use crate::layers::{Bias, Linear, join_heads, lecun, split_heads};
 use crate::params::{Init, ParamBuilder};
 use crate::vlm::LossOutput;
 use candle_core::{Result, Tensor};
@@ -101,7 +101,7 @@ impl Qwen2 {
     /// If the config describes no network.
     pub fn new(config: &Qwen2Config, mut p: ParamBuilder<'_>) -> std::result::Result<Self, ModelError> {
         config.validate()?;
-        let init = Init::Normal(INITIALIZER_RANGE);
+        let init = lecun(config.hidden_size);
         let table = [config.vocab_size, config.hidden_size];
         let mut model = p.pp("model");
         let embed_tokens = model.pp("embed_tokens").get("weight", &table, init)?;
@@ -202,19 +202,20 @@ impl DecoderLayer {
     fn new(config: &Qwen2Config, mut p: ParamBuilder<'_>) -> Result<Self> {
         let (hidden, intermediate) = (config.hidden_size, config.intermediate_size);
         let kv_size = config.num_key_value_heads * config.head_dim();
-        let init = Init::Normal(INITIALIZER_RANGE);
-        // Branches that add to the residual stream start smaller with depth (GPT-2); it only matters from scratch.
-        let branch = Init::Normal(INITIALIZER_RANGE / (2.0 * config.num_hidden_layers as f64).sqrt());
+        let init = lecun(hidden);
+        // Branches that add to the residual stream start smaller with depth, as GPT-2's.
+        let branch = |fan_in: usize| lecun(2 * config.num_hidden_layers * fan_in);
         let one = Init::Constant(1.0);
         let mut attention = p.pp("self_attn");
         let q_proj = Linear::new(attention.pp("q_proj"), hidden, hidden, Bias::Yes, init)?;
         let k_proj = Linear::new(attention.pp("k_proj"), hidden, kv_size, Bias::Yes, init)?;
         let v_proj = Linear::new(attention.pp("v_proj"), hidden, kv_size, Bias::Yes, init)?;
-        let o_proj = Linear::new(attention.pp("o_proj"), hidden, hidden, Bias::No, branch)?;
+        let o_proj = Linear::new(attention.pp("o_proj"), hidden, hidden, Bias::No, branch(hidden))?;
         let mut mlp = p.pp("mlp");
         let gate_proj = Linear::new(mlp.pp("gate_proj"), hidden, intermediate, Bias::No, init)?;
         let up_proj = Linear::new(mlp.pp("up_proj"), hidden, intermediate, Bias::No, init)?;
-        let down_proj = Linear::new(mlp.pp("down_proj"), intermediate, hidden, Bias::No, branch)?;
+        let down_proj =
+            Linear::new(mlp.pp("down_proj"), intermediate, hidden, Bias::No, branch(intermediate))?;
         let input_layernorm = p.pp("input_layernorm").get("weight", &[hidden], one)?;
         let post_attention_layernorm = p.pp("post_attention_layernorm").get("weight", &[hidden], one)?;
         Ok(Self {

@@ -3,7 +3,7 @@
 //! Shape letters: `b` batch, `n` patches, `s` text positions, `v` hidden size.
 
 use crate::ModelError;
-use crate::layers::{Bias, LayerNorm, Linear, full_attention};
+use crate::layers::{Bias, LayerNorm, Linear, full_attention, lecun};
 use crate::params::{Init, ParamBuilder};
 use candle_core::{D, Result, Tensor};
 use oqvl_kernels::linear;
@@ -106,11 +106,6 @@ pub struct SiglipConfig {
     pub vision_config: SiglipVisionConfig,
     /// Text half.
     pub text_config: SiglipTextConfig,
-}
-
-/// How SigLIP's matrices start (LeCun): normal with variance `1 / fan_in`, as in big_vision and Hugging Face.
-fn lecun(fan_in: usize) -> Init {
-    Init::Normal((fan_in as f64).sqrt().recip())
 }
 
 /// One pre-norm transformer block.

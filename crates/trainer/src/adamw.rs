@@ -35,11 +35,11 @@ impl AdamW {
         Self { config, moments, num_steps: 0 }
     }
 
-    /// One step at `learning_rate`; `gradients` holds one vector per parameter. Returns their global L2 norm before
-    /// clipping. A norm that is not finite leaves every parameter as it is.
+    /// One step at `learning_rate`. Returns the global L2 norm of the gradients before clipping. A parameter without a
+    /// gradient stays as it is, as in PyTorch; a norm that is not finite leaves all of them as they are.
     ///
     /// # Errors
-    /// If a parameter has no gradient of its size.
+    /// If a parameter cannot be read or set.
     pub fn step(
         &mut self,
         vars: &BTreeMap<String, Var>,
@@ -57,9 +57,7 @@ impl AdamW {
         self.num_steps += 1;
         for (name, var) in vars {
             let moments = self.moments.get_mut(name);
-            let (Some(moments), Some(gradient)) = (moments, gradients.get(name)) else {
-                return Err(TrainError::NoGradient { name: name.clone() });
-            };
+            let (Some(moments), Some(gradient)) = (moments, gradients.get(name)) else { continue };
             let mut values = var.flatten_all()?.to_vec1::<f32>()?;
             let decay = match var.dims().len() > 1 && !name.ends_with(".bias") {
                 true => self.config.weight_decay,

@@ -31,7 +31,7 @@ pub(crate) struct Args {
     /// The config file [default: configs/micro.toml]
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
-    /// The work directory whose data and filters are shared [default: work/<name of the config>]
+    /// The work directory whose data and filters are shared [default: `work/` and the name in the config]
     #[arg(long, value_name = "DIR")]
     work_dir: Option<PathBuf>,
 }

@@ -74,11 +74,15 @@ impl Asked {
 
     /// What the user says, and the answer.
     pub(super) fn turn(&self) -> (String, String) {
-        let prompt = match self.form {
-            Form::MultipleChoice => multiple_choice_prompt(&self.question, &self.options),
-            Form::YesNo | Form::Open => short_answer_prompt(&self.question),
-        };
-        (prompt, self.answer.clone())
+        match self.form {
+            Form::MultipleChoice => {
+                // The answer of a multiple-choice question is a letter; what is taught is the option's text.
+                let option = LETTERS.iter().position(|letter| *letter == self.answer);
+                let text = option.and_then(|option| self.options.get(option)).unwrap_or(&self.answer);
+                (multiple_choice_prompt(&self.question, &self.options), text.clone())
+            }
+            Form::YesNo | Form::Open => (short_answer_prompt(&self.question), self.answer.clone()),
+        }
     }
 }
 

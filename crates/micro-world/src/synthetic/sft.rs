@@ -19,9 +19,9 @@ use rayon::iter::{IntoParallelRefIterator, ParallelIterator};
 /// Share of the conversations without image.
 const TEXT_ONLY_SHARE: f64 = 0.05;
 /// Weights of multiple choice, yes or no, and open questions.
-const QUESTION_WEIGHTS: [u32; 3] = [55, 27, 18];
+const QUESTION_WEIGHTS: [u32; 3] = [45, 35, 20];
 /// Share of the turns that ask for a description.
-const DESCRIBE_SHARE: f64 = 0.14;
+const DESCRIBE_SHARE: f64 = 0.08;
 
 /// Whether a conversation is about an image.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -77,9 +77,9 @@ fn conversation(seed: u64, k: usize, modality: Modality) -> (Conversation, Optio
     }
 }
 
-/// Two to four turns about a picture, all different.
+/// Four to six turns about a picture, all different.
 fn image_turns(scene: &Scene, rng: &mut Rng) -> Vec<(String, String)> {
-    let num_turns = rng.random_range(2..=4);
+    let num_turns = rng.random_range(4..=6);
     let mut turns: Vec<(String, String)> = Vec::with_capacity(num_turns);
     while turns.len() < num_turns {
         let turn = if rng.random_bool(DESCRIBE_SHARE) {
@@ -110,7 +110,7 @@ pub(super) fn question_turn(scene: &Scene, rng: &mut Rng) -> (String, String) {
     match weighted_index(&QUESTION_WEIGHTS, rng) {
         0 => {
             let question = random_question(scene, rng).into_multiple_choice(rng);
-            (question.prompt(), question.letter().to_owned())
+            (question.prompt(), question.answer().to_owned())
         }
         1 => {
             let kind = YesNoKind::random(rng);
@@ -144,7 +144,7 @@ mod tests {
             let (conversation, image) = conversation(7, k, Modality::Image);
             assert!(image.is_some() && conversation.image.is_some());
             let turns = &conversation.conversations;
-            assert!([4, 6, 8].contains(&turns.len()));
+            assert!([8, 10, 12].contains(&turns.len()));
             for (index, message) in turns.iter().enumerate() {
                 let expected = if index % 2 == 0 { Speaker::Human } else { Speaker::Gpt };
                 assert_eq!(message.from, expected);
