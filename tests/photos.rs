@@ -10,6 +10,8 @@ use std::path::Path;
 
 /// Formats the decoder knows, as `awkward.tsv` spells them.
 const FORMATS: [&str; 6] = ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF"];
+/// Shorter side in pixels below which the test has images rejected.
+const MIN_IMAGE_SIZE: u32 = 8;
 /// A checksum in the middle is wrong: Pillow looks over it, we do not.
 const STRICTER_THAN_PILLOW: &str = "derived_bad_idat_crc.png";
 
@@ -41,29 +43,57 @@ fn awkward_files(text: &str) -> Vec<(String, bool)> {
     let column =
         |name| header.iter().position(|heading| *heading == name).expect("awkward.tsv has the column");
     let (file, format, pillow) = (column("file"), column("true_format"), column("pillow"));
+    let sides = [column("width"), column("height")];
     let read = |line: Vec<&str>| {
         let name = line[file].rsplit('/').next().unwrap_or_default().to_owned();
-        let is_image =
+        let is_readable =
             line[pillow] == "ok" && FORMATS.contains(&line[format]) && name != STRICTER_THAN_PILLOW;
-        (name, is_image)
+        let is_large_enough =
+            sides.iter().all(|side| line[*side].parse().is_ok_and(|side: u32| side >= MIN_IMAGE_SIZE));
+        (name, is_readable && is_large_enough)
     };
     lines.map(read).collect()
 }
 
+/// Networks that have hardly learnt anything: they score all the same, which is all the stages after them need.
+const HARDLY_TRAINED: [&str; 3] = [
+    "bootstrap.siglip.training.num_steps=2",
+    "bootstrap.language_model.training.num_steps=2",
+    "bootstrap.mlm_filter.training.num_steps=2",
+];
+
+/// `seen`, `kept` and the reasons of a stage, after checking that every sample is one or the other.
+fn balanced_counts(work_dir: &Path, stage: &str) -> (u64, u64, Vec<String>) {
+    let report = json(&work_dir.join(stage).join("report.json"));
+    let count = |key: &str| report[key].as_u64().unwrap_or_else(|| panic!("{stage} does not count `{key}`"));
+    let rejected = report["rejected"].as_object().unwrap_or_else(|| panic!("{stage} gives no reasons"));
+    let num_rejected: u64 = rejected.values().filter_map(Value::as_u64).sum();
+    assert_eq!(count("seen"), count("kept") + num_rejected, "{stage}");
+    (count("seen"), count("kept"), rejected.keys().cloned().collect())
+}
+
 #[test]
-fn photos_are_kept_and_awkward_files_kept_or_rejected_with_a_reason() {
+fn photos_go_through_the_data_stages_and_awkward_files_are_kept_or_rejected_with_a_reason() {
     let Some(data) = shared_data() else { return };
-    let run = Reproduce::of("configs/photos.toml", scratch_dir("photos")).flag("--to", "data-fetch");
+    let run = Reproduce::of("configs/photos.toml", scratch_dir("photos"))
+        .flag("--to", "packer")
+        .set(&format!("data-fetch.min_image_size={MIN_IMAGE_SIZE}"))
+        .set_all(&HARDLY_TRAINED);
     let _ = run.finish().succeeded();
 
-    let report = json(&run.work_dir().join("data-fetch/report.json"));
-    let rejected: u64 =
-        report["rejected"].as_object().expect("reasons").values().filter_map(Value::as_u64).sum();
-    let (seen, kept) = (report["seen"].as_u64().expect("seen"), report["kept"].as_u64().expect("kept"));
-    assert_eq!(seen, kept + rejected);
-    let reasons: Vec<&str> =
-        report["rejected"].as_object().expect("reasons").keys().map(String::as_str).collect();
-    assert_eq!(reasons, ["corrupt-image", "empty-body", "not-an-image"]);
+    let (_, fetched, reasons) = balanced_counts(run.work_dir(), "data-fetch");
+    assert_eq!(reasons, ["corrupt-image", "empty-body", "image-too-small", "not-an-image"]);
+    for filter in ["clip-filter", "mlm-filter"] {
+        assert_eq!(
+            balanced_counts(run.work_dir(), filter).0,
+            fetched,
+            "{filter} looks at every fetched sample"
+        );
+    }
+    let (pool, mixed, _) = balanced_counts(run.work_dir(), "mixer");
+    let (to_pack, packed, _) = balanced_counts(run.work_dir(), "packer");
+    assert_eq!((pool, to_pack), (fetched, mixed));
+    assert!(packed > 0);
 
     let kept = kept_urls(&run.work_dir().join("data-fetch"));
     let list =

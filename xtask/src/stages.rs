@@ -26,6 +26,8 @@ pub(crate) const MICRO_WORLD: StageName = StageName("micro-world");
 pub(crate) const DATA_FETCH: StageName = StageName("data-fetch");
 /// The last stage whose output does not depend on what is selected; what follows an ablation runs anew.
 pub(crate) const MLM_FILTER: StageName = StageName("mlm-filter");
+/// What pre-training reads.
+pub(crate) const PACKER: StageName = StageName("packer");
 /// Pre-training.
 pub(crate) const TRAINER: StageName = StageName("trainer");
 /// The last measuring stage.
@@ -63,7 +65,7 @@ mod tests {
 
     #[test]
     fn named_stages_are_in_the_list() {
-        for stage in [MICRO_WORLD, DATA_FETCH, MLM_FILTER, TRAINER, EVALUATOR, REPORT] {
+        for stage in [MICRO_WORLD, DATA_FETCH, MLM_FILTER, PACKER, TRAINER, EVALUATOR, REPORT] {
             assert_eq!(StageName::find(stage.as_str()), Some(stage));
             assert_eq!(STAGES[stage.position()], stage);
         }

@@ -38,7 +38,7 @@ impl QuestionType {
     ];
 
     /// Share of each type of [`ALL`](Self::ALL) among questions, in percent.
-    pub const PERCENT: [u32; 5] = [35, 25, 15, 15, 10];
+    pub const PERCENT: [u32; 5] = [40, 25, 10, 20, 5];
 
     /// The name in benchmark files.
     #[must_use]
@@ -273,10 +273,13 @@ impl YesNoKind {
                     (shape, color) = (random_shape(rng), random_color(rng));
                 }
             }
-            // At most four of the six shapes have the colour, so the search ends.
             YesNoKind::AdversarialNo => {
-                while scene.contains(shape, color) {
-                    shape = random_shape(rng);
+                let free: Vec<Shape> =
+                    Shape::ALL.into_iter().filter(|shape| !scene.contains(*shape, color)).collect();
+                match free.choose(rng) {
+                    Some(other) => shape = *other,
+                    // Four objects of one colour may have all four shapes: then another colour is as wrong.
+                    None => return Self::RandomNo.question(scene, rng),
                 }
             }
         }
@@ -312,13 +315,13 @@ mod tests {
         let question = MultipleChoice {
             kind: QuestionType::Color,
             question: "what color is the circle?".into(),
-            options: ["red", "blue", "white", "cyan"].map(str::to_owned),
+            options: ["red", "blue", "green", "orange"].map(str::to_owned),
             answer_idx: 2,
         };
         assert_eq!(question.letter(), "C");
         assert_eq!(
             question.prompt(),
-            "what color is the circle?\nA. red\nB. blue\nC. white\nD. cyan\n\
+            "what color is the circle?\nA. red\nB. blue\nC. green\nD. orange\n\
              Answer with one of the given choices directly."
         );
         assert_eq!(

@@ -24,7 +24,7 @@ pub struct Tally {
     pub kept: u64,
     /// Rejections by reason.
     pub rejected: BTreeMap<String, u64>,
-    /// The first rejected samples ([`MAX_LISTED_REJECTS`] at most), in the order they were met.
+    /// The first rejected samples, 1000 at most, in the order they were met.
     pub rejects: Vec<RejectedSample>,
 }
 

@@ -147,14 +147,14 @@ mod tests {
         OptimizerConfig { weight_decay: 0.1, ..OptimizerConfig::default() }
     }
 
-    fn one(name: &str, value: &[[f32; 1]]) -> BTreeMap<String, Var> {
-        BTreeMap::from([(name.to_owned(), Var::new(value, &Device::Cpu).unwrap())])
+    fn one(name: &str, dims: &[usize]) -> BTreeMap<String, Var> {
+        BTreeMap::from([(name.to_owned(), Var::ones(dims, candle_core::DType::F32, &Device::Cpu).unwrap())])
     }
 
     /// `torch.optim.AdamW([w], lr=0.1, weight_decay=0.1)` on `w = 1` with gradients 0.5, -0.25.
     #[test]
     fn two_steps_by_hand() {
-        let vars = one("w", &[[1.0]]);
+        let vars = one("w", &[1, 1]);
         let mut adamw = AdamW::new(config(), &vars);
         let mut step = |gradient: f32| {
             adamw.step(&vars, &BTreeMap::from([("w".to_owned(), vec![gradient])]), 0.1).unwrap();
@@ -169,16 +169,14 @@ mod tests {
 
     #[test]
     fn biases_and_vectors_do_not_decay_and_norms_are_clipped() {
-        for (name, var) in
-            [("a.bias", Var::new(&[[1f32]], &Device::Cpu)), ("norm", Var::new(&[1f32], &Device::Cpu))]
-        {
-            let vars = BTreeMap::from([(name.to_owned(), var.unwrap())]);
+        for (name, dims) in [("a.bias", vec![1, 1]), ("norm", vec![1])] {
+            let vars = one(name, &dims);
             let mut adamw = AdamW::new(config(), &vars);
             let norm = adamw.step(&vars, &BTreeMap::from([(name.to_owned(), vec![0.0])]), 0.1).unwrap();
             assert_eq!(norm, 0.0);
             assert_eq!(vars[name].flatten_all().unwrap().to_vec1::<f32>().unwrap(), [1.0]);
         }
-        let vars = one("w", &[[1.0]]);
+        let vars = one("w", &[1, 1]);
         let mut adamw = AdamW::new(config(), &vars);
         let norm = adamw.step(&vars, &BTreeMap::from([("w".to_owned(), vec![30.0])]), 0.1).unwrap();
         assert_eq!(norm, 30.0);
@@ -187,7 +185,7 @@ mod tests {
 
     #[test]
     fn a_gradient_that_is_not_finite_changes_nothing() {
-        let vars = one("w", &[[1.0]]);
+        let vars = one("w", &[1, 1]);
         let mut adamw = AdamW::new(config(), &vars);
         let norm = adamw.step(&vars, &BTreeMap::from([("w".to_owned(), vec![f32::NAN])]), 0.1).unwrap();
         assert!(norm.is_nan());

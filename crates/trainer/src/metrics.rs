@@ -45,9 +45,12 @@ impl MetricsLog {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => String::new(),
             Err(error) => return Err(TrainError::io(&path)(error)),
         };
-        let parsed = text.lines().map_while(|line| serde_json::from_str::<StepMetrics>(line).ok());
-        let steps: Vec<_> = parsed.take_while(|metrics| metrics.step <= step).collect();
-        let kept: String = steps.iter().map(line).collect();
+        let parsed =
+            text.lines().map_while(|line| Some((line, serde_json::from_str::<StepMetrics>(line).ok()?)));
+        // The text of a line is kept as it is: a number read and written again may differ in its last digit.
+        let (lines, steps): (Vec<&str>, Vec<_>) =
+            parsed.take_while(|(_, metrics)| metrics.step <= step).unzip();
+        let kept: String = lines.iter().map(|line| format!("{line}\n")).collect();
         write_atomic(&path, kept.as_bytes()).map_err(TrainError::io(&path))?;
         let file = File::options().append(true).open(&path).map_err(TrainError::io(&path))?;
         Ok(Self { path, file, steps })

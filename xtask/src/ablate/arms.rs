@@ -24,10 +24,10 @@ pub(super) struct Comparison {
 /// Seeds of every arm: the order of the data, and what the networks start from.
 pub(super) const SEEDS: [u64; 3] = [7, 8, 9];
 
-/// Overrides of every arm. They set the compute: steps times sequences per step times `packer.seq_len` positions.
+/// Overrides of every arm. They set the compute: optimizer steps times positions per step.
 pub(super) const SHARED_SETS: [&str; 0] = [];
 
-/// The arms.
+/// The arms. The baseline takes 8 sequences of 384 positions a step, 3072, almost all of them text or image.
 pub(super) const ARMS: [Arm; 4] = [
     Arm { name: "baseline", what: "filtered data, packed, few tokens per image, then full", sets: &[] },
     Arm {
@@ -37,10 +37,20 @@ pub(super) const ARMS: [Arm; 4] = [
     },
     Arm {
         name: "padded",
-        what: "one sample per sequence, the rest is padding",
-        sets: &["packer.algorithm=one-per-sequence"],
+        what: "one sample per sequence, padded to the longest of its micro-batch",
+        // The longest of 14 samples has about 55 positions: 56 sequences are 3080 positions a step.
+        sets: &[
+            "packer.algorithm=one-per-sequence",
+            "trainer.training.global_batch_size=56",
+            "trainer.training.per_device_batch_size=14",
+        ],
     },
-    Arm { name: "full-only", what: "full tokens per image in pre-training too", sets: &[] },
+    Arm {
+        name: "full-only",
+        what: "full tokens per image in pre-training too",
+        // 36 positions per image, every patch, as in fine-tuning; the sequences stay as long and hold fewer samples.
+        sets: &["packer.pooled_grid=6", "trainer.pooled_grid=6"],
+    },
 ];
 
 /// The comparisons.

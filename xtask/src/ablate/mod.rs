@@ -1,7 +1,7 @@
 //! `cargo xtask ablate`: what each idea of the paper buys, in runs of equal compute over three seeds.
 //!
-//! Equal compute means an equal number of token positions through the language model: every arm takes the same
-//! number of optimizer steps, with the same number of sequences of the same length in each. What an arm makes of its
+//! Equal compute means an equal number of positions through the language model: every arm takes the same number of
+//! optimizer steps and, in each, about the same number of positions, padding included. What an arm makes of its
 //! positions is the point of the comparison: padding instead of text, or many positions per image instead of few.
 //!
 //! The stages before the mixer do not depend on the arm. They are taken from the work directory of the config (which
@@ -13,7 +13,7 @@ mod table;
 
 use crate::config::RunConfig;
 use crate::reproduce::{Request, bring_up_to_date};
-use crate::stages::{EVALUATOR, MLM_FILTER, StageName, TRAINER};
+use crate::stages::{EVALUATOR, MLM_FILTER, PACKER, StageName, TRAINER};
 use crate::{cargo, interrupt, json_file};
 use anyhow::Context;
 use arms::{ARMS, Arm, SEEDS, SHARED_SETS};
@@ -47,6 +47,8 @@ struct Measurement {
     num_tokens: u64,
     /// Such tokens per second of pre-training.
     tokens_per_second: f64,
+    /// Image-text pairs per second of pre-training.
+    pairs_per_second: f64,
     /// Mean loss over the last tenth of pre-training.
     last_loss: f64,
 }
@@ -133,6 +135,12 @@ fn measure(arm: &Arm, seed: u64, work_dir: &Path) -> anyhow::Result<Option<Measu
         last_loss: f64,
         tokens_per_second: Option<f64>,
     }
+    #[derive(Deserialize)]
+    struct Packing {
+        kept: u64,
+        num_tokens: u64,
+    }
+    let packing: Packing = json_file::read(&output(work_dir, PACKER, "report.json"))?;
     let results: BTreeMap<String, Scored> = json_file::read(&output(work_dir, EVALUATOR, "results.json"))?;
     let training: Training = json_file::read(&output(work_dir, TRAINER, "report.json"))?;
     Ok(training.tokens_per_second.map(|tokens_per_second| Measurement {
@@ -141,6 +149,7 @@ fn measure(arm: &Arm, seed: u64, work_dir: &Path) -> anyhow::Result<Option<Measu
         eval: results.into_iter().map(|(name, result)| (name, result.accuracy)).collect(),
         num_tokens: training.num_tokens,
         tokens_per_second,
+        pairs_per_second: tokens_per_second * packing.kept as f64 / packing.num_tokens as f64,
         last_loss: training.last_loss,
     }))
 }

@@ -11,10 +11,11 @@ struct Column {
     decimals: usize,
 }
 
-const COLUMNS: [Column; 5] = [
+const COLUMNS: [Column; 6] = [
     Column { heading: "multiple choice", value: |run| accuracy(run, "multiple_choice"), decimals: 3 },
     Column { heading: "yes/no", value: |run| accuracy(run, "yes_no"), decimals: 3 },
     Column { heading: "pre-training tokens/s", value: |run| run.tokens_per_second, decimals: 0 },
+    Column { heading: "pairs/s", value: |run| run.pairs_per_second, decimals: 1 },
     Column { heading: "pre-training seconds", value: Measurement::seconds, decimals: 1 },
     Column { heading: "last pre-training loss", value: |run| run.last_loss, decimals: 3 },
 ];
@@ -30,10 +31,11 @@ pub(super) fn document(measurements: &[Measurement], machine: &str) -> String {
     format!(
         "# What each idea buys\n\n\
          Written by `cargo xtask ablate`; do not edit. Measured on {machine}.\n\n\
-         Every arm is run with the seeds {seeds} and with equal compute: the same number of optimizer steps, of \
-         sequences per step, and of token positions per sequence. Data, tokenizer, towers and filters are shared. \
-         Numbers are means over the seeds, ± the sample standard deviation. Tokens per second count only tokens that \
-         are not padding. Losses of arms with other data or other image tokens are not comparable with each other. \
+         Every arm is run with the seeds {seeds} and with equal compute: the same number of optimizer steps \
+         and, in each, about the same number of positions through the language model, padding included. Data, \
+         tokenizer, towers and filters are shared. Numbers are means over the seeds, ± the sample standard \
+         deviation. Tokens per second count only tokens that are not padding; pairs are pairs of image and text. \
+         Losses of arms with other data or other image tokens are not comparable with each other. \
          Pre-training took {total} in all.\n\n\
          ## Arms\n\n{arms}\n\n\
          ## Differences\n\n\
@@ -59,7 +61,7 @@ fn arms_table(measurements: &[Measurement]) -> String {
 }
 
 fn differences_table(measurements: &[Measurement]) -> String {
-    let columns = &COLUMNS[..4];
+    let columns = &COLUMNS[..5];
     let find = |arm: &str, seed: u64| measurements.iter().find(|run| run.arm == arm && run.seed == seed);
     let rows = COMPARISONS.iter().map(|comparison| {
         let cells = columns.iter().map(|column| {
@@ -111,7 +113,15 @@ mod tests {
     fn measurement(arm: &'static str, seed: u64, accuracy: f64) -> Measurement {
         let eval =
             BTreeMap::from([("multiple_choice".to_owned(), accuracy), ("yes_no".to_owned(), accuracy)]);
-        Measurement { arm, seed, eval, num_tokens: 1000, tokens_per_second: 500.0, last_loss: 1.0 }
+        Measurement {
+            arm,
+            seed,
+            eval,
+            num_tokens: 1000,
+            tokens_per_second: 500.0,
+            pairs_per_second: 20.0,
+            last_loss: 1.0,
+        }
     }
 
     #[test]

@@ -12,18 +12,13 @@ pub enum Shape {
     Square,
     /// An upright triangle, apex on top.
     Triangle,
-    /// Two diagonal bars. An upright cross would look like a diamond where a cell is 16 pixels wide.
+    /// Two diagonal bars. An upright cross would look like a disc where a cell is 16 pixels wide.
     Cross,
-    /// A circle with a hole.
-    Ring,
-    /// A square on its corner, slightly slim.
-    Diamond,
 }
 
 impl Shape {
     /// Every shape.
-    pub const ALL: [Shape; 6] =
-        [Shape::Circle, Shape::Square, Shape::Triangle, Shape::Cross, Shape::Ring, Shape::Diamond];
+    pub const ALL: [Shape; 4] = [Shape::Circle, Shape::Square, Shape::Triangle, Shape::Cross];
 
     /// Its word in captions and answers.
     #[must_use]
@@ -33,13 +28,11 @@ impl Shape {
             Shape::Square => "square",
             Shape::Triangle => "triangle",
             Shape::Cross => "cross",
-            Shape::Ring => "ring",
-            Shape::Diamond => "diamond",
         }
     }
 }
 
-/// Colour of an object; eight values far apart in RGB.
+/// Colour of an object; six values far apart in RGB.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[expect(missing_docs, reason = "the names say it")]
 pub enum Color {
@@ -49,22 +42,12 @@ pub enum Color {
     Yellow,
     Purple,
     Orange,
-    White,
-    Cyan,
 }
 
 impl Color {
     /// Every colour.
-    pub const ALL: [Color; 8] = [
-        Color::Red,
-        Color::Green,
-        Color::Blue,
-        Color::Yellow,
-        Color::Purple,
-        Color::Orange,
-        Color::White,
-        Color::Cyan,
-    ];
+    pub const ALL: [Color; 6] =
+        [Color::Red, Color::Green, Color::Blue, Color::Yellow, Color::Purple, Color::Orange];
 
     /// Its word in captions and answers.
     #[must_use]
@@ -76,8 +59,6 @@ impl Color {
             Color::Yellow => "yellow",
             Color::Purple => "purple",
             Color::Orange => "orange",
-            Color::White => "white",
-            Color::Cyan => "cyan",
         }
     }
 
@@ -98,8 +79,6 @@ impl Color {
             Color::Yellow => [248, 222, 36],
             Color::Purple => [156, 48, 196],
             Color::Orange => [244, 124, 16],
-            Color::White => [244, 244, 244],
-            Color::Cyan => [48, 214, 226],
         }
     }
 }
