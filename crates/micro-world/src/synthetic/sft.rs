@@ -20,8 +20,8 @@ use rayon::iter::{IntoParallelRefIterator, ParallelIterator};
 const TEXT_ONLY_SHARE: f64 = 0.05;
 /// Weights of multiple choice, yes or no, and open questions.
 const QUESTION_WEIGHTS: [u32; 3] = [45, 35, 20];
-/// Share of the turns that ask for a description.
-const DESCRIBE_SHARE: f64 = 0.08;
+/// Share of the conversations about an image that end with a description of it.
+const DESCRIBE_SHARE: f64 = 0.5;
 
 /// Whether a conversation is about an image.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -77,21 +77,21 @@ fn conversation(seed: u64, k: usize, modality: Modality) -> (Conversation, Optio
     }
 }
 
-/// Four to six turns about a picture, all different.
+/// Four or five questions about a picture, all different, and in half of the conversations a description at the end:
+/// before the questions it would teach to answer from the description.
 fn image_turns(scene: &Scene, rng: &mut Rng) -> Vec<(String, String)> {
-    let num_turns = rng.random_range(4..=6);
-    let mut turns: Vec<(String, String)> = Vec::with_capacity(num_turns);
-    while turns.len() < num_turns {
-        let turn = if rng.random_bool(DESCRIBE_SHARE) {
-            (DESCRIBE_PROMPT.to_owned(), full(scene))
-        } else {
-            question_turn(scene, rng)
-        };
+    let num_questions = rng.random_range(4..=5);
+    let mut turns: Vec<(String, String)> = Vec::with_capacity(num_questions + 1);
+    while turns.len() < num_questions {
+        let turn = question_turn(scene, rng);
         // The same question twice, with or without options, would teach to copy the earlier answer.
         let question = |prompt: &str| prompt.lines().next().map(str::to_owned);
         if turns.iter().all(|(prompt, _)| question(prompt) != question(&turn.0)) {
             turns.push(turn);
         }
+    }
+    if rng.random_bool(DESCRIBE_SHARE) {
+        turns.push((DESCRIBE_PROMPT.to_owned(), full(scene)));
     }
     turns
 }
