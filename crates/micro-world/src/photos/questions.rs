@@ -215,7 +215,8 @@ mod tests {
         let asked = Asked::new(&question(&["a ", "b"], Some(1), "b", None), 7, 0);
         let (prompt, answer) = asked.turn();
         assert!(prompt.contains("\nB. ") && !prompt.contains("\nC. ") && !prompt.contains(" \n"), "{prompt}");
-        assert!(["A", "B"].contains(&answer.as_str()));
+        // What is taught is the text of the right option, not its letter.
+        assert_eq!((answer.as_str(), ["A", "B"].contains(&asked.answer.as_str())), ("b", true));
     }
 
     #[test]

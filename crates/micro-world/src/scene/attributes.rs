@@ -236,7 +236,7 @@ mod tests {
             .chain(Cell::all().map(Cell::name))
             .chain(WORDS)
             .collect();
-        assert_eq!(words.len(), 6 + 8 + 2 + 9 + 16);
+        assert_eq!(words.len(), 4 + 6 + 2 + 9 + 16);
     }
 
     #[test]

@@ -256,7 +256,8 @@ mod tests {
     #[test]
     fn a_shift_moves_the_scene() {
         let scene = scene_of(Shape::Square, Color::Yellow, ObjectSize::Small, Cell::new(4));
-        let left_edge = |canvas| painted(&draw(&scene, canvas), [244; 3]).iter().map(|p| p.0).min().unwrap();
+        let left_edge =
+            |canvas| painted(&draw(&scene, canvas), Color::Yellow.rgb()).iter().map(|p| p.0).min().unwrap();
         let shifted = Canvas { shift: [2.0, 0.0], ..Canvas::default() };
         assert_eq!(left_edge(shifted), left_edge(Canvas::default()) + 2);
     }
