@@ -13,34 +13,46 @@ use serde::{Deserialize, Serialize};
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum CaptionStyle {
-    /// Everything, place by place: `at the top left a large red circle, at the center a small blue square and at
-    /// the bottom the word cat`.
+    /// Everything, place by place: `at the top left a large red ring, at the top right a small blue bar and
+    /// at the bottom left the word cat`.
     Full,
-    /// A list: `red circle, blue square, word cat`.
+    /// A list: `red ring, blue bar, word cat`.
     Terse,
-    /// Where things are relative to each other: `the red circle is above the blue square`.
+    /// Where things are relative to each other: `the red ring is above the blue bar`.
     Relational,
-    /// With a count in front: `two objects and the word cat: a red circle and a blue square`.
+    /// With a count in front: `two objects and the word cat: a red ring and a blue bar`.
     Counting,
-    /// Like a page's alt text, about two objects at most: `photo of a red circle above a blue square`.
+    /// Like a page's alt text, about two objects at most: `photo of a red ring above a blue bar`.
     AltText,
+    /// Shapes and nothing else: `a ring and a bar`.
+    Outline,
 }
 
 impl CaptionStyle {
     /// Every style.
-    pub const ALL: [CaptionStyle; 5] = [
+    pub const ALL: [CaptionStyle; 6] = [
         CaptionStyle::Full,
         CaptionStyle::Terse,
         CaptionStyle::Relational,
         CaptionStyle::Counting,
         CaptionStyle::AltText,
+        CaptionStyle::Outline,
     ];
 
-    /// Weights of [`ALL`](Self::ALL) wherever a style is drawn.
-    const WEIGHTS: [u32; 5] = [60, 10, 10, 10, 10];
+    /// Weights of [`ALL`](Self::ALL) on the web.
+    const WEIGHTS: [u32; 6] = [55, 10, 10, 10, 5, 10];
+
+    /// Weights of [`ALL`](Self::ALL) for contrastive training. Places and colours tell most pairs of a batch
+    /// apart; a tower that shall know shapes needs captions that mention nothing else.
+    pub(crate) const CONTRASTIVE_WEIGHTS: [u32; 6] = [30, 10, 5, 5, 5, 45];
 
     pub(crate) fn random(rng: &mut Rng) -> CaptionStyle {
-        Self::ALL[weighted_index(&Self::WEIGHTS, rng)]
+        Self::weighted(&Self::WEIGHTS, rng)
+    }
+
+    /// A random style with the given weights of [`ALL`](Self::ALL).
+    pub(crate) fn weighted(weights: &[u32; 6], rng: &mut Rng) -> CaptionStyle {
+        Self::ALL[weighted_index(weights, rng)]
     }
 
     /// A random style that is not `self`.
@@ -63,21 +75,22 @@ pub fn caption(scene: &Scene, style: CaptionStyle, rng: &mut Rng) -> String {
         CaptionStyle::Relational => relational(scene, rng),
         CaptionStyle::Counting => counting(scene),
         CaptionStyle::AltText => alt_text(scene, rng),
+        CaptionStyle::Outline => outline(scene),
     }
 }
 
 /// The full caption; there is one way to word it.
 #[must_use]
 pub fn full(scene: &Scene) -> String {
-    let mentions = in_reading_order(
-        scene,
-        |object| {
-            let size = object.size.name();
-            format!("at the {} a {size} {}", object.cell.name(), look(object))
-        },
-        |written| format!("at the {} {}", written.cell.name(), the_writing(written)),
-    );
+    let mentions = in_reading_order(scene, object_at_place, |written| {
+        format!("at the {} {}", written.cell.name(), the_writing(written))
+    });
     join_with_and(&mentions)
+}
+
+/// `at the top left a large red ring`.
+pub(crate) fn object_at_place(object: &Object) -> String {
+    format!("at the {} a {} {}", object.cell.name(), object.size.name(), look(object))
 }
 
 fn terse(scene: &Scene) -> String {
@@ -111,6 +124,12 @@ fn counting(scene: &Scene) -> String {
     }
     let objects: Vec<String> = scene.objects.iter().map(a_look).collect();
     format!("{caption}: {}", join_with_and(&objects))
+}
+
+fn outline(scene: &Scene) -> String {
+    let shapes: Vec<String> =
+        scene.objects.iter().map(|object| format!("a {}", object.shape.name())).collect();
+    join_with_and(&shapes)
 }
 
 fn alt_text(scene: &Scene, rng: &mut Rng) -> String {
@@ -152,7 +171,7 @@ fn relation(a: Cell, b: Cell, rng: &mut Rng) -> &'static str {
     }
 }
 
-/// `red circle`.
+/// `red ring`.
 pub(crate) fn look(object: &Object) -> String {
     format!("{} {}", object.color.name(), object.shape.name())
 }
@@ -178,7 +197,7 @@ fn in_reading_order(
 }
 
 /// `a`, `a and b`, `a, b and c`.
-fn join_with_and(parts: &[String]) -> String {
+pub(crate) fn join_with_and(parts: &[String]) -> String {
     match parts {
         [] => String::new(),
         [one] => one.clone(),
@@ -198,10 +217,10 @@ mod tests {
 
     fn example() -> Scene {
         let objects = vec![
-            object(ObjectSize::Large, Color::Red, Shape::Circle, 0),
-            object(ObjectSize::Small, Color::Orange, Shape::Square, 3),
+            object(ObjectSize::Large, Color::Red, Shape::Ring, 0),
+            object(ObjectSize::Small, Color::Orange, Shape::Bar, 2),
         ];
-        let written = Some(WrittenText { writing: Writing::Word("cat"), cell: Cell::new(7), rgb: [255; 3] });
+        let written = Some(WrittenText { writing: Writing::Word("cat"), cell: Cell::new(3), rgb: [255; 3] });
         Scene { objects, written, background: [0; 3], texture_seed: 0 }
     }
 
@@ -210,16 +229,25 @@ mod tests {
         let caption = |style| caption(&example(), style, &mut stream(0, "test", 0, 0, 0));
         assert_eq!(
             caption(CaptionStyle::Full),
-            "at the top left a large red circle, at the left a small orange square and at the bottom the word cat"
+            "at the top left a large red ring, at the bottom left a small orange bar and at the bottom right the word cat"
         );
-        assert_eq!(caption(CaptionStyle::Terse), "red circle, orange square, word cat");
-        assert_eq!(caption(CaptionStyle::Relational), "the red circle is above the orange square");
+        assert_eq!(caption(CaptionStyle::Terse), "red ring, orange bar, word cat");
+        assert_eq!(caption(CaptionStyle::Relational), "the red ring is above the orange bar");
         assert_eq!(
             caption(CaptionStyle::Counting),
-            "two objects and the word cat: a red circle and an orange square"
+            "two objects and the word cat: a red ring and an orange bar"
         );
         let alt = caption(CaptionStyle::AltText);
-        assert!(alt.ends_with(" of a red circle above an orange square"), "{alt}");
+        assert!(alt.ends_with(" of a red ring above an orange bar"), "{alt}");
+        assert_eq!(caption(CaptionStyle::Outline), "a ring and a bar");
+    }
+
+    /// An outline names every shape in order and nothing else.
+    fn assert_outline(caption: &str, scene: &Scene) {
+        let named: Vec<&str> =
+            caption.split([' ', ',']).filter(|word| !["", "a", "and"].contains(word)).collect();
+        let shapes: Vec<&str> = scene.objects.iter().map(|object| object.shape.name()).collect();
+        assert_eq!(named, shapes, "{caption}");
     }
 
     /// Reads a caption back, phrase by phrase, and checks every claim against the scene.
@@ -281,7 +309,10 @@ mod tests {
             let scene = Scene::generate(3, Split::Web, index);
             for style in CaptionStyle::ALL {
                 let caption = caption(&scene, style, &mut stream(3, "test", 0, 0, index));
-                assert_true(&caption, &scene);
+                match style {
+                    CaptionStyle::Outline => assert_outline(&caption, &scene),
+                    _ => assert_true(&caption, &scene),
+                }
                 assert!(
                     caption
                         .chars()

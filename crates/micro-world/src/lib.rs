@@ -9,7 +9,7 @@
 //! The nouns:
 //!
 //! * a [`Scene`](scene::Scene) is one to four coloured shapes, and perhaps a word or a number, on a grid of
-//!   nine cells; a pure function of seed, [`Split`](scene::Split) and index. Splits share no scene, so the
+//!   four cells; a pure function of seed, [`Split`](scene::Split) and index. Splits share no scene, so the
 //!   benchmarks are held out by construction;
 //! * a [`CaptionStyle`](caption::CaptionStyle) is a way to describe it, a [`Question`](question::Question)
 //!   something to ask about it;

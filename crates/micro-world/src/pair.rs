@@ -107,6 +107,7 @@ fn clean_ranges(style: CaptionStyle) -> [RangeInclusive<u8>; 4] {
         CaptionStyle::Relational => [88..=95, 66..=75, 86..=93, 90..=95],
         CaptionStyle::Counting => [88..=95, 56..=65, 80..=87, 88..=94],
         CaptionStyle::AltText => [86..=92, 46..=55, 76..=83, 86..=92],
+        CaptionStyle::Outline => [86..=92, 50..=60, 76..=83, 86..=92],
         CaptionStyle::Terse => [86..=92, 46..=55, 56..=63, 86..=92],
     }
 }
@@ -221,7 +222,15 @@ fn alter(scene: &Scene, style: CaptionStyle, rng: &mut Rng) -> Scene {
                     || scene.written.is_some_and(|written| written.cell == *cell)
             };
             let free: Vec<Cell> = Cell::all().filter(|cell| !taken(cell)).collect();
-            object.cell = *free.choose(rng).expect("at most five of nine cells are taken");
+            match free.choose(rng) {
+                Some(cell) => object.cell = *cell,
+                // A full scene has several objects: two of them change places.
+                None => {
+                    let other = (index + 1) % altered.objects.len();
+                    let cell = altered.objects[other].cell;
+                    altered.objects[other].cell = std::mem::replace(&mut altered.objects[index].cell, cell);
+                }
+            }
             altered.objects.sort_by_key(|object| object.cell);
         }
     }

@@ -3,9 +3,7 @@
 //! A model that cannot see scores at chance: options other than the right one are drawn uniformly, the right
 //! one's letter is uniform, and yes and no are equally frequent.
 
-use crate::scene::{
-    Cell, Color, MAX_OBJECTS, NUMBER_LIMIT, Object, Scene, Shape, WORDS, Writing, random_color, random_shape,
-};
+use crate::scene::{Cell, Color, MAX_OBJECTS, NUMBER_LIMIT, Object, Scene, Shape, WORDS, Writing};
 use oqvl_stage::Rng;
 use rand::Rng as _;
 use rand::seq::{IndexedRandom, SliceRandom};
@@ -15,11 +13,11 @@ use serde::{Deserialize, Serialize};
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum QuestionType {
-    /// `what color is the object at the top left?`, or `what color is the circle?` where only one object is one.
+    /// `what color is the object at the top left?`, or `what color is the ring?` where only one object is one.
     Color,
     /// `what shape is the object at the top left?`, or `what shape is the red object?` where only one is red.
     Shape,
-    /// `where is the red circle?`
+    /// `where is the red ring?`
     Position,
     /// `how many objects are there?`
     Count,
@@ -38,7 +36,7 @@ impl QuestionType {
     ];
 
     /// Share of each type of [`ALL`](Self::ALL) among questions, in percent.
-    pub const PERCENT: [u32; 5] = [40, 25, 10, 20, 5];
+    pub const PERCENT: [u32; 5] = [35, 30, 10, 20, 5];
 
     /// The name in benchmark files.
     #[must_use]
@@ -224,67 +222,76 @@ impl MultipleChoice {
     }
 }
 
-/// How a yes-or-no question is made, and so its answer.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum YesNoKind {
-    /// About an object that is there.
-    Yes,
-    /// About a place where something is, with a random shape and colour that the scene does not have.
-    RandomNo,
-    /// About the colour that is at the place, in a shape that does not have it.
-    AdversarialNo,
+/// Whether the object at a place is of a colour or a shape: `is the object at the top left red?`
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct YesNoQuestion {
+    /// The question.
+    pub text: String,
+    /// The colour or shape that is asked about.
+    claimed: &'static str,
+    /// The colour or shape that the object has.
+    seen: &'static str,
 }
 
-impl YesNoKind {
-    /// Half yes, a quarter each of the two kinds of no, in random order; `count` is even.
-    pub(crate) fn balanced(count: usize, rng: &mut Rng) -> Vec<YesNoKind> {
-        let mut kinds: Vec<YesNoKind> = (0..count)
-            .map(|k| match k % 4 {
-                0 | 2 => YesNoKind::Yes,
-                1 => YesNoKind::RandomNo,
-                _ => YesNoKind::AdversarialNo,
-            })
-            .collect();
-        kinds.shuffle(rng);
-        kinds
-    }
+impl YesNoQuestion {
+    /// Share of the questions that are about colours; the rest is about shapes.
+    const COLOR_SHARE: f64 = 0.5;
 
-    pub(crate) fn random(rng: &mut Rng) -> YesNoKind {
-        *[YesNoKind::Yes, YesNoKind::Yes, YesNoKind::RandomNo, YesNoKind::AdversarialNo]
-            .choose(rng)
-            .expect("there are kinds")
+    /// A question to which the answer is yes (`holds`) or no. Half of the wrong claims, as far as the scene allows, are
+    /// true of another object: POPE's adversarial case.
+    #[must_use]
+    pub fn about(scene: &Scene, holds: bool, rng: &mut Rng) -> YesNoQuestion {
+        let object = scene.objects.choose(rng).expect("a scene has an object");
+        let place = object.cell.name();
+        let claim = |seen, all: Vec<&'static str>, there: Vec<&'static str>, rng: &mut Rng| match holds {
+            true => seen,
+            false => wrong_value(seen, all, there, rng),
+        };
+        if rng.random_bool(Self::COLOR_SHARE) {
+            let seen = object.color.name();
+            let there = scene.objects.iter().map(|other| other.color.name()).collect();
+            let claimed = claim(seen, Color::ALL.map(Color::name).to_vec(), there, rng);
+            YesNoQuestion { text: format!("is the object at the {place} {claimed}?"), claimed, seen }
+        } else {
+            let seen = object.shape.name();
+            let there = scene.objects.iter().map(|other| other.shape.name()).collect();
+            let claimed = claim(seen, Shape::ALL.map(Shape::name).to_vec(), there, rng);
+            YesNoQuestion { text: format!("is the object at the {place} a {claimed}?"), claimed, seen }
+        }
     }
 
     /// `yes` or `no`.
     #[must_use]
-    pub fn answer(self) -> &'static str {
-        if self == YesNoKind::Yes { "yes" } else { "no" }
+    pub fn label(&self) -> &'static str {
+        if self.claimed == self.seen { "yes" } else { "no" }
     }
 
-    /// A question of this kind: `is there a red circle at the top left?`
+    /// What fine-tuning teaches to answer: the reason first, `claimed red, seen blue: no`. A model this small learns to
+    /// compare two words that it has just written; to compare a word of the question with something seen stayed at chance
+    /// in every wording.
     #[must_use]
-    pub fn question(self, scene: &Scene, rng: &mut Rng) -> String {
-        let object = scene.objects.choose(rng).expect("a scene has an object");
-        let (mut shape, mut color) = (object.shape, object.color);
-        match self {
-            YesNoKind::Yes => {}
-            YesNoKind::RandomNo => {
-                while scene.contains(shape, color) {
-                    (shape, color) = (random_shape(rng), random_color(rng));
-                }
-            }
-            YesNoKind::AdversarialNo => {
-                let free: Vec<Shape> =
-                    Shape::ALL.into_iter().filter(|shape| !scene.contains(*shape, color)).collect();
-                match free.choose(rng) {
-                    Some(other) => shape = *other,
-                    // Four objects of one colour may have all four shapes: then another colour is as wrong.
-                    None => return Self::RandomNo.question(scene, rng),
-                }
-            }
-        }
-        format!("is there {} {} at the {}?", color.with_article(), shape.name(), object.cell.name())
+    pub fn answer(&self) -> String {
+        format!("claimed {}, seen {}: {}", self.claimed, self.seen, self.label())
     }
+
+    /// What the user says: the prompt of POPE style benchmarks.
+    #[must_use]
+    pub fn prompt(&self) -> String {
+        short_answer_prompt(&self.text)
+    }
+}
+
+/// A value that the object does not have: half of the time that of another object.
+fn wrong_value(
+    own: &'static str,
+    mut all: Vec<&'static str>,
+    mut there: Vec<&'static str>,
+    rng: &mut Rng,
+) -> &'static str {
+    all.retain(|&value| value != own);
+    there.retain(|&value| value != own);
+    let values = if !there.is_empty() && rng.random_bool(0.5) { there } else { all };
+    values.choose(rng).expect("there are several colours and shapes")
 }
 
 #[cfg(test)]
@@ -314,19 +321,19 @@ mod tests {
     fn prompts_are_the_evaluators() {
         let question = MultipleChoice {
             kind: QuestionType::Color,
-            question: "what color is the circle?".into(),
+            question: "what color is the ring?".into(),
             options: ["red", "blue", "green", "orange"].map(str::to_owned),
             answer_idx: 2,
         };
         assert_eq!(question.letter(), "C");
         assert_eq!(
             question.prompt(),
-            "what color is the circle?\nA. red\nB. blue\nC. green\nD. orange\n\
+            "what color is the ring?\nA. red\nB. blue\nC. green\nD. orange\n\
              Answer with one of the given choices directly."
         );
         assert_eq!(
-            short_answer_prompt("is there a red circle?"),
-            "is there a red circle?\nAnswer the question using a single word or phrase."
+            short_answer_prompt("is there a red ring?"),
+            "is there a red ring?\nAnswer the question using a single word or phrase."
         );
     }
 
@@ -389,26 +396,30 @@ mod tests {
     }
 
     #[test]
-    fn yes_and_no_are_balanced_and_right() {
-        for count in [0, 2, 4, 6, 400] {
-            let kinds = YesNoKind::balanced(count, &mut stream(0, "test", 0, 0, 1));
-            assert_eq!(kinds.iter().filter(|kind| kind.answer() == "yes").count(), count / 2);
-        }
+    fn claims_hold_or_do_not_as_wanted() {
+        let (mut num_adversarial, mut num_wrong) = (0, 0);
         for (scene, mut rng) in scenes() {
-            for kind in [YesNoKind::Yes, YesNoKind::RandomNo, YesNoKind::AdversarialNo] {
-                let question = kind.question(&scene, &mut rng);
-                let there = scene.objects.iter().any(|object| {
-                    let (look, place) = (crate::caption::look(object), object.cell.name());
-                    question.ends_with(&format!(" {look} at the {place}?"))
-                });
-                assert_eq!(there, kind.answer() == "yes", "{question} of {scene:?}");
-                let color_is_there =
-                    scene.objects.iter().any(|object| question.contains(object.color.name()));
-                let one_color_has_every_shape = Color::ALL
-                    .iter()
-                    .any(|&color| Shape::ALL.iter().all(|&shape| scene.contains(shape, color)));
-                assert!(kind == YesNoKind::RandomNo || color_is_there || one_color_has_every_shape);
+            for holds in [true, false] {
+                let question = YesNoQuestion::about(&scene, holds, &mut rng);
+                let at_place = |object: &&Object| {
+                    question.text.starts_with(&format!("is the object at the {} ", object.cell.name()))
+                };
+                let is_claimed = |object: &&Object| {
+                    question.text.ends_with(&format!(" {}?", object.color.name()))
+                        || question.text.ends_with(&format!(" a {}?", object.shape.name()))
+                };
+                let object = scene.objects.iter().find(at_place).expect("the place has an object");
+                assert_eq!(is_claimed(&object), holds, "{question:?} of {scene:?}");
+                assert!([object.color.name(), object.shape.name()].contains(&question.seen));
+                assert!(question.answer().ends_with(if holds { ": yes" } else { ": no" }));
+                if !holds && scene.objects.len() > 1 {
+                    num_wrong += 1;
+                    num_adversarial += usize::from(scene.objects.iter().any(|object| is_claimed(&object)));
+                }
             }
         }
+        // Half by intention where other objects differ, and a few more by chance.
+        let share = f64::from(num_adversarial as u32) / f64::from(num_wrong);
+        assert!((0.45..0.75).contains(&share), "{share}");
     }
 }

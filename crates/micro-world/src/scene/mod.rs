@@ -100,8 +100,8 @@ pub struct Scene {
 /// The most objects a scene has.
 pub const MAX_OBJECTS: usize = 4;
 
-/// Share of the scenes with a word or a number.
-const WRITTEN_SHARE: f64 = 0.35;
+/// Share of the scenes with a word or a number among those that have a cell for it.
+const WRITTEN_SHARE: f64 = 0.5;
 /// Share of the writings that are words; words are fewer than numbers and so easier to learn.
 const WORD_SHARE: f64 = 0.65;
 /// Share of the scenes all of whose objects differ in shape and in colour, so that one attribute names an
@@ -131,7 +131,8 @@ impl Scene {
         let num_objects = 1 + weighted_index(&OBJECT_COUNT_WEIGHTS, rng);
         let mut cells: Vec<Cell> = Cell::all().collect();
         cells.shuffle(rng);
-        let written = rng.random_bool(WRITTEN_SHARE).then(|| WrittenText {
+        let has_room = num_objects < cells.len();
+        let written = (has_room && rng.random_bool(WRITTEN_SHARE)).then(|| WrittenText {
             writing: random_writing(rng),
             cell: cells[num_objects],
             rgb: *INKS.choose(rng).expect("there are inks"),
@@ -306,7 +307,8 @@ mod tests {
         let scenes: Vec<_> = scenes(Split::Bootstrap, 4000).collect();
         let share = |count: usize| count as f64 / scenes.len() as f64;
         let written = share(scenes.iter().filter(|scene| scene.written.is_some()).count());
-        assert!((written - WRITTEN_SHARE).abs() < 0.04, "{written}");
+        let with_room = f64::from(OBJECT_COUNT_WEIGHTS[..MAX_OBJECTS - 1].iter().sum::<u32>()) / 100.0;
+        assert!((written - with_room * WRITTEN_SHARE).abs() < 0.04, "{written}");
         let uniquely = share(scenes.iter().filter(|scene| scene.uniquely_shaped().next().is_some()).count());
         assert!(uniquely > 0.9, "{uniquely}");
         for (num_objects, weight) in (1..).zip(OBJECT_COUNT_WEIGHTS) {

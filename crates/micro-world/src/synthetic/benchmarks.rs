@@ -8,11 +8,12 @@ use crate::benchmark_files::{
 use crate::config::SyntheticConfig;
 use crate::encode::PictureFormat;
 use crate::error::WorldError;
-use crate::question::{Question, QuestionType, YesNoKind};
+use crate::question::{Question, QuestionType, YesNoQuestion};
 use crate::report::WorldReport;
 use crate::scene::{Canvas, MAX_OBJECTS, Scene, Split, draw};
 use crate::world_dir::WorldDir;
 use oqvl_stage::{Progress, RunContext, stream};
+use rand::seq::SliceRandom;
 use rayon::iter::{IndexedParallelIterator, IntoParallelRefIterator, ParallelIterator};
 
 /// Scene indices of the three benchmarks.
@@ -118,12 +119,19 @@ fn multiple_choice(count: usize, run: &RunContext) -> Result<Vec<MultipleChoiceR
 }
 
 fn yes_no(count: usize, run: &RunContext) -> Result<Vec<(YesNoLine, NamedImage)>, WorldError> {
-    let kinds = YesNoKind::balanced(count, &mut stream(run.seed, "micro-world/yes-no", 0, 0, 0));
-    make(&kinds, run, |k, kind| {
+    let mut answers: Vec<bool> = (0..count).map(|k| k % 2 == 0).collect();
+    answers.shuffle(&mut stream(run.seed, "micro-world/yes-no", 0, 0, 0));
+    make(&answers, run, |k, &holds| {
         let scene = Scene::generate(run.seed, Split::Eval, YES_NO + k as u64);
-        let text = kind.question(&scene, &mut stream(run.seed, "micro-world/yes-no", 0, 1, k as u64));
+        let mut rng = stream(run.seed, "micro-world/yes-no", 0, 1, k as u64);
+        let question = YesNoQuestion::about(&scene, holds, &mut rng);
         let image = format!("yes_no_{k:06}.png");
-        let line = YesNoLine { question_id: k as u64 + 1, image: image.clone(), text, label: kind.answer() };
+        let line = YesNoLine {
+            question_id: k as u64 + 1,
+            image: image.clone(),
+            label: question.label(),
+            text: question.text,
+        };
         (line, (image, png(&scene)))
     })
 }

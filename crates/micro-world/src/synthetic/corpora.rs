@@ -100,7 +100,8 @@ fn siglip_pair(seed: u64, k: usize) -> EncodedPair {
     let source = SceneSource { seed, split: Split::Bootstrap, index: region(0) + k as u64 };
     let mut rng = stream(seed, "micro-world/siglip", 0, 0, k as u64);
     let scene = source.scene();
-    let pair = Pair::clean(&scene, CaptionStyle::random(&mut rng), &mut rng);
+    let style = CaptionStyle::weighted(&CaptionStyle::CONTRASTIVE_WEIGHTS, &mut rng);
+    let pair = Pair::clean(&scene, style, &mut rng);
     let format = PictureFormat::Jpeg;
     EncodedPair { pair, source, format, image: format.encode(&draw(&scene, Canvas::default())) }
 }

@@ -7,7 +7,7 @@ use crate::config::{SyntheticConfig, share_of};
 use crate::encode::PictureFormat;
 use crate::error::WorldError;
 use crate::phrases::small_talk;
-use crate::question::{DESCRIBE_PROMPT, Question, QuestionType, YesNoKind, short_answer_prompt};
+use crate::question::{DESCRIBE_PROMPT, Question, QuestionType, YesNoQuestion};
 use crate::report::WorldReport;
 use crate::scene::{Canvas, Scene, Split, draw, weighted_index};
 use crate::world_dir::WorldDir;
@@ -113,8 +113,9 @@ pub(super) fn question_turn(scene: &Scene, rng: &mut Rng) -> (String, String) {
             (question.prompt(), question.answer().to_owned())
         }
         1 => {
-            let kind = YesNoKind::random(rng);
-            (short_answer_prompt(&kind.question(scene, rng)), kind.answer().to_owned())
+            let holds = rng.random_bool(0.5);
+            let question = YesNoQuestion::about(scene, holds, rng);
+            (question.prompt(), question.answer())
         }
         _ => {
             let question = random_question(scene, rng);

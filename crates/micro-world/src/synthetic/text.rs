@@ -10,6 +10,7 @@ use crate::caption::{CaptionStyle, caption, full};
 use crate::config::SyntheticConfig;
 use crate::error::WorldError;
 use crate::phrases::{boilerplate, small_talk, vague};
+use crate::question::YesNoQuestion;
 use crate::report::WorldReport;
 use crate::scene::{Scene, Split, weighted_index};
 use crate::world_dir::{WorldDir, write_jsonl};
@@ -18,9 +19,9 @@ use rand::Rng as _;
 use rayon::iter::{IntoParallelIterator, ParallelIterator};
 use serde_json::json;
 
-/// Percent of the documents that are captions, descriptions with questions, small talk, and what pages are
-/// full of.
-const WEIGHTS: [u32; 4] = [25, 60, 8, 7];
+/// Percent of the documents that are captions, descriptions with questions, yes-or-no questions without a description,
+/// small talk, and what pages are full of.
+const WEIGHTS: [u32; 5] = [20, 50, 15, 8, 7];
 
 /// Writes `corpora/text.jsonl`.
 pub(super) fn write(
@@ -55,7 +56,15 @@ fn document(seed: u64, k: u64) -> String {
             }
             lines
         }
-        2 => {
+        // What the object is cannot be known, but once that is said the verdict can.
+        2 => (0..4)
+            .flat_map(|_| {
+                let holds = rng.random_bool(0.5);
+                let question = YesNoQuestion::about(&scene, holds, &mut rng);
+                [question.prompt(), question.answer()]
+            })
+            .collect(),
+        3 => {
             let num_exchanges = rng.random_range(1..=2);
             (0..num_exchanges).flat_map(|_| <[String; 2]>::from(small_talk(&mut rng))).collect()
         }
