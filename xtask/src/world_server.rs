@@ -3,6 +3,7 @@
 //! It ends when its standard input closes. Both the runner and data-fetch hold the other end of that pipe: the
 //! server outlives neither, and a data-fetch that survives a killed runner still has a world to fetch from.
 
+use crate::exit::Exit;
 use crate::stages::{MICRO_WORLD, WORLD_SERVER_BINARY};
 use crate::{cargo, child_output, interrupt};
 use anyhow::{Context, bail};
@@ -60,7 +61,10 @@ impl WorldServer {
             if let Some(status) = self.child.try_wait()? {
                 bail!("{WORLD_SERVER_BINARY} ended before it listened ({status})");
             }
-            if started.elapsed() > START_LIMIT || interrupt::requested() {
+            if interrupt::requested() {
+                return Err(Exit::interrupted("the start of the world server"));
+            }
+            if started.elapsed() > START_LIMIT {
                 bail!("{WORLD_SERVER_BINARY} has not written {} after {START_LIMIT:?}", hosts.display());
             }
             std::thread::sleep(Duration::from_millis(10));

@@ -145,6 +145,11 @@ impl StageConfig for BootstrapConfig {
     }
 
     fn inputs(&self) -> Vec<PathBuf> {
-        vec![self.text.clone(), self.pairs.clone(), self.scored_pairs.clone()]
+        let mut inputs = vec![self.text.clone(), self.pairs.clone(), self.scored_pairs.clone()];
+        if let TokenizerSource::File { path } = &self.tokenizer {
+            // Relative to where the program runs, as it is read: the tokenizer is no stage's output.
+            inputs.push(std::path::absolute(path).unwrap_or_else(|_| path.clone()));
+        }
+        inputs
     }
 }

@@ -2,11 +2,11 @@
 
 use crate::BootstrapError;
 use oqvl_image_prep::{DecodeLimits, decode, pixel_values};
-use oqvl_shard_io::{Sample, ShardReader};
+use oqvl_shard_io::{Sample, ShardReader, list_shards};
 use rayon::prelude::*;
 use serde::Deserialize;
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 /// Image-text pairs, decoded for one model input size.
 #[derive(Debug, Default)]
@@ -34,7 +34,7 @@ impl PairCorpus {
     /// Reads all shards of `dir` in name order.
     pub(crate) fn read(dir: &Path, image_size: usize) -> Result<Self, BootstrapError> {
         let mut corpus = Self::default();
-        for shard in shards(dir)? {
+        for shard in list_shards(dir)? {
             let samples: Vec<Sample> = ShardReader::open(&shard)?.collect::<Result<_, _>>()?;
             let pairs: Vec<Option<Pair>> =
                 samples.par_iter().map(|sample| pair(sample, image_size)).collect();
@@ -56,6 +56,26 @@ impl PairCorpus {
         }
     }
 
+    /// Leaves out pairs that lack one of the scores.
+    pub(crate) fn with_scores(mut self, metrics: &[&str], dir: &Path) -> Result<Self, BootstrapError> {
+        let has_all: Vec<bool> = (self.scores.iter())
+            .map(|scores| metrics.iter().all(|metric| scores.contains_key(*metric)))
+            .collect();
+        let num_kept = has_all.iter().filter(|has_all| **has_all).count();
+        if num_kept == 0 {
+            return Err(BootstrapError::NoData { path: dir.to_path_buf(), what: "no pair with every score" });
+        }
+        self.num_rejected += (has_all.len() - num_kept) as u64;
+        let kept = |index: &mut std::slice::Iter<'_, bool>| *index.next().expect("one per pair");
+        let mut flags = has_all.iter();
+        self.images.retain(|_| kept(&mut flags));
+        let mut flags = has_all.iter();
+        self.captions.retain(|_| kept(&mut flags));
+        let mut flags = has_all.iter();
+        self.scores.retain(|_| kept(&mut flags));
+        Ok(self)
+    }
+
     pub(crate) fn len(&self) -> usize {
         self.images.len()
     }
@@ -66,15 +86,6 @@ fn pair(sample: &Sample, image_size: usize) -> Option<Pair> {
     let caption = sample.caption().ok()??.to_owned();
     let scores = sample.metadata::<PairMetadata>().ok()?.unwrap_or_default().scores;
     Some((pixel_values(&image, image_size as u32), caption, scores))
-}
-
-fn shards(dir: &Path) -> Result<Vec<PathBuf>, BootstrapError> {
-    let entries = std::fs::read_dir(dir).map_err(BootstrapError::io(dir))?;
-    let paths = entries.filter_map(|entry| Some(entry.ok()?.path()));
-    let mut shards: Vec<_> =
-        paths.filter(|path| path.extension().is_some_and(|ending| ending == "tar")).collect();
-    shards.sort();
-    Ok(shards)
 }
 
 /// A line of the text corpus.

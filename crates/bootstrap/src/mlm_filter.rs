@@ -41,7 +41,7 @@ impl ScoringTask<'_> {
 
     /// Prompt, score digits, `<|im_end|>`; only what the model is to say is labelled.
     fn scored_example(&self, sample: usize, metric: Metric) -> Result<Example, TextError> {
-        let score = self.scored.scores[sample].get(metric.name()).copied().unwrap_or(0);
+        let score = self.scored.scores[sample][metric.name()];
         let mut input_ids =
             self.table.prompt.input_ids(self.tokenizer, metric, &self.scored.captions[sample])?;
         let mut labels = vec![IGNORE_INDEX; input_ids.len()];

@@ -6,7 +6,7 @@ use crate::corpus::{PairCorpus, read_texts};
 use crate::language_model::train_language_model;
 use crate::mlm_filter::train_mlm_filter;
 use crate::siglip::train_siglip;
-use oqvl_model::{CONFIG_FILE, TOKENIZER_FILE};
+use oqvl_model::{CONFIG_FILE, TOKENIZER_FILE, WEIGHTS_FILE};
 use oqvl_shard_io::{read_json, write_atomic, write_json_atomic};
 use oqvl_stage::{RunContext, Stage};
 use oqvl_text_prep::{BpeTrainer, Tokenizer};
@@ -44,7 +44,9 @@ impl Stage for Bootstrap {
         let tokenizer = Tokenizer::from_file(&tokenizer_file)?;
         let image_size = config.siglip.image_size;
         let pairs = PairCorpus::read(&run.resolve(&config.pairs), image_size)?;
-        let scored = PairCorpus::read(&run.resolve(&config.scored_pairs), image_size)?;
+        let scored_dir = run.resolve(&config.scored_pairs);
+        let metrics: Vec<&str> = config.mlm_filter.metrics.iter().map(|metric| metric.name()).collect();
+        let scored = PairCorpus::read(&scored_dir, image_size)?.with_scores(&metrics, &scored_dir)?;
 
         let dir = |name: &str| run.out_dir.join(name);
         let mut models = BTreeMap::new();
@@ -74,7 +76,8 @@ fn once(
 ) -> Result<(), BootstrapError> {
     let dir = run.out_dir.join(name);
     let report_path = dir.join("training.local.json");
-    if !(dir.join(CONFIG_FILE).exists() && report_path.exists()) {
+    let is_whole = [CONFIG_FILE, WEIGHTS_FILE, TOKENIZER_FILE].iter().all(|file| dir.join(file).is_file());
+    if !(is_whole && report_path.exists()) {
         tracing::info!("training {name}");
         let report = train(&dir)?;
         tracing::info!("{name}: loss {:.3} -> {:.3}", report.first_loss, report.last_loss);

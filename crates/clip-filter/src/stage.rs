@@ -73,6 +73,7 @@ fn score(checkpoint: &SiglipCheckpoint, samples: &[Sample]) -> Result<Vec<Sample
 impl Stage for ClipFilter {
     const NAME: &'static str = "clip-filter";
     const VERSION: &'static str = env!("CARGO_PKG_VERSION");
+    const SHARDED: bool = true;
     type Config = ClipFilterConfig;
     type Report = ClipFilterReport;
     type Error = ClipFilterError;

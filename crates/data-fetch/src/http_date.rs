@@ -25,8 +25,11 @@ pub(crate) fn parse(text: &str) -> Option<SystemTime> {
         && hour < 24
         && minute < 60
         && second <= 60;
+    if !is_valid {
+        return None;
+    }
     let seconds = days_since_1970(year, month, day) * 86_400 + hour * 3600 + minute * 60 + second;
-    is_valid.then(|| SystemTime::UNIX_EPOCH + Duration::from_secs(seconds))
+    Some(SystemTime::UNIX_EPOCH + Duration::from_secs(seconds))
 }
 
 /// Days of the Gregorian calendar, counted with years that begin in March, so that the leap day comes last.
@@ -57,6 +60,9 @@ mod tests {
         check("Tue, 29 Feb 2000 23:59:59 GMT", Some(951_868_799));
         check("Wed, 01 Mar 2000 00:00:00 GMT", Some(951_868_800));
         check("Fri, 31 Dec 2100 00:00:00 GMT", Some(4_133_894_400));
+        // Nothing is computed from what a hostile server may send.
+        check("Sun, 06 Nov 18446744073709551615 08:49:37 GMT", None);
+        check("Sun, 06 Nov 1994 18446744073709551615:49:37 GMT", None);
     }
 
     #[test]

@@ -113,6 +113,7 @@ pub struct DataFetch;
 impl Stage for DataFetch {
     const NAME: &'static str = "data-fetch";
     const VERSION: &'static str = env!("CARGO_PKG_VERSION");
+    const SHARDED: bool = true;
     type Config = DataFetchConfig;
     type Report = DataFetchReport;
     type Error = DataFetchError;

@@ -102,9 +102,9 @@ impl ShardPaths {
         }
     }
 
-    /// Whether the shard is finished.
+    /// Whether the shard is finished: the stats are written last, and nothing has been taken away since.
     pub(crate) fn is_finished(&self) -> bool {
-        self.stats.exists()
+        [&self.tar, &self.table, &self.network, &self.stats].iter().all(|path| path.exists())
     }
 }
 

@@ -103,6 +103,7 @@ pub struct EvaluatorReport {
 impl Stage for Evaluator {
     const NAME: &'static str = "evaluator";
     const VERSION: &'static str = env!("CARGO_PKG_VERSION");
+    const SHARDED: bool = true;
     type Config = EvaluatorConfig;
     type Report = EvaluatorReport;
     type Error = EvaluatorError;

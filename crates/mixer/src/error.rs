@@ -18,20 +18,6 @@ pub enum MixerError {
     /// A shard, sidecar or uid list cannot be read, or an output cannot be written.
     #[error(transparent)]
     Shard(#[from] ShardError),
-    /// The directory of input shards cannot be listed.
-    #[error("{path}: cannot list the input shards")]
-    ListShards {
-        /// The directory.
-        path: PathBuf,
-        /// What the operating system said.
-        source: std::io::Error,
-    },
-    /// The directory of input shards holds none.
-    #[error("{path}: no input shard (`*.tar`)")]
-    NoShards {
-        /// The directory.
-        path: PathBuf,
-    },
     /// A score sidecar lacks the metric a subset asks for.
     #[error("{path}: no metric `{metric}`; it has {known}")]
     NoSuchMetric {

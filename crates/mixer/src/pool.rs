@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::path::{Path, PathBuf};
 
-use oqvl_shard_io::{Member, ScoreTable, ShardError, ShardReader, Uid};
+use oqvl_shard_io::{Member, ScoreTable, ShardError, ShardReader, Uid, list_shards};
 use oqvl_stage::RunContext;
 use rayon::prelude::*;
 
@@ -67,23 +67,10 @@ impl ShardScan {
     }
 }
 
-/// The tars of `dir` in name order.
-pub(crate) fn list_shards(dir: &Path) -> Result<Vec<InputShard>, MixerError> {
-    let list_error = |source| MixerError::ListShards { path: dir.to_path_buf(), source };
-    let mut shards = Vec::new();
-    for entry in std::fs::read_dir(dir).map_err(list_error)? {
-        let path = entry.map_err(list_error)?.path();
-        let name = path.file_name().and_then(|name| name.to_str()).and_then(|name| name.strip_suffix(".tar"));
-        // A leading dot marks files that are being written.
-        if let Some(name) = name.filter(|name| !name.starts_with('.')) {
-            shards.push(InputShard { name: name.to_owned(), path: path.clone() });
-        }
-    }
-    if shards.is_empty() {
-        return Err(MixerError::NoShards { path: dir.to_path_buf() });
-    }
-    shards.sort_by(|a, b| a.name.cmp(&b.name));
-    Ok(shards)
+/// The shards of `dir` in name order.
+pub(crate) fn input_shards(dir: &Path) -> Result<Vec<InputShard>, MixerError> {
+    let name = |path: &Path| path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
+    Ok(list_shards(dir)?.into_iter().map(|path| InputShard { name: name(&path), path }).collect())
 }
 
 /// Scans all input shards, in parallel; the result is in shard order.
@@ -92,7 +79,7 @@ pub(crate) fn scan_pool(
     rules: &[Rule],
     run: &RunContext,
 ) -> Result<Vec<ShardScan>, MixerError> {
-    let shards = list_shards(&run.resolve(&config.shards))?;
+    let shards = input_shards(&run.resolve(&config.shards))?;
     let progress = run.progress(shards.len() as u64, "shards read");
     let scans = shards
         .into_par_iter()
@@ -218,11 +205,14 @@ mod tests {
             oqvl_shard_io::write_atomic(&dir.path().join(name), b"").unwrap();
         }
         let names: Vec<String> =
-            list_shards(dir.path()).unwrap().into_iter().map(|shard| shard.name).collect();
+            input_shards(dir.path()).unwrap().into_iter().map(|shard| shard.name).collect();
         assert_eq!(names, ["00002", "00010"]);
         let empty = tempfile::tempdir().unwrap();
-        assert!(matches!(list_shards(empty.path()), Err(MixerError::NoShards { .. })));
-        assert!(matches!(list_shards(&empty.path().join("x")), Err(MixerError::ListShards { .. })));
+        assert!(matches!(input_shards(empty.path()), Err(MixerError::Shard(ShardError::NoShards { .. }))));
+        assert!(matches!(
+            input_shards(&empty.path().join("x")),
+            Err(MixerError::Shard(ShardError::Io { .. }))
+        ));
     }
 
     #[test]

@@ -43,6 +43,7 @@ pub struct OverlapReport {
 impl Stage for Mixer {
     const NAME: &'static str = "mixer";
     const VERSION: &'static str = env!("CARGO_PKG_VERSION");
+    const SHARDED: bool = true;
     type Config = MixerConfig;
     type Report = MixerReport;
     type Error = MixerError;

@@ -92,6 +92,7 @@ impl Scorer<'_> {
 impl Stage for MlmFilter {
     const NAME: &'static str = "mlm-filter";
     const VERSION: &'static str = env!("CARGO_PKG_VERSION");
+    const SHARDED: bool = true;
     type Config = MlmFilterConfig;
     type Report = MlmFilterReport;
     type Error = MlmFilterError;

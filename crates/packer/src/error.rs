@@ -32,18 +32,4 @@ pub enum PackerError {
         /// What the tokenizer said.
         source: TextError,
     },
-    /// The directory of input shards cannot be listed.
-    #[error("{path}: cannot list the input shards")]
-    ListShards {
-        /// The directory.
-        path: PathBuf,
-        /// What the operating system said.
-        source: std::io::Error,
-    },
-    /// The directory of input shards holds none.
-    #[error("{path}: no input shard (`*.tar`)")]
-    NoShards {
-        /// The directory.
-        path: PathBuf,
-    },
 }

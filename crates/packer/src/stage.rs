@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use oqvl_shard_io::list_shards;
 use oqvl_stage::{RunContext, Stage, StageConfig};
 use oqvl_text_prep::Tokenizer;
 use rayon::prelude::*;
@@ -17,6 +18,7 @@ pub struct Packer;
 impl Stage for Packer {
     const NAME: &'static str = "packer";
     const VERSION: &'static str = env!("CARGO_PKG_VERSION");
+    const SHARDED: bool = true;
     type Config = PackerConfig;
     type Report = PackerReport;
     type Error = PackerError;
@@ -24,7 +26,7 @@ impl Stage for Packer {
     fn run(config: &PackerConfig, run: &RunContext) -> Result<PackerReport, PackerError> {
         config.validate()?;
         let tokenizer = Tokenizer::from_file(run.resolve(&config.tokenizer))?;
-        let mut units = input_tars(&run.resolve(&config.shards))?;
+        let mut units = units(&run.resolve(&config.shards))?;
         units.retain(|unit| run.owns_shard(unit.index));
 
         let progress = run.progress(units.len() as u64, "shards");
@@ -41,26 +43,10 @@ impl Stage for Packer {
     }
 }
 
-/// The tars of a directory in name order; hidden and temporary files are not among them.
-fn input_tars(dir: &Path) -> Result<Vec<Unit>, PackerError> {
-    let list_error = |source| PackerError::ListShards { path: dir.to_path_buf(), source };
-    let mut paths = Vec::new();
-    for entry in std::fs::read_dir(dir).map_err(list_error)? {
-        let path = entry.map_err(list_error)?.path();
-        if is_tar(&path) {
-            paths.push(path);
-        }
-    }
-    if paths.is_empty() {
-        return Err(PackerError::NoShards { path: dir.to_path_buf() });
-    }
-    paths.sort();
-    Ok(paths.into_iter().enumerate().map(|(index, path)| Unit { index, path }).collect())
-}
-
-fn is_tar(path: &Path) -> bool {
-    let hidden = path.file_name().is_none_or(|name| name.to_string_lossy().starts_with('.'));
-    !hidden && path.extension().is_some_and(|extension| extension == "tar") && path.is_file()
+/// One unit per shard of the directory, in name order.
+fn units(dir: &Path) -> Result<Vec<Unit>, PackerError> {
+    let shards = list_shards(dir)?;
+    Ok(shards.into_iter().enumerate().map(|(index, path)| Unit { index, path }).collect())
 }
 
 #[cfg(test)]
@@ -68,8 +54,8 @@ mod tests {
     use std::path::PathBuf;
 
     use oqvl_shard_io::{
-        Pack, Sample, SampleKey, ShardIndex, ShardReader, ShardWriter, read_json, read_pack_tar, read_plan,
-        write_atomic,
+        Pack, Sample, SampleKey, ShardError, ShardIndex, ShardReader, ShardWriter, read_json, read_pack_tar,
+        read_plan, write_atomic,
     };
     use oqvl_stage::ShardRange;
     use oqvl_testkit::{shared_data, tiny_shard};
@@ -269,10 +255,10 @@ mod tests {
         let run = RunContext::for_test::<Packer>(dir.path(), 7).unwrap();
         let error =
             Packer::run(&PackerConfig { shards: "nowhere".into(), ..config(40, 3) }, &run).unwrap_err();
-        assert!(matches!(error, PackerError::ListShards { .. }), "{error}");
+        assert!(matches!(error, PackerError::Shard(ShardError::Io { .. })), "{error}");
         let error =
             Packer::run(&PackerConfig { shards: "packer".into(), ..config(40, 3) }, &run).unwrap_err();
-        assert!(matches!(error, PackerError::NoShards { .. }), "{error}");
+        assert!(matches!(error, PackerError::Shard(ShardError::NoShards { .. })), "{error}");
         let error =
             Packer::run(&PackerConfig { tokenizer: "no.json".into(), ..config(40, 3) }, &run).unwrap_err();
         assert!(matches!(error, PackerError::Tokenizer(_)), "{error}");

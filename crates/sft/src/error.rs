@@ -19,7 +19,7 @@ pub enum SftError {
     #[error(transparent)]
     Shard(#[from] oqvl_shard_io::ShardError),
     /// No conversation is left to learn from.
-    #[error("{path}: no conversation can be used; report the reasons with -v")]
+    #[error("{path}: no conversation can be used")]
     NoData {
         /// The data file.
         path: PathBuf,

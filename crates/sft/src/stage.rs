@@ -8,7 +8,7 @@ use oqvl_image_prep::{DecodeLimits, decode, pixel_values, probe};
 use oqvl_model::{Example, LossOutput, Prompt, TOKENIZER_FILE, Vlm, save_checkpoint};
 use oqvl_shard_io::read_json;
 use oqvl_stage::{RunContext, Stage, Tally};
-use oqvl_text_prep::{ChatExample, ChatTemplate, IGNORE_INDEX, IMAGE_TOKEN_ID, Tokenizer};
+use oqvl_text_prep::{ChatExample, ChatTemplate, IGNORE_INDEX, IMAGE_TOKEN_ID, Tokenizer, fitting_len};
 use oqvl_trainer::{CHECKPOINT_DIR, Task, TrainError, TrainingReport, forget_resume_state, reopen, train};
 use serde::Serialize;
 use std::path::{Path, PathBuf};
@@ -57,12 +57,7 @@ struct Limit {
 
 /// Cuts ids and labels on the right so that the expanded sequence fits.
 fn cut(mut chat: ChatExample, limit: Limit) -> ChatExample {
-    let mut len = 0;
-    let fits = chat.input_ids.iter().take_while(|id| {
-        len += if **id == IMAGE_TOKEN_ID { limit.num_image_tokens } else { 1 };
-        len <= limit.max_tokens
-    });
-    let keep = fits.count();
+    let keep = fitting_len(&chat.input_ids, limit.num_image_tokens, limit.max_tokens);
     chat.input_ids.truncate(keep);
     chat.labels.truncate(keep);
     chat
@@ -134,6 +129,10 @@ impl Stage for Sft {
         let limit = Limit { max_tokens, num_image_tokens: vlm.num_image_tokens() };
         let (mut tally, mut examples) = (Tally::default(), Vec::new());
         for conversation in &conversations {
+            if conversation.turns().is_empty() {
+                tally.reject(conversation.id.to_string(), "empty-conversation");
+                continue;
+            }
             let prepared = prepare(conversation, &run.resolve(&config.images), &tokenizer, limit)?;
             match reject_reason(&prepared) {
                 None => {

@@ -17,6 +17,12 @@ pub enum ShardError {
         /// What the operating system said.
         source: io::Error,
     },
+    /// A directory of shards holds none.
+    #[error("{path}: no shard (`*.tar`) in this directory")]
+    NoShards {
+        /// The directory.
+        path: PathBuf,
+    },
     /// Reading the tar stream failed part-way.
     #[error("{path}: reading failed at byte {offset}, in or after `{member}`")]
     Read {

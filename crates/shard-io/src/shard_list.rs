@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 /// All `*.tar` files of a directory, sorted by name; hidden ones (unfinished files) are left out.
 ///
 /// # Errors
-/// If the directory cannot be read.
+/// If the directory cannot be read or has no shard: a stage that read none would finish with nothing done.
 pub fn list_shards(dir: &Path) -> Result<Vec<PathBuf>, ShardError> {
     let failed = |source| ShardError::Io { path: dir.to_path_buf(), source };
     let mut shards = Vec::new();
@@ -16,6 +16,9 @@ pub fn list_shards(dir: &Path) -> Result<Vec<PathBuf>, ShardError> {
         if !hidden && path.extension().is_some_and(|ending| ending == "tar") {
             shards.push(path);
         }
+    }
+    if shards.is_empty() {
+        return Err(ShardError::NoShards { path: dir.to_path_buf() });
     }
     shards.sort();
     Ok(shards)
@@ -34,6 +37,8 @@ mod tests {
         }
         let names: Vec<_> = list_shards(dir.path()).unwrap();
         assert_eq!(names, [dir.path().join("00000.tar"), dir.path().join("00001.tar")]);
-        assert!(list_shards(&dir.path().join("nowhere")).is_err());
+        assert!(matches!(list_shards(&dir.path().join("nowhere")), Err(ShardError::Io { .. })));
+        let empty = tempfile::tempdir().unwrap();
+        assert!(matches!(list_shards(empty.path()), Err(ShardError::NoShards { .. })));
     }
 }

@@ -77,9 +77,17 @@ fn flag(name: &'static str, help: &'static str) -> Arg {
 }
 
 /// Parses the command line; `--help` and wrong flags end the process as clap does (0 and 2).
-pub(crate) fn parse(name: &'static str, version: &'static str) -> Result<Flags, ConfigError> {
+///
+/// # Errors
+/// If a value is wrong, or a share is asked of a stage that is not `sharded`. An array job that happens to run such a
+/// stage is no request for a share.
+pub(crate) fn parse(name: &'static str, version: &'static str, sharded: bool) -> Result<Flags, ConfigError> {
     let matches = command(name).version(version).get_matches();
-    flags(&matches, slurm_range()?)
+    let flags = flags(&matches, if sharded { slurm_range()? } else { None })?;
+    if flags.shards.is_some() && !sharded {
+        return Err(ConfigError::new("--shards", format!("{name} runs as one process and cannot be shared")));
+    }
+    Ok(flags)
 }
 
 fn flags(matches: &ArgMatches, array_share: Option<ShardRange>) -> Result<Flags, ConfigError> {

@@ -90,6 +90,8 @@ pub trait Stage {
     const NAME: &'static str;
     /// Version of the stage's crate: `env!("CARGO_PKG_VERSION")`. Part of the fingerprint.
     const VERSION: &'static str;
+    /// Whether several processes may share the work by `--shards` or as a Slurm array.
+    const SHARDED: bool = false;
     /// Its table in `configs/*.toml`.
     type Config: StageConfig;
     /// What it says of itself when it is done; written to `report.json`.

@@ -20,6 +20,7 @@ use std::time::Instant;
 /// Marks an output directory as ours and says what it is being made from.
 pub(crate) const FINGERPRINT_FILE: &str = "fingerprint.json";
 const LOCK_FILE: &str = ".lock";
+const STAMP_LOCK_FILE: &str = ".stamp.lock";
 
 const EXIT_FAILED: u8 = 1;
 const EXIT_WRONG_REQUEST: u8 = 2;
@@ -97,7 +98,7 @@ fn tell(line: &str) {
 }
 
 fn run<S: Stage>() -> anyhow::Result<()> {
-    let flags = cli::parse(S::NAME, S::VERSION)?;
+    let flags = cli::parse(S::NAME, S::VERSION, S::SHARDED)?;
     logging::init(flags.log_format, flags.verbosity);
     let file = cli::load_config(&flags)?;
     let config: S::Config = file.stage(S::NAME)?;
@@ -210,6 +211,10 @@ impl<S: Stage> Job<S> {
         let out_dir = &self.out_dir;
         std::fs::create_dir_all(out_dir).map_err(StageError::io(out_dir))?;
         let lock = self.lock()?;
+        // Partial runs share the lock above, and may start at the same moment: one at a time looks and stamps.
+        let stamp_lock_path = out_dir.join(STAMP_LOCK_FILE);
+        let stamp_lock = File::create(&stamp_lock_path).map_err(StageError::io(&stamp_lock_path))?;
+        stamp_lock.lock().map_err(StageError::io(&stamp_lock_path))?;
         let stamp_path = out_dir.join(FINGERPRINT_FILE);
         let is_ours = |stamp: &Stamp| stamp.stage == S::NAME;
         let stamp: Option<Stamp> = if stamp_path.exists() { Some(read_json(&stamp_path)?) } else { None };
@@ -225,8 +230,15 @@ impl<S: Stage> Job<S> {
             Some(_) if self.flags.shards.is_some() => {
                 return Err(StageError::StaleOutput { path: out_dir.clone() });
             }
-            Some(_) => remove_content(out_dir)?,
-            None if is_empty_but_lock(out_dir)? => {}
+            Some(_) => {
+                // A kill halfway leaves output of no run, whatever the config is by then.
+                write_json_atomic(
+                    &stamp_path,
+                    &Stamp { stage: S::NAME.to_owned(), fingerprint: String::new() },
+                )?;
+                remove_content(out_dir)?;
+            }
+            None if has_only_hidden_files(out_dir)? => {}
             None => return Err(StageError::ForeignDirectory { path: out_dir.clone(), stage: S::NAME }),
         }
         let stamp = Stamp { stage: S::NAME.to_owned(), fingerprint: fingerprint.to_owned() };
@@ -247,9 +259,10 @@ impl<S: Stage> Job<S> {
     }
 }
 
-fn is_empty_but_lock(directory: &Path) -> Result<bool, StageError> {
+/// Whether nothing but locks and what a run that was killed at its start left of its stamp is there.
+fn has_only_hidden_files(directory: &Path) -> Result<bool, StageError> {
     let mut entries = std::fs::read_dir(directory).map_err(StageError::io(directory))?;
-    Ok(entries.all(|entry| entry.is_ok_and(|entry| entry.file_name() == LOCK_FILE)))
+    Ok(entries.all(|entry| entry.is_ok_and(|entry| entry.file_name().to_string_lossy().starts_with('.'))))
 }
 
 /// Removes everything but the lock; the manifest goes first, so that a kill in between leaves no finished look.
@@ -257,7 +270,7 @@ fn remove_content(directory: &Path) -> Result<(), StageError> {
     remove_file_if_there(&directory.join(MANIFEST_FILE))?;
     for entry in std::fs::read_dir(directory).map_err(StageError::io(directory))? {
         let path = entry.map_err(StageError::io(directory))?.path();
-        if path.ends_with(LOCK_FILE) || path.ends_with(FINGERPRINT_FILE) {
+        if [LOCK_FILE, STAMP_LOCK_FILE, FINGERPRINT_FILE].iter().any(|kept| path.ends_with(kept)) {
             continue;
         }
         let removed = if path.is_dir() && !path.is_symlink() {

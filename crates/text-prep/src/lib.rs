@@ -49,7 +49,9 @@ pub use bpe_trainer::{BpeTrainer, DEFAULT_MIN_FREQUENCY, DEFAULT_MUST_INCLUDE, T
 pub use chat::{ChatExample, ChatTemplate, Role, Turn};
 pub use document::{InterleavedItem, caption_document, interleaved_document};
 pub use error::TextError;
-pub use placeholder::{IGNORE_INDEX, IMAGE_PLACEHOLDER, IMAGE_TOKEN_ID, expanded_len, tokenize_with_images};
+pub use placeholder::{
+    IGNORE_INDEX, IMAGE_PLACEHOLDER, IMAGE_TOKEN_ID, expanded_len, fitting_len, tokenize_with_images,
+};
 pub use tokenizer::{
     BOS_TOKEN, ENDOFCHUNK_TOKEN, EOS_TOKEN, IM_START_TOKEN, PAD_TOKEN, SpecialTokens, Tokenizer,
 };

@@ -50,6 +50,17 @@ pub fn expanded_len(num_ids: usize, num_images: usize, num_image_tokens: usize) 
     num_ids - num_images + num_images * num_image_tokens
 }
 
+/// How many of the ids fit into `max_len` positions, when a placeholder takes `num_image_tokens`. An image that does not
+/// fit whole is left out with all that follows.
+pub fn fitting_len(input_ids: &[i64], num_image_tokens: usize, max_len: usize) -> usize {
+    let mut len = 0;
+    let fits = input_ids.iter().take_while(|id| {
+        len += if **id == IMAGE_TOKEN_ID { num_image_tokens } else { 1 };
+        len <= max_len
+    });
+    fits.count()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -98,6 +109,14 @@ mod tests {
         assert_eq!(expanded_len(5, 1, 144), 148);
         assert_eq!(expanded_len(5, 2, 1), 5);
         assert_eq!(expanded_len(1, 1, 729), 729);
+    }
+
+    #[test]
+    fn what_fits_is_counted_with_embeddings() {
+        let ids = [1, IMAGE_TOKEN_ID, 2, IMAGE_TOKEN_ID, 3];
+        for (max_len, expected) in [(0, 0), (4, 1), (5, 2), (6, 3), (9, 3), (10, 4), (11, 5), (99, 5)] {
+            assert_eq!(fitting_len(&ids, 4, max_len), expected, "{max_len}");
+        }
     }
 
     proptest! {

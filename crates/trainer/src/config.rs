@@ -70,11 +70,19 @@ impl TrainingConfig {
         let positive = [
             ("learning_rate", self.learning_rate),
             ("optimizer.max_grad_norm", self.optimizer.max_grad_norm),
+            ("optimizer.eps", self.optimizer.eps),
         ];
         for (key, value) in positive {
             if !(value.is_finite() && value > 0.0) {
                 return Err(ConfigError::new(key, format!("must be a positive number, got {value}")));
             }
+        }
+        let decay = self.optimizer.weight_decay;
+        if !(decay.is_finite() && decay >= 0.0) {
+            return Err(ConfigError::new(
+                "optimizer.weight_decay",
+                format!("must be a number of at least 0, got {decay}"),
+            ));
         }
         let shares = [
             ("warmup_ratio", self.warmup_ratio),

@@ -63,13 +63,15 @@ pub enum TrainError {
         /// What is missing.
         name: String,
     },
-    /// The loss is no longer a number.
-    #[error("step {step}: the loss is {loss}; lower the learning rate or look at the data of this step")]
+    /// The loss or the gradient is no longer a number.
+    #[error("step {step}: the {what} is {value}; lower the learning rate or look at the data of this step")]
     NotFinite {
         /// The step, from 1.
         step: u64,
-        /// The loss.
-        loss: f64,
+        /// What is not finite.
+        what: &'static str,
+        /// Its value.
+        value: f64,
     },
     /// Ctrl-C.
     #[error(transparent)]

@@ -4,7 +4,7 @@ use crate::TrainError;
 use oqvl_image_prep::{DecodeLimits, decode, pixel_values};
 use oqvl_model::{Example, Prompt};
 use oqvl_shard_io::{Pack, PackInfo, ShardIndex, read_plan};
-use oqvl_text_prep::{IGNORE_INDEX, IMAGE_TOKEN_ID};
+use oqvl_text_prep::{IGNORE_INDEX, IMAGE_TOKEN_ID, fitting_len};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
@@ -76,15 +76,19 @@ impl PackData {
         self.packs.is_empty()
     }
 
-    /// One pack with its images decoded. Labels are the ids, except at images; nothing else is masked and documents
-    /// see each other, as in the reference.
+    /// One pack with its images decoded, cut to the `seq_len` it was packed for: an overlong document that the packer
+    /// kept stands alone in its pack. Labels are the ids, except at images; nothing else is masked and documents see
+    /// each other, as in the reference.
     ///
     /// # Errors
     /// If an image cannot be read.
     pub fn example(&self, index: usize) -> Result<Example, TrainError> {
         let pack = &self.packs[index];
-        let mut images = Vec::with_capacity(pack.images.len());
-        for image in &pack.images {
+        let (seq_len, num_image_tokens) = (self.info.seq_len as usize, self.info.num_image_tokens as usize);
+        let input_ids = &pack.input_ids[..fitting_len(&pack.input_ids, num_image_tokens, seq_len)];
+        let num_images = input_ids.iter().filter(|&&id| id == IMAGE_TOKEN_ID).count();
+        let mut images = Vec::with_capacity(num_images);
+        for image in &pack.images[..num_images] {
             let (path, shard) = &self.shards[&image.shard];
             let bytes = shard.read(image.offset, image.num_bytes)?;
             let decoded = decode(&bytes, &DecodeLimits::default()).map_err(|source| TrainError::Image {
@@ -95,7 +99,7 @@ impl PackData {
             images.push(pixel_values(&decoded, self.image_size));
         }
         let labels =
-            pack.input_ids.iter().map(|&id| if id == IMAGE_TOKEN_ID { IGNORE_INDEX } else { id }).collect();
-        Ok(Example { prompt: Prompt { input_ids: pack.input_ids.clone(), images }, labels })
+            input_ids.iter().map(|&id| if id == IMAGE_TOKEN_ID { IGNORE_INDEX } else { id }).collect();
+        Ok(Example { prompt: Prompt { input_ids: input_ids.to_vec(), images }, labels })
     }
 }

@@ -136,6 +136,11 @@ fn check_packs(data: &PackData, vlm: &Vlm, tokenizer_file: &Path, packs: &Path) 
     if packed != ours {
         return Err(mismatch(format!("{packed} tokens per image"), format!("{ours}")));
     }
+    let (seq_len, max) = (data.info.seq_len as usize, vlm.config().text_config.max_position_embeddings);
+    if seq_len > max {
+        let found = format!("sequences of up to {seq_len} tokens");
+        return Err(mismatch(found, format!("at most {max}, the model's max_position_embeddings")));
+    }
     let tokenizer = Tokenizer::from_file(tokenizer_file).map_err(oqvl_model::ModelError::from)?;
     if data.info.tokenizer_digest != tokenizer.digest() {
         return Err(mismatch("another tokenizer".to_owned(), tokenizer_file.display().to_string()));

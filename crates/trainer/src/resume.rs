@@ -60,6 +60,14 @@ impl ResumeDir {
     /// Removes all states.
     pub(crate) fn clear(&self) -> Result<(), TrainError> {
         if self.path.exists() {
+            // The name goes first: a kill in between must not leave it without its state.
+            let latest = self.path.join(LATEST);
+            match std::fs::remove_file(&latest) {
+                Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                    return Err(TrainError::io(latest)(error));
+                }
+                _ => {}
+            }
             std::fs::remove_dir_all(&self.path).map_err(TrainError::io(&self.path))?;
         }
         Ok(())
@@ -72,7 +80,12 @@ impl ResumeDir {
         }
         let name = std::fs::read_to_string(&path).map_err(TrainError::io(&path))?;
         let step = name.trim().strip_prefix("step-").and_then(|step| step.parse().ok());
-        Ok(step.map(|step| (step, self.path.join(name.trim()))))
+        let dir = self.path.join(name.trim());
+        let is_whole = [PARAMS, OPTIMIZER].iter().all(|file| dir.join(file).is_file());
+        if !is_whole {
+            tracing::warn!("{} is not whole; training starts from the first step", dir.display());
+        }
+        Ok(step.filter(|_| is_whole).map(|step| (step, dir)))
     }
 }
 

@@ -92,17 +92,23 @@ pub fn train(
             .collect();
         let (gradients, mut metrics) = add_up(micro_batches?);
         unreached.retain(|name| !gradients.contains_key(*name));
-        if step + 1 == (first_step + GRADIENT_GRACE_STEPS).min(config.num_steps)
+        // A resumed run has been checked before, and may have few steps left, all of them without images.
+        if first_step == 0
+            && step + 1 == GRADIENT_GRACE_STEPS.min(config.num_steps)
             && let Some(name) = unreached.first()
         {
             return Err(TrainError::NoGradient { name: (*name).clone() });
         }
         if !metrics.loss.is_finite() {
-            return Err(TrainError::NotFinite { step: step + 1, loss: metrics.loss });
+            return Err(TrainError::NotFinite { step: step + 1, what: "loss", value: metrics.loss });
         }
         metrics.step = step + 1;
         metrics.learning_rate = config.learning_rate * schedule.factor(step);
         metrics.grad_norm = optimizer.step(store.vars(), &gradients, metrics.learning_rate)?;
+        if !metrics.grad_norm.is_finite() {
+            let (what, value) = ("gradient norm", metrics.grad_norm);
+            return Err(TrainError::NotFinite { step: step + 1, what, value });
+        }
         log.push(metrics)?;
         progress.set_message(format!("loss {:.4}", metrics.loss));
         progress.inc(1);
