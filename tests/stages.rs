@@ -60,6 +60,43 @@ fn the_shown_config_is_complete_and_shows_itself() {
 }
 
 #[test]
+fn stages_that_run_as_one_process_refuse_a_share() {
+    for stage in ["micro-world", "bootstrap", "trainer", "sft", "report"] {
+        check_refusal(stage, &["--config", CONFIG, "--shards", "0..1", "--dry-run"], "--shards");
+    }
+}
+
+#[test]
+fn what_a_run_left_that_was_killed_at_its_start_is_taken_over() {
+    let work_dir = scratch_dir("killed-at-start");
+    let out_dir = work_dir.join("micro-world");
+    std::fs::create_dir_all(&out_dir).expect("scratch");
+    oqvl_shard_io::write_atomic(&out_dir.join(".tmp-fingerprint"), b"{").expect("scratch");
+    let work_dir = work_dir.to_str().expect("the build directory has a plain name");
+    let mut args = vec!["--config", CONFIG, "--work-dir", work_dir];
+    for set in [
+        "micro-world.num_urls=64",
+        "micro-world.num_siglip_pairs=8",
+        "micro-world.num_mlm_filter_pairs=40",
+        "micro-world.num_text_documents=8",
+        "micro-world.num_sft_conversations=8",
+        "micro-world.num_multiple_choice=8",
+        "micro-world.num_yes_no=8",
+        "micro-world.num_open_questions=8",
+    ] {
+        args.extend(["--set", set]);
+    }
+    let _ = run_stage("micro-world", &args).succeeded();
+
+    // A directory with somebody's files is another matter.
+    std::fs::remove_file(out_dir.join("fingerprint.json")).expect("scratch");
+    std::fs::remove_file(out_dir.join("manifest.json")).expect("scratch");
+    let run = run_stage("micro-world", &args);
+    assert_eq!(run.code, Some(1), "{}", run.stderr);
+    assert!(out_dir.join("urls.jsonl").exists());
+}
+
+#[test]
 fn the_runner_refuses_names_nobody_owns() {
     for (set, expected) in [
         ("pakcer.seq_len=1", "did you mean `packer`"),

@@ -13,7 +13,7 @@ pub enum BootstrapError {
     #[error(transparent)]
     Model(#[from] oqvl_model::ModelError),
     /// The tokenizer cannot be trained or read.
-    #[error("tokenizer")]
+    #[error(transparent)]
     Text(#[from] oqvl_text_prep::TextError),
     /// A shard cannot be read.
     #[error(transparent)]

@@ -8,7 +8,7 @@ pub enum ClipFilterError {
     #[error(transparent)]
     Model(#[from] oqvl_model::ModelError),
     /// The tokenizer failed.
-    #[error("tokenizer")]
+    #[error(transparent)]
     Text(#[from] oqvl_text_prep::TextError),
     /// A shard or sidecar cannot be read or written.
     #[error(transparent)]

@@ -168,7 +168,7 @@ impl Pipeline {
             cancelled: Arc::clone(&self.cancelled),
         };
         let (sender, mut outcomes) = mpsc::channel(WRITER_QUEUE);
-        let writer = tokio::task::spawn_blocking(move || job.write(&mut outcomes));
+        let mut writer = tokio::task::spawn_blocking(move || job.write(&mut outcomes));
         let mut rows = JoinSet::new();
         for row_idx in 0..shard.rows.len() {
             rows.spawn(row_task(Arc::clone(&self.shared), Arc::clone(&shard), row_idx, sender.clone()));
@@ -176,16 +176,36 @@ impl Pipeline {
         async move {
             // The rows hold the other ends: the writer is to notice when all of them are gone.
             drop(sender);
-            while let Some(row) = rows.join_next().await {
-                row.unwrap_or_else(|error| resume_unwind(error.into_panic()));
+            let mut written = None;
+            loop {
+                tokio::select! {
+                    biased;
+                    row = rows.join_next() => match row {
+                        Some(row) => row.unwrap_or_else(|error| resume_unwind(error.into_panic())),
+                        None => break,
+                    },
+                    // A full disk ends the run at once, not after the downloads of whole shards.
+                    result = &mut writer, if written.is_none() => written = Some(unwrap_written(result)?),
+                }
             }
-            match writer.await.unwrap_or_else(|error| resume_unwind(error.into_panic()))? {
+            let written = match written {
+                Some(written) => written,
+                None => unwrap_written(writer.await)?,
+            };
+            match written {
                 Written::Finished => Ok(()),
                 // Every row was sent, so the writer can only have been told to stop.
                 Written::Abandoned => Err(Interrupted.into()),
             }
         }
     }
+}
+
+/// What the writer returned; its panic goes on here.
+fn unwrap_written(
+    result: Result<Result<Written, DataFetchError>, JoinError>,
+) -> Result<Written, DataFetchError> {
+    result.unwrap_or_else(|error| resume_unwind(error.into_panic()))
 }
 
 /// Fetches one row and sends what became of it to the writer of its shard.

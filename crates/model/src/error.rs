@@ -35,7 +35,7 @@ pub enum ModelError {
     #[error("config: {0}")]
     Config(String),
     /// The tokenizer of a checkpoint cannot be used.
-    #[error("tokenizer")]
+    #[error(transparent)]
     Tokenizer(#[from] oqvl_text_prep::TextError),
     /// Images and placeholders of a sequence do not match.
     #[error("sequence {row} has {placeholders} image placeholders but {images} images")]

@@ -48,7 +48,7 @@ pub struct RunReport {
     pub last_run_seconds: Option<f64>,
     /// Largest resident memory of any stage.
     pub peak_rss_bytes: u64,
-    /// Commit of the stage binaries; empty when unknown.
+    /// Commit of the stage binaries; `unknown` where it was not known at build time.
     pub commit: String,
     /// Seed of the run.
     pub seed: u64,

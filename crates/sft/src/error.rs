@@ -13,7 +13,7 @@ pub enum SftError {
     #[error(transparent)]
     Model(#[from] oqvl_model::ModelError),
     /// The tokenizer failed.
-    #[error("tokenizer")]
+    #[error(transparent)]
     Text(#[from] oqvl_text_prep::TextError),
     /// The data cannot be read.
     #[error(transparent)]

@@ -16,7 +16,7 @@ pub struct Manifest {
     pub stage: String,
     /// Version of the stage's crate.
     pub version: String,
-    /// Version-control commit the binary was built from; empty when unknown.
+    /// Version-control commit the binary was built from; `unknown` where it was not known.
     pub commit: String,
     /// Digest of everything the output depends on: configuration, seed, version and inputs.
     pub fingerprint: String,

@@ -171,7 +171,7 @@ impl<S: Stage> Job<S> {
             seed: self.seed,
             config: self.config_json.clone(),
             inputs,
-            outputs: fingerprint::digest_outputs(&self.out_dir)?,
+            outputs: self.outputs()?,
             seconds,
             peak_rss_bytes: peak_rss_bytes(),
             report: report.clone(),
@@ -187,6 +187,16 @@ impl<S: Stage> Job<S> {
         let fingerprint =
             fingerprint::fingerprint(S::NAME, S::VERSION, self.seed, &self.config_json, &inputs);
         Ok((fingerprint, inputs))
+    }
+
+    /// A partial run names no outputs: its neighbours' files come and go meanwhile, and every one of many would read all
+    /// of them. The whole run that ends the job does it once.
+    fn outputs(&self) -> Result<BTreeMap<String, String>, StageError> {
+        if self.flags.shards.is_some() {
+            Ok(BTreeMap::new())
+        } else {
+            fingerprint::digest_outputs(&self.out_dir)
+        }
     }
 
     fn status(&self, fingerprint: &str) -> Result<Status, StageError> {

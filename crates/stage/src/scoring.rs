@@ -4,8 +4,10 @@ use crate::{Interrupted, RunContext, Tally};
 use oqvl_shard_io::{Sample, ScoreTable, ShardError, ShardReader, list_shards};
 use std::path::Path;
 
-/// Samples that are in memory at a time.
+/// Most samples that are in memory at a time.
 const SAMPLES_AT_ONCE: usize = 256;
+/// Bytes of samples after which no more are read at a time; a shard of huge images must not fill the memory.
+const BYTES_AT_ONCE: usize = 64 << 20;
 /// Text column that says why a sample has no score.
 const REJECT_COLUMN: &str = "reject";
 
@@ -76,18 +78,20 @@ where
     let mut samples = ShardReader::open(shard)?;
     loop {
         run.check_interrupt()?;
-        let mut batch = Vec::with_capacity(SAMPLES_AT_ONCE);
-        let mut damage = None;
-        for sample in samples.by_ref().take(SAMPLES_AT_ONCE) {
-            match sample {
-                Ok(sample) => batch.push(sample),
-                Err(error) => damage = Some(error),
+        let (mut batch, mut num_bytes, mut damage, mut ended) = (Vec::new(), 0, None, false);
+        while !ended && batch.len() < SAMPLES_AT_ONCE && num_bytes < BYTES_AT_ONCE {
+            match samples.next() {
+                Some(Ok(sample)) => {
+                    num_bytes += sample.members.iter().map(|member| member.data.len()).sum::<usize>();
+                    batch.push(sample);
+                }
+                Some(Err(error)) => (damage, ended) = (Some(error), true),
+                None => ended = true,
             }
         }
         if let Some(error) = &damage {
             tracing::warn!("{error}: scored up to there");
         }
-        let whole = batch.len() == SAMPLES_AT_ONCE;
         let answers = score(&batch)?;
         assert_eq!(answers.len(), batch.len(), "a scorer answers once for every sample");
         for (sample, answer) in batch.iter().zip(answers) {
@@ -96,7 +100,7 @@ where
         if damage.is_some() {
             push(&mut table, &shard.display().to_string(), None, Err("damaged-shard".to_owned()));
         }
-        if !whole {
+        if ended {
             return Ok(table);
         }
     }

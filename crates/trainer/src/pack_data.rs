@@ -50,7 +50,7 @@ impl PackData {
         let Some(info) = all_info.filter(|_| !packs.is_empty()) else {
             return Err(TrainError::NoData {
                 path: dir.to_path_buf(),
-                what: "no packs: run the packer first",
+                what: "no pack plans: run the packer first, with packer.output = \"plan\"",
             });
         };
         let mut shards = BTreeMap::new();

@@ -216,3 +216,118 @@ fn report(log: &MetricsLog, store: &ParamStore, first_step: u64, seconds: f64) -
         num_frozen_params: store.frozen().values().map(Tensor::elem_count).sum(),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::OptimizerConfig;
+    use crate::metrics::METRICS_FILE;
+    use crate::pretraining::Trainer;
+    use crate::sampler::ShuffledSampler;
+    use candle_core::Device;
+    use oqvl_model::Init;
+    use oqvl_stage::Interrupted;
+
+    /// Fits a line through points; something may happen at a step.
+    struct Line {
+        /// `(1, 2)`: slope and intercept.
+        weight: Tensor,
+        event: Option<(u64, Event)>,
+    }
+
+    enum Event {
+        Stop,
+        InfiniteLoss,
+        /// The loss stays finite.
+        UndefinedGradient,
+    }
+
+    impl Task for Line {
+        fn loss(&self, step: u64, indices: &[usize]) -> Result<LossOutput, TrainError> {
+            let points: Vec<f32> = indices.iter().flat_map(|&index| [index as f32 / 8.0, 1.0]).collect();
+            let targets: Vec<f32> = indices.iter().map(|&index| 0.5 - index as f32 / 4.0).collect();
+            let points = Tensor::from_vec(points, (indices.len(), 2), &Device::Cpu)?;
+            let targets = Tensor::from_vec(targets, (indices.len(), 1), &Device::Cpu)?;
+            let mut loss = (points.matmul(&self.weight.t()?)? - targets)?.sqr()?.mean_all()?;
+            match &self.event {
+                Some((at, Event::Stop)) if *at == step => return Err(Interrupted.into()),
+                Some((at, Event::InfiniteLoss)) if *at == step => loss = (loss * f64::INFINITY)?,
+                Some((at, Event::UndefinedGradient)) if *at == step => {
+                    let nothing = (&self.weight - self.weight.detach())?.sqr()?.sum_all()?.sqrt()?;
+                    loss = (loss + nothing)?;
+                }
+                _ => {}
+            }
+            Ok(LossOutput { loss, num_labels: indices.len(), num_tokens: indices.len() })
+        }
+    }
+
+    fn config() -> TrainingConfig {
+        TrainingConfig {
+            num_steps: 10,
+            global_batch_size: 4,
+            per_device_batch_size: 2,
+            learning_rate: 0.05,
+            warmup_ratio: 0.1,
+            save_every_steps: 5,
+            optimizer: OptimizerConfig::default(),
+        }
+    }
+
+    /// Parameters after training, in a run of its own each time, as a program would.
+    fn fit(out_dir: &Path, event: Option<(u64, Event)>) -> Result<Vec<f32>, TrainError> {
+        let mut store = ParamStore::seeded(1, &Device::Cpu);
+        let weight = store.root().get("weight", &[1, 2], Init::Constant(0.0))?;
+        store.finish()?;
+        let run = RunContext::for_test::<Trainer>(out_dir, 7).unwrap();
+        let sampler = ShuffledSampler { num_examples: 9, global_batch_size: 4, seed: 7 };
+        train(&config(), &store, &Line { weight, event }, &sampler, &run, out_dir)?;
+        Ok(store.vars()["weight"].flatten_all()?.to_vec1()?)
+    }
+
+    fn metrics(out_dir: &Path) -> String {
+        std::fs::read_to_string(out_dir.join(METRICS_FILE)).unwrap()
+    }
+
+    #[test]
+    fn a_run_that_was_stopped_goes_on_to_the_same_bits() {
+        let (whole, stopped, broken) =
+            (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let expected = fit(whole.path(), None).unwrap();
+        assert_eq!(metrics(whole.path()).lines().count(), 10);
+        for dir in [&stopped, &broken] {
+            let error = fit(dir.path(), Some((6, Event::Stop))).unwrap_err();
+            assert!(matches!(error, TrainError::Interrupted(_)), "{error}");
+            assert_eq!(metrics(dir.path()).lines().count(), 6);
+        }
+        // Half a state is none: this one starts again.
+        std::fs::remove_file(broken.path().join("resume/step-000005/params.safetensors")).unwrap();
+        for dir in [&stopped, &broken] {
+            assert_eq!(fit(dir.path(), None).unwrap(), expected);
+            assert_eq!(metrics(dir.path()), metrics(whole.path()));
+        }
+    }
+
+    #[test]
+    fn it_learns() {
+        let dir = tempfile::tempdir().unwrap();
+        fit(dir.path(), None).unwrap();
+        let losses: Vec<f64> = (metrics(dir.path()).lines())
+            .map(|line| serde_json::from_str::<StepMetrics>(line).unwrap().loss)
+            .collect();
+        assert!(losses[9] < losses[0] / 2.0, "{losses:?}");
+    }
+
+    #[test]
+    fn what_is_not_a_number_is_named_with_its_step() {
+        for (event, expected) in [(Event::InfiniteLoss, "loss"), (Event::UndefinedGradient, "gradient norm")]
+        {
+            let dir = tempfile::tempdir().unwrap();
+            let error = fit(dir.path(), Some((3, event))).unwrap_err();
+            assert!(
+                matches!(error, TrainError::NotFinite { step: 4, what, .. } if what == expected),
+                "{error}"
+            );
+        }
+    }
+}

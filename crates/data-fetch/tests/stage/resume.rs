@@ -36,6 +36,12 @@ fn a_lost_shard_is_made_again_and_no_other() {
 
     assert_eq!(world.run(), report);
     assert_eq!(world.server.requests().len(), 26);
+
+    // Nor is it without its tar, whatever its stats say.
+    std::fs::remove_file(world.out_dir().join("00003.tar")).unwrap();
+    assert_eq!(world.run(), report);
+    assert_eq!(world.outputs(), outputs);
+    assert_eq!(world.server.requests().len(), 28);
 }
 
 #[test]
