@@ -2,6 +2,7 @@
 
 use crate::BootstrapError;
 use oqvl_image_prep::{DecodeLimits, decode, pixel_values};
+use oqvl_mlm_filter::Metric;
 use oqvl_shard_io::{Sample, ShardReader, list_shards};
 use rayon::prelude::*;
 use serde::Deserialize;
@@ -17,7 +18,7 @@ pub(crate) struct PairCorpus {
     pub(crate) captions: Vec<String>,
     /// Known scores by metric name; empty where the json member has none.
     pub(crate) scores: Vec<BTreeMap<String, u32>>,
-    /// Samples left out because image or caption cannot be used.
+    /// Samples left out because image, caption or scores cannot be used.
     pub(crate) num_rejected: u64,
 }
 
@@ -31,13 +32,13 @@ struct PairMetadata {
 type Pair = (Vec<f32>, String, BTreeMap<String, u32>);
 
 impl PairCorpus {
-    /// Reads all shards of `dir` in name order.
-    pub(crate) fn read(dir: &Path, image_size: usize) -> Result<Self, BootstrapError> {
+    /// Reads all shards of `dir` in name order. Pairs that lack the score of one of the `metrics` are left out too.
+    pub(crate) fn read(dir: &Path, image_size: usize, metrics: &[Metric]) -> Result<Self, BootstrapError> {
         let mut corpus = Self::default();
         for shard in list_shards(dir)? {
             let samples: Vec<Sample> = ShardReader::open(&shard)?.collect::<Result<_, _>>()?;
             let pairs: Vec<Option<Pair>> =
-                samples.par_iter().map(|sample| pair(sample, image_size)).collect();
+                samples.par_iter().map(|sample| pair(sample, image_size, metrics)).collect();
             for pair in pairs {
                 let Some((image, caption, scores)) = pair else {
                     corpus.num_rejected += 1;
@@ -56,35 +57,18 @@ impl PairCorpus {
         }
     }
 
-    /// Leaves out pairs that lack one of the scores.
-    pub(crate) fn with_scores(mut self, metrics: &[&str], dir: &Path) -> Result<Self, BootstrapError> {
-        let has_all: Vec<bool> = (self.scores.iter())
-            .map(|scores| metrics.iter().all(|metric| scores.contains_key(*metric)))
-            .collect();
-        let num_kept = has_all.iter().filter(|has_all| **has_all).count();
-        if num_kept == 0 {
-            return Err(BootstrapError::NoData { path: dir.to_path_buf(), what: "no pair with every score" });
-        }
-        self.num_rejected += (has_all.len() - num_kept) as u64;
-        let kept = |index: &mut std::slice::Iter<'_, bool>| *index.next().expect("one per pair");
-        let mut flags = has_all.iter();
-        self.images.retain(|_| kept(&mut flags));
-        let mut flags = has_all.iter();
-        self.captions.retain(|_| kept(&mut flags));
-        let mut flags = has_all.iter();
-        self.scores.retain(|_| kept(&mut flags));
-        Ok(self)
-    }
-
     pub(crate) fn len(&self) -> usize {
         self.images.len()
     }
 }
 
-fn pair(sample: &Sample, image_size: usize) -> Option<Pair> {
+fn pair(sample: &Sample, image_size: usize, metrics: &[Metric]) -> Option<Pair> {
     let image = decode(&sample.image()?.data, &DecodeLimits::default()).ok()?;
     let caption = sample.caption().ok()??.to_owned();
     let scores = sample.metadata::<PairMetadata>().ok()?.unwrap_or_default().scores;
+    if !metrics.iter().all(|metric| scores.contains_key(metric.name())) {
+        return None;
+    }
     Some((pixel_values(&image, image_size as u32), caption, scores))
 }
 

@@ -43,10 +43,9 @@ impl Stage for Bootstrap {
         let tokenizer_file = make_tokenizer(&config.tokenizer, &texts, &run.out_dir)?;
         let tokenizer = Tokenizer::from_file(&tokenizer_file)?;
         let image_size = config.siglip.image_size;
-        let pairs = PairCorpus::read(&run.resolve(&config.pairs), image_size)?;
-        let scored_dir = run.resolve(&config.scored_pairs);
-        let metrics: Vec<&str> = config.mlm_filter.metrics.iter().map(|metric| metric.name()).collect();
-        let scored = PairCorpus::read(&scored_dir, image_size)?.with_scores(&metrics, &scored_dir)?;
+        let pairs = PairCorpus::read(&run.resolve(&config.pairs), image_size, &[])?;
+        let metrics = &config.mlm_filter.metrics;
+        let scored = PairCorpus::read(&run.resolve(&config.scored_pairs), image_size, metrics)?;
 
         let dir = |name: &str| run.out_dir.join(name);
         let mut models = BTreeMap::new();

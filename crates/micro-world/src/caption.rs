@@ -89,7 +89,7 @@ pub fn full(scene: &Scene) -> String {
 }
 
 /// `at the top left a large red ring`.
-pub(crate) fn object_at_place(object: &Object) -> String {
+fn object_at_place(object: &Object) -> String {
     format!("at the {} a {} {}", object.cell.name(), object.size.name(), look(object))
 }
 
@@ -197,7 +197,7 @@ fn in_reading_order(
 }
 
 /// `a`, `a and b`, `a, b and c`.
-pub(crate) fn join_with_and(parts: &[String]) -> String {
+fn join_with_and(parts: &[String]) -> String {
     match parts {
         [] => String::new(),
         [one] => one.clone(),

@@ -127,13 +127,14 @@ impl Stage for Sft {
         let conversations: Vec<Conversation> = read_json(&data)?;
         let max_tokens = config.max_tokens.min(vlm.config().text_config.max_position_embeddings);
         let limit = Limit { max_tokens, num_image_tokens: vlm.num_image_tokens() };
+        let images = run.resolve(&config.images);
         let (mut tally, mut examples) = (Tally::default(), Vec::new());
         for conversation in &conversations {
             if conversation.turns().is_empty() {
                 tally.reject(conversation.id.to_string(), "empty-conversation");
                 continue;
             }
-            let prepared = prepare(conversation, &run.resolve(&config.images), &tokenizer, limit)?;
+            let prepared = prepare(conversation, &images, &tokenizer, limit)?;
             match reject_reason(&prepared) {
                 None => {
                     tally.keep();

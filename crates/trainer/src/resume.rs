@@ -38,7 +38,7 @@ impl ResumeDir {
         }
         let latest = self.path.join(LATEST);
         write_atomic(&latest, name.as_bytes()).map_err(TrainError::io(latest))?;
-        if let Some((old, old_dir)) = before.filter(|(old, _)| *old != step) {
+        if let Some((old, old_dir)) = before.filter(|(old, old_dir)| *old != step && old_dir.exists()) {
             tracing::debug!("state of step {old} is superseded");
             std::fs::remove_dir_all(&old_dir).map_err(TrainError::io(old_dir))?;
         }
@@ -48,6 +48,10 @@ impl ResumeDir {
     /// Restores the newest state, if there is one; returns its step.
     pub(crate) fn restore(&self, store: &ParamStore, optimizer: &mut AdamW) -> Result<u64, TrainError> {
         let Some((step, dir)) = self.latest()? else { return Ok(0) };
+        if ![PARAMS, OPTIMIZER].iter().all(|file| dir.join(file).is_file()) {
+            tracing::warn!("{} is not whole; training starts from the first step", dir.display());
+            return Ok(0);
+        }
         let params = read_safetensors(&dir.join(PARAMS), &Device::Cpu)?;
         for (name, var) in store.vars() {
             let value = params.get(name).ok_or_else(|| TrainError::OptimizerState { name: name.clone() })?;
@@ -80,12 +84,7 @@ impl ResumeDir {
         }
         let name = std::fs::read_to_string(&path).map_err(TrainError::io(&path))?;
         let step = name.trim().strip_prefix("step-").and_then(|step| step.parse().ok());
-        let dir = self.path.join(name.trim());
-        let is_whole = [PARAMS, OPTIMIZER].iter().all(|file| dir.join(file).is_file());
-        if !is_whole {
-            tracing::warn!("{} is not whole; training starts from the first step", dir.display());
-        }
-        Ok(step.filter(|_| is_whole).map(|step| (step, dir)))
+        Ok(step.map(|step| (step, self.path.join(name.trim()))))
     }
 }
 
