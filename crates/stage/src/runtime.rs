@@ -275,7 +275,7 @@ fn has_only_hidden_files(directory: &Path) -> Result<bool, StageError> {
     Ok(entries.all(|entry| entry.is_ok_and(|entry| entry.file_name().to_string_lossy().starts_with('.'))))
 }
 
-/// Removes everything but the lock; the manifest goes first, so that a kill in between leaves no finished look.
+/// Removes everything but the locks and the stamp; the manifest goes first, so that a kill in between leaves no finished look.
 fn remove_content(directory: &Path) -> Result<(), StageError> {
     remove_file_if_there(&directory.join(MANIFEST_FILE))?;
     for entry in std::fs::read_dir(directory).map_err(StageError::io(directory))? {
