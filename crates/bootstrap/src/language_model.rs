@@ -6,7 +6,7 @@ use candle_core::Device;
 use oqvl_model::{LossOutput, ParamStore, Qwen2, Qwen2Config, save_checkpoint};
 use oqvl_stage::RunContext;
 use oqvl_text_prep::Tokenizer;
-use oqvl_trainer::{ShuffledSampler, Task, TrainError, TrainingReport, forget_resume_state, train};
+use oqvl_trainer::{ShuffledSampler, Task, TrainError, TrainingReport, train};
 use rayon::prelude::*;
 use std::path::Path;
 
@@ -71,6 +71,5 @@ pub(crate) fn train_language_model(
     let task = TextTask { model: &model, sequences };
     let report = train(&table.training, &store, &task, &sampler, run, out_dir)?;
     save_checkpoint(out_dir, &config, &store, tokenizer_file)?;
-    forget_resume_state(out_dir)?;
     Ok(report)
 }

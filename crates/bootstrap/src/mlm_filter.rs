@@ -9,7 +9,7 @@ use oqvl_model::{Example, LossOutput, Prompt, Vlm, save_checkpoint};
 use oqvl_stage::RunContext;
 use oqvl_text_prep::{IGNORE_INDEX, TextError, Tokenizer, caption_document};
 use oqvl_trainer::{
-    Sampler, Task, TrainError, TrainingReport, assemble, forget_resume_state, randperm, train,
+    Sampler, Task, TrainError, TrainingReport, assemble, randperm, train,
 };
 use std::path::Path;
 
@@ -137,7 +137,6 @@ pub(crate) fn train_mlm_filter(
     };
     let report = train(training, &store, &task, &sampler, run, out_dir)?;
     save_checkpoint(out_dir, vlm.config(), &store, tokenizer_file)?;
-    forget_resume_state(out_dir)?;
     Ok(report)
 }
 

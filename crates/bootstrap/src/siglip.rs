@@ -10,7 +10,7 @@ use oqvl_model::{
 };
 use oqvl_stage::RunContext;
 use oqvl_text_prep::Tokenizer;
-use oqvl_trainer::{ShuffledSampler, Task, TrainError, TrainingReport, forget_resume_state, train};
+use oqvl_trainer::{ShuffledSampler, Task, TrainError, TrainingReport, train};
 use std::collections::BTreeMap;
 use std::path::Path;
 
@@ -99,6 +99,5 @@ pub(crate) fn train_siglip(
     let sampler = ShuffledSampler { num_examples: corpus.len(), global_batch_size, seed: run.seed };
     let report = train(&table.training, &store, &task, &sampler, run, out_dir)?;
     save_checkpoint(out_dir, &config, &store, tokenizer_file)?;
-    forget_resume_state(out_dir)?;
     Ok(report)
 }

@@ -6,11 +6,11 @@ use crate::corpus::{PairCorpus, read_texts};
 use crate::language_model::train_language_model;
 use crate::mlm_filter::train_mlm_filter;
 use crate::siglip::train_siglip;
-use oqvl_model::{CONFIG_FILE, TOKENIZER_FILE, WEIGHTS_FILE};
-use oqvl_shard_io::{read_json, write_atomic, write_json_atomic};
+use oqvl_model::TOKENIZER_FILE;
+use oqvl_shard_io::write_atomic;
 use oqvl_stage::{RunContext, Stage};
 use oqvl_text_prep::{BpeTrainer, Tokenizer};
-use oqvl_trainer::TrainingReport;
+use oqvl_trainer::{TrainingReport, train_once};
 use serde::Serialize;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -27,7 +27,7 @@ pub struct BootstrapReport {
     /// Pairs that could not be used.
     pub num_rejected_pairs: u64,
     /// What each training said of itself, by model.
-    pub models: BTreeMap<String, serde_json::Value>,
+    pub models: BTreeMap<String, TrainingReport>,
 }
 
 impl Stage for Bootstrap {
@@ -66,23 +66,21 @@ impl Stage for Bootstrap {
     }
 }
 
-/// Trains one model unless its checkpoint (whose config is written last) is there from an interrupted run.
+/// Trains one model unless it is there from an interrupted run.
 fn once(
     name: &str,
     run: &RunContext,
-    models: &mut BTreeMap<String, serde_json::Value>,
+    models: &mut BTreeMap<String, TrainingReport>,
     train: impl FnOnce(&Path) -> Result<TrainingReport, BootstrapError>,
 ) -> Result<(), BootstrapError> {
     let dir = run.out_dir.join(name);
-    let report_path = dir.join("training.local.json");
-    let is_whole = [CONFIG_FILE, WEIGHTS_FILE, TOKENIZER_FILE].iter().all(|file| dir.join(file).is_file());
-    if !(is_whole && report_path.exists()) {
+    let report = train_once(&dir, &dir, || {
         tracing::info!("training {name}");
         let report = train(&dir)?;
         tracing::info!("{name}: loss {:.3} -> {:.3}", report.first_loss, report.last_loss);
-        write_json_atomic(&report_path, &report).map_err(BootstrapError::from)?;
-    }
-    models.insert(name.to_owned(), read_json(&report_path)?);
+        Ok::<_, BootstrapError>(report)
+    })?;
+    models.insert(name.to_owned(), report);
     Ok(())
 }
 

@@ -2,6 +2,7 @@
 
 use crate::element::{Element, dispatch, elements, lit, with_elements};
 use crate::matmul::{Matrix, Output, matmul};
+use crate::rows;
 use candle_core::backend::BackendStorage as _;
 use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape, Tensor, WithDType, bail};
 
@@ -103,8 +104,8 @@ impl Attention {
         block: &Block,
         s: Sizes,
     ) -> Result<()> {
-        let Matrix { rows, cols: keys, .. } = block.scores;
-        scores.resize(rows * keys, T::zero());
+        let Matrix { rows: num_rows, cols: keys, .. } = block.scores;
+        scores.resize(num_rows * keys, T::zero());
         let scale = lit::<T>(s.head_dim as f64).sqrt().recip();
         let (left, right) = ((q, block.rows), (k, block.keys.transposed()));
         matmul((scores, block.scores), left, right, scale, Output::Overwrite)?;
@@ -114,13 +115,9 @@ impl Attention {
                 Mask::Causal => s.kv_len - s.q_len + block.first_row + row_idx + 1,
             };
             let (seen, hidden) = row.split_at_mut(visible);
-            let max = seen.iter().copied().fold(T::neg_infinity(), num_traits::Float::max);
-            let mut sum = T::zero();
-            for score in seen.iter_mut() {
-                *score = (*score - max).exp();
-                sum += *score;
-            }
-            let inverse = sum.recip();
+            let max = rows::max(seen);
+            seen.iter_mut().for_each(|score| *score = (*score - max).exponential());
+            let inverse = rows::sum(seen, |score| score).recip();
             seen.iter_mut().for_each(|score| *score *= inverse);
             hidden.fill(T::zero());
         }
@@ -163,7 +160,7 @@ impl Attention {
                 let right = (v, block.keys.transposed());
                 matmul((&mut ds, block.scores), grad, right, T::one(), Output::Overwrite)?;
                 for (p, ds) in p.chunks_exact(block.scores.cols).zip(ds.chunks_exact_mut(block.scores.cols)) {
-                    let dot: T = p.iter().zip(ds.iter()).map(|(p, dp)| *p * *dp).sum();
+                    let dot = rows::dot(p, ds);
                     p.iter().zip(ds).for_each(|(p, ds)| *ds = *p * (*ds - dot));
                 }
 

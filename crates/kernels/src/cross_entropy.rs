@@ -1,6 +1,7 @@
 //! Softmax cross-entropy from logits.
 
 use crate::element::{Element, dispatch, elements, lit, with_elements};
+use crate::rows;
 use candle_core::backend::BackendStorage as _;
 use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor, WithDType, bail};
 use std::sync::Arc;
@@ -22,8 +23,8 @@ struct CrossEntropy {
 }
 
 fn log_sum_exp<T: Element>(row: &[T]) -> T {
-    let max = row.iter().copied().fold(T::neg_infinity(), num_traits::Float::max);
-    max + row.iter().map(|x| (*x - max).exp()).sum::<T>().ln()
+    let max = rows::max(row);
+    max + rows::sum(row, |x| (x - max).exponential()).ln()
 }
 
 impl CrossEntropy {
@@ -39,8 +40,8 @@ impl CrossEntropy {
     }
 
     fn forward<T: Element>(&self, logits: &[T], vocab_size: usize) -> T {
-        let rows = logits.chunks_exact(vocab_size).zip(self.targets.iter());
-        let sum: T = rows.map(|(row, target)| log_sum_exp(row) - row[*target as usize]).sum();
+        let labelled = logits.chunks_exact(vocab_size).zip(self.targets.iter());
+        let sum: T = labelled.map(|(row, target)| log_sum_exp(row) - row[*target as usize]).sum();
         sum / lit(self.targets.len().max(1) as f64)
     }
 
@@ -51,7 +52,7 @@ impl CrossEntropy {
         for (row, target) in logits.chunks_exact(vocab_size).zip(self.targets.iter()) {
             let log_sum = log_sum_exp(row);
             let start = dx.len();
-            dx.extend(row.iter().map(|x| (*x - log_sum).exp() * scale));
+            dx.extend(row.iter().map(|x| (*x - log_sum).exponential() * scale));
             dx[start + *target as usize] -= scale;
         }
         dx

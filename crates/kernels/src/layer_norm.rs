@@ -1,6 +1,7 @@
 //! Layer normalisation.
 
 use crate::element::{Element, dispatch, elements, lit, with_elements};
+use crate::rows;
 use candle_core::backend::BackendStorage as _;
 use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape, Tensor, WithDType, bail};
 
@@ -23,8 +24,8 @@ struct LayerNorm {
 /// Mean and inverse standard deviation of a row.
 fn moments<T: Element>(row: &[T], eps: T) -> (T, T) {
     let count = lit(row.len() as f64);
-    let mean = row.iter().copied().sum::<T>() / count;
-    let variance = row.iter().map(|x| (*x - mean) * (*x - mean)).sum::<T>() / count;
+    let mean = rows::sum(row, |x| x) / count;
+    let variance = rows::sum(row, |x| (x - mean) * (x - mean)) / count;
     (mean, (variance + eps).sqrt().recip())
 }
 
@@ -44,20 +45,20 @@ fn backward<T: Element>(x: &[T], weight: &[T], grad: &[T], eps: T) -> (Vec<T>, V
     let count = lit::<T>(hidden as f64);
     let mut dx = Vec::with_capacity(x.len());
     let (mut dw, mut db) = (vec![T::zero(); hidden], vec![T::zero(); hidden]);
+    let (mut normal, mut weighted) = (vec![T::zero(); hidden], vec![T::zero(); hidden]);
     for (row, grad) in x.chunks_exact(hidden).zip(grad.chunks_exact(hidden)) {
         let (mean, scale) = moments(row, eps);
-        let (mut sum, mut dot) = (T::zero(), T::zero());
-        for ((x, g), w) in row.iter().zip(grad).zip(weight) {
-            sum += *g * *w;
-            dot += *g * *w * (*x - mean) * scale;
+        normal.iter_mut().zip(row).for_each(|(normal, x)| *normal = (*x - mean) * scale);
+        for ((weighted, g), w) in weighted.iter_mut().zip(grad).zip(weight) {
+            *weighted = *g * *w;
         }
-        let (sum, dot) = (sum / count, dot / count);
-        for (index, ((x, g), w)) in row.iter().zip(grad).zip(weight).enumerate() {
-            let normal = (*x - mean) * scale;
-            dx.push(scale * (*g * *w - sum - normal * dot));
-            dw[index] += *g * normal;
-            db[index] += *g;
+        let (sum, dot) = (rows::dot(grad, weight) / count, rows::dot(&weighted, &normal) / count);
+        let parts = weighted.iter().zip(&normal);
+        dx.extend(parts.map(|(weighted, normal)| scale * (*weighted - sum - *normal * dot)));
+        for ((dw, normal), g) in dw.iter_mut().zip(&normal).zip(grad) {
+            *dw += *g * *normal;
         }
+        rows::add_to(&mut db, grad);
     }
     (dx, dw, db)
 }

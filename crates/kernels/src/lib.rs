@@ -5,7 +5,7 @@
 //! hand and tested against central differences and against candle's autograd on the unfused formula.
 //!
 //! - [`attention`]: softmax attention with grouped queries, causal or full
-//! - [`linear`]: `x w^T`, with the weight gradient in the layout of the weight
+//! - [`linear`]: `x w^T + b`, with the weight gradient in the layout of the weight
 //! - [`rms_norm`], [`layer_norm`]
 //! - [`rope`]: rotary position embedding, half-split layout
 //! - [`swiglu`]
@@ -31,7 +31,7 @@
 //!
 //! Networks are built from these in `oqvl-model`.
 
-// The one unsafe call of this crate hands checked slices to the `gemm` crate, whose interface is raw pointers.
+// Matrix products hand checked slices to the `gemm` crate, whose interface is raw pointers.
 #![allow(unsafe_code)]
 
 mod attention;
@@ -42,6 +42,7 @@ mod linear;
 mod matmul;
 mod rms_norm;
 mod rope;
+mod rows;
 mod swiglu;
 
 pub use attention::{Mask, attention};

@@ -47,26 +47,64 @@ pub(crate) fn matmul<T: Element>(
     scale: T,
     output: Output,
 ) -> Result<()> {
+    if out.len() < out_shape.span() {
+        bail!("matmul output is too short: {left_shape:?} x {right_shape:?} -> {out_shape:?}");
+    }
+    // SAFETY: `out` holds every element its shape addresses (checked above) and is borrowed mutably.
+    unsafe { multiply((out.as_mut_ptr(), out_shape), (left, left_shape), (right, right_shape), scale, output) }
+}
+
+/// `scale * left right` as a new row-major matrix, on this thread.
+pub(crate) fn product<T: Element>(
+    (left, left_shape): (&[T], Matrix),
+    (right, right_shape): (&[T], Matrix),
+    scale: T,
+) -> Result<Vec<T>> {
+    let (rows, cols) = (left_shape.rows, right_shape.cols);
+    let shape = Matrix::row_major(rows, cols, cols);
+    let mut out = Vec::with_capacity(rows * cols);
+    // SAFETY: the vector owns memory for every element of `shape`; an overwriting product reads none of them and
+    // writes all of them, so that the length may be set.
+    unsafe {
+        let left = (left, left_shape);
+        multiply((out.as_mut_ptr(), shape), left, (right, right_shape), scale, Output::Overwrite)?;
+        out.set_len(rows * cols);
+    }
+    Ok(out)
+}
+
+/// Checks the shapes of the inputs and multiplies.
+///
+/// # Safety
+/// `out` must be valid for writing every element that `out_shape` addresses, and for reading them too if the product
+/// is added to them, and must not overlap the inputs.
+unsafe fn multiply<T: Element>(
+    (out, out_shape): (*mut T, Matrix),
+    (left, left_shape): (&[T], Matrix),
+    (right, right_shape): (&[T], Matrix),
+    scale: T,
+    output: Output,
+) -> Result<()> {
     let (m, n, k) = (out_shape.rows, out_shape.cols, left_shape.cols);
     if left_shape.rows != m || right_shape.rows != k || right_shape.cols != n {
         bail!("matmul shapes do not fit: {left_shape:?} x {right_shape:?} -> {out_shape:?}");
     }
-    if out.len() < out_shape.span() || left.len() < left_shape.span() || right.len() < right_shape.span() {
-        bail!("matmul slices are too short: {left_shape:?} x {right_shape:?} -> {out_shape:?}");
+    if left.len() < left_shape.span() || right.len() < right_shape.span() {
+        bail!("matmul inputs are too short: {left_shape:?} x {right_shape:?} -> {out_shape:?}");
     }
     // Rows of a row-major output must not overlap; no caller can ask for anything else.
     assert!(out_shape.col_stride == 1 && (out_shape.row_stride >= n || m <= 1), "{out_shape:?}");
     if m == 0 || n == 0 {
         return Ok(());
     }
-    // SAFETY: the three slices hold every element their shapes address (checked above), `out` is borrowed mutably
-    // and so does not alias the inputs, and its elements are addressed once each (asserted above).
+    // SAFETY: the inputs hold every element their shapes address (checked above), the output is what the caller
+    // promises, and its elements are addressed once each (asserted above).
     unsafe {
         gemm::gemm(
             m,
             n,
             k,
-            out.as_mut_ptr(),
+            out,
             out_shape.col_stride as isize,
             out_shape.row_stride as isize,
             output == Output::Accumulate,
@@ -113,6 +151,15 @@ mod tests {
         assert!(matmul((&mut out, square), short, (&data, square), 1.0, Output::Overwrite).is_err());
         let wide = (&data[..], Matrix::row_major(1, 4, 4));
         assert!(matmul((&mut out, square), wide, (&data, square), 1.0, Output::Overwrite).is_err());
+    }
+
+    #[test]
+    fn a_new_matrix_is_all_written() {
+        for (m, n, k) in [(1, 1, 1), (3, 5, 2), (17, 9, 33), (2, 3, 0), (0, 3, 2), (3, 0, 2)] {
+            let (left, right) = (vec![1.0f32; m * k], vec![2.0f32; k * n]);
+            let (left, right) = ((&left[..], Matrix::row_major(m, k, k)), (&right[..], Matrix::row_major(k, n, n)));
+            assert_eq!(product(left, right, 0.5).unwrap(), vec![k as f32; m * n]);
+        }
     }
 
     #[test]

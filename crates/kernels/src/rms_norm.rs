@@ -1,6 +1,7 @@
 //! Root-mean-square normalisation.
 
 use crate::element::{Element, dispatch, elements, lit, with_elements};
+use crate::rows;
 use candle_core::backend::BackendStorage as _;
 use candle_core::{CpuStorage, CustomOp2, Layout, Result, Shape, Tensor, WithDType, bail};
 
@@ -21,8 +22,7 @@ struct RmsNorm {
 }
 
 fn inverse_rms<T: Element>(row: &[T], eps: T) -> T {
-    let square: T = row.iter().map(|x| *x * *x).sum();
-    (square / lit(row.len() as f64) + eps).sqrt().recip()
+    (rows::dot(row, row) / lit(row.len() as f64) + eps).sqrt().recip()
 }
 
 fn forward<T: Element>(x: &[T], weight: &[T], eps: T) -> Vec<T> {
@@ -38,12 +38,15 @@ fn forward<T: Element>(x: &[T], weight: &[T], eps: T) -> Vec<T> {
 fn backward<T: Element>(x: &[T], weight: &[T], grad: &[T], eps: T) -> (Vec<T>, Vec<T>) {
     let hidden = weight.len();
     let (mut dx, mut dw) = (Vec::with_capacity(x.len()), vec![T::zero(); hidden]);
+    let mut weighted = vec![T::zero(); hidden];
     for (row, grad) in x.chunks_exact(hidden).zip(grad.chunks_exact(hidden)) {
         let scale = inverse_rms(row, eps);
-        let dot: T = row.iter().zip(grad).zip(weight).map(|((x, g), w)| *x * *g * *w).sum();
-        let shrink = dot * scale * scale * scale / lit(hidden as f64);
-        for (((x, g), w), dw) in row.iter().zip(grad).zip(weight).zip(&mut dw) {
-            dx.push(*g * *w * scale - *x * shrink);
+        for ((weighted, g), w) in weighted.iter_mut().zip(grad).zip(weight) {
+            *weighted = *g * *w;
+        }
+        let shrink = rows::dot(row, &weighted) * scale * scale * scale / lit(hidden as f64);
+        dx.extend(row.iter().zip(&weighted).map(|(x, weighted)| *weighted * scale - *x * shrink));
+        for ((dw, x), g) in dw.iter_mut().zip(row).zip(grad) {
             *dw += *g * *x * scale;
         }
     }

@@ -19,7 +19,7 @@ pub fn swiglu(gate: &Tensor, up: &Tensor) -> Result<Tensor> {
 struct SwiGlu;
 
 fn sigmoid<T: Element>(x: T) -> T {
-    (T::one() + (-x).exp()).recip()
+    (T::one() + (-x).exponential()).recip()
 }
 
 fn forward<T: Element>(gate: &[T], up: &[T]) -> Vec<T> {
@@ -27,12 +27,15 @@ fn forward<T: Element>(gate: &[T], up: &[T]) -> Vec<T> {
 }
 
 fn backward<T: Element>(gate: &[T], up: &[T], grad: &[T]) -> (Vec<T>, Vec<T>) {
-    let gradients = gate.iter().zip(up).zip(grad).map(|((gate, up), grad)| {
+    let (mut dgate, mut dup) = (vec![T::zero(); gate.len()], vec![T::zero(); gate.len()]);
+    let inputs = gate.iter().zip(up).zip(grad);
+    for ((dgate, dup), ((gate, up), grad)) in dgate.iter_mut().zip(&mut dup).zip(inputs) {
         let s = sigmoid(*gate);
         let silu = *gate * s;
-        (*grad * *up * (s + silu * (T::one() - s)), *grad * silu)
-    });
-    gradients.unzip()
+        *dgate = *grad * *up * (s + silu * (T::one() - s));
+        *dup = *grad * silu;
+    }
+    (dgate, dup)
 }
 
 impl CustomOp2 for SwiGlu {

@@ -46,11 +46,7 @@ impl Linear {
 
     /// `(.., input)` to `(.., output)`.
     pub(crate) fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        let y = linear(x, &self.weight)?;
-        match &self.bias {
-            Some(bias) => y.broadcast_add(bias),
-            None => Ok(y),
-        }
+        linear(x, &self.weight, self.bias.as_ref())
     }
 }
 

@@ -194,7 +194,7 @@ impl Qwen2 {
     /// # Errors
     /// If the width differs.
     pub fn logits(&self, hidden: &Tensor) -> Result<Tensor> {
-        linear(hidden, &self.lm_head)
+        linear(hidden, &self.lm_head, None)
     }
 }
 

@@ -258,7 +258,7 @@ impl SiglipVisionTower {
             .permute(vec![0, 2, 4, 1, 3, 5])?
             .reshape((b, grid * grid, 3 * patch * patch))?;
         let weight = self.patch_weight.reshape((self.config.hidden_size, 3 * patch * patch))?;
-        linear(&patches, &weight)?.broadcast_add(&self.patch_bias)?.broadcast_add(&self.position_embedding)
+        linear(&patches, &weight, Some(&self.patch_bias))?.broadcast_add(&self.position_embedding)
     }
 
     /// Patch features for the language model: the output of the second to last block, without the final norm.
@@ -316,7 +316,7 @@ impl PoolingHead {
         let (b, _, hidden) = x_bnv.dims3()?;
         let project = |x: &Tensor, part: usize| {
             let weight = self.in_proj_weight.narrow(0, part * hidden, hidden)?;
-            linear(x, &weight)?.broadcast_add(&self.in_proj_bias.narrow(0, part * hidden, hidden)?)
+            linear(x, &weight, Some(&self.in_proj_bias.narrow(0, part * hidden, hidden)?))
         };
         let probe = self.probe.expand((b, 1, hidden))?.contiguous()?;
         let mixed =
@@ -451,7 +451,7 @@ impl Siglip {
     pub fn loss(&self, pixel_values: &Tensor, input_ids: &Tensor) -> Result<Tensor> {
         let (images, texts) = (self.image_embeds(pixel_values)?, self.text_embeds(input_ids)?);
         let b = images.dim(0)?;
-        let cosines = linear(&texts, &images)?;
+        let cosines = linear(&texts, &images, None)?;
         let logits = cosines.broadcast_mul(&self.logit_scale.exp()?)?.broadcast_add(&self.logit_bias)?;
         let signs: Vec<f32> = (0..b * b).map(|at| if at / b == at % b { 1.0 } else { -1.0 }).collect();
         let margin = (logits * Tensor::from_vec(signs, (b, b), images.device())?)?;

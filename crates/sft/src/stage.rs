@@ -4,12 +4,14 @@ use crate::SftError;
 use crate::config::SftConfig;
 use crate::conversation::Conversation;
 use crate::sampler::{ExampleShape, SplitModalitySampler};
-use oqvl_image_prep::{DecodeLimits, decode, pixel_values, probe};
+use oqvl_image_prep::probe;
 use oqvl_model::{Example, LossOutput, Prompt, TOKENIZER_FILE, Vlm, save_checkpoint};
 use oqvl_shard_io::read_json;
 use oqvl_stage::{RunContext, Stage, Tally};
 use oqvl_text_prep::{ChatExample, ChatTemplate, IGNORE_INDEX, IMAGE_TOKEN_ID, Tokenizer, fitting_len};
-use oqvl_trainer::{CHECKPOINT_DIR, Task, TrainError, TrainingReport, forget_resume_state, reopen, train};
+use oqvl_trainer::{
+    CHECKPOINT_DIR, ImageLoader, Task, TrainError, TrainingReport, reopen, train, train_once,
+};
 use serde::Serialize;
 use std::path::{Path, PathBuf};
 
@@ -23,6 +25,9 @@ pub struct SftReport {
     /// Conversations used, and those that are not and why.
     #[serde(flatten)]
     pub tally: Tally,
+    /// Images whose pixels could not be decoded and that were trained on as blank ones, among those this process
+    /// read.
+    pub num_undecodable_images: usize,
     /// The loop.
     #[serde(flatten)]
     pub training: TrainingReport,
@@ -73,7 +78,8 @@ fn reject_reason(prepared: &Prepared) -> Option<&'static str> {
         return Some("nothing-to-learn");
     }
     let Some(path) = &prepared.image else { return None };
-    // The reference trains on a black image in place of one it cannot read.
+    // The reference trains on a blank image in place of one it cannot read; here that is left to those whose header
+    // promises pixels that do not come.
     match std::fs::read(path) {
         Err(_) => Some("missing-image"),
         Ok(bytes) => probe(&bytes).err().map(|_| "undecodable-image"),
@@ -83,6 +89,7 @@ fn reject_reason(prepared: &Prepared) -> Option<&'static str> {
 struct ChatTask<'a> {
     vlm: &'a Vlm,
     examples: &'a [Prepared],
+    images: ImageLoader,
 }
 
 impl ChatTask<'_> {
@@ -91,12 +98,7 @@ impl ChatTask<'_> {
         let mut images = Vec::new();
         if let Some(path) = &prepared.image {
             let bytes = std::fs::read(path).map_err(TrainError::io(path))?;
-            let image = decode(&bytes, &DecodeLimits::default()).map_err(|source| TrainError::Image {
-                path: path.clone(),
-                key: index.to_string(),
-                source,
-            })?;
-            images.push(pixel_values(&image, self.vlm.image_size()));
+            images.push(self.images.load(&path.display().to_string(), &bytes));
         }
         let ChatExample { input_ids, labels } = prepared.chat.clone();
         Ok(Example { prompt: Prompt { input_ids, images }, labels })
@@ -155,11 +157,14 @@ impl Stage for Sft {
             num_image_tokens: vlm.num_image_tokens(),
             seed: run.seed,
         };
-        let task = ChatTask { vlm: &vlm, examples: &examples };
-        let training = train(&config.training, &store, &task, &sampler, run, &run.out_dir)?;
-        save_checkpoint(&run.out_dir.join(CHECKPOINT_DIR), vlm.config(), &store, &tokenizer_file)?;
-        forget_resume_state(&run.out_dir)?;
-        Ok(SftReport { tally, training })
+        let task = ChatTask { vlm: &vlm, examples: &examples, images: ImageLoader::new(vlm.image_size()) };
+        let checkpoint = run.out_dir.join(CHECKPOINT_DIR);
+        let training = train_once(&run.out_dir, &checkpoint, || {
+            let report = train(&config.training, &store, &task, &sampler, run, &run.out_dir)?;
+            save_checkpoint(&checkpoint, vlm.config(), &store, &tokenizer_file)?;
+            Ok::<_, SftError>(report)
+        })?;
+        Ok(SftReport { tally, num_undecodable_images: task.images.num_undecodable(), training })
     }
 }
 

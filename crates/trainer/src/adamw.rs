@@ -3,6 +3,7 @@
 use crate::TrainError;
 use crate::config::OptimizerConfig;
 use candle_core::{Device, Tensor, Var};
+use rayon::prelude::*;
 use std::collections::BTreeMap;
 
 /// First and second moments of one parameter.
@@ -46,37 +47,34 @@ impl AdamW {
         gradients: &Gradients,
         learning_rate: f64,
     ) -> Result<f64, TrainError> {
-        let squares = gradients
-            .values()
-            .map(|gradient| gradient.iter().map(|value| f64::from(*value) * f64::from(*value)).sum::<f64>());
-        let norm = squares.sum::<f64>().sqrt();
+        // One sum per parameter, added in the order of names: the same bits on any number of threads.
+        let square = |gradient: &Vec<f32>| -> f64 {
+            gradient.iter().map(|value| f64::from(*value) * f64::from(*value)).sum()
+        };
+        let squares: Vec<f64> = gradients.par_iter().map(|(_, gradient)| square(gradient)).collect();
+        let norm = squares.into_iter().sum::<f64>().sqrt();
         if !norm.is_finite() {
             return Ok(norm);
         }
         let clip = (self.config.max_grad_norm / (norm + 1e-6)).min(1.0) as f32;
         self.num_steps += 1;
-        for (name, var) in vars {
-            let moments = self.moments.get_mut(name);
-            let (Some(moments), Some(gradient)) = (moments, gradients.get(name)) else { continue };
+        let (config, num_steps) = (self.config, self.num_steps);
+        self.moments.par_iter_mut().try_for_each(|(name, moments)| {
+            let (Some(var), Some(gradient)) = (vars.get(name), gradients.get(name)) else { return Ok(()) };
             let mut values = var.flatten_all()?.to_vec1::<f32>()?;
             let decay = match var.dims().len() > 1 && !name.ends_with(".bias") {
-                true => self.config.weight_decay,
+                true => config.weight_decay,
                 false => 0.0,
             };
-            update(
-                &self.config,
-                &mut values,
-                moments,
-                gradient,
-                Update {
-                    clip,
-                    keep: (1.0 - learning_rate * decay) as f32,
-                    step_size: learning_rate / (1.0 - self.config.beta1.powi(self.num_steps as i32)),
-                    second_correction: (1.0 - self.config.beta2.powi(self.num_steps as i32)).sqrt() as f32,
-                },
-            );
-            var.set(&Tensor::from_vec(values, var.shape(), var.device())?)?;
-        }
+            let step = Update {
+                clip,
+                keep: (1.0 - learning_rate * decay) as f32,
+                step_size: learning_rate / (1.0 - config.beta1.powi(num_steps as i32)),
+                second_correction: (1.0 - config.beta2.powi(num_steps as i32)).sqrt() as f32,
+            };
+            update(&config, &mut values, moments, gradient, step);
+            var.set(&Tensor::from_vec(values, var.shape(), var.device())?)
+        })?;
         Ok(norm)
     }
 

@@ -23,16 +23,6 @@ pub enum TrainError {
         /// The operating system's reason.
         source: std::io::Error,
     },
-    /// An image of a pack cannot be used.
-    #[error("{path}: image of sample `{key}`")]
-    Image {
-        /// The shard.
-        path: PathBuf,
-        /// The sample.
-        key: String,
-        /// Why.
-        source: oqvl_image_prep::DecodeError,
-    },
     /// There is nothing to learn from.
     #[error("{path}: {what}")]
     NoData {

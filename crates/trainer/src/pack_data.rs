@@ -1,7 +1,6 @@
 //! Packs as training examples: ids from the plan, images from the shards it points into.
 
-use crate::TrainError;
-use oqvl_image_prep::{DecodeLimits, decode, pixel_values};
+use crate::{ImageLoader, TrainError};
 use oqvl_model::{Example, Prompt};
 use oqvl_shard_io::{Pack, PackInfo, ShardIndex, read_plan};
 use oqvl_text_prep::{IGNORE_INDEX, IMAGE_TOKEN_ID, fitting_len};
@@ -18,7 +17,7 @@ pub struct PackData {
     pub info: PackInfo,
     packs: Vec<Pack>,
     shards: BTreeMap<String, (PathBuf, ShardIndex)>,
-    image_size: u32,
+    images: ImageLoader,
 }
 
 impl PackData {
@@ -61,7 +60,7 @@ impl PackData {
                 shards.insert(image.shard.clone(), (path, index));
             }
         }
-        Ok(Self { info, packs, shards, image_size })
+        Ok(Self { info, packs, shards, images: ImageLoader::new(image_size) })
     }
 
     /// Number of packs.
@@ -76,12 +75,18 @@ impl PackData {
         self.packs.is_empty()
     }
 
+    /// Images so far that were no images; blank ones took their places.
+    #[must_use]
+    pub fn num_undecodable_images(&self) -> usize {
+        self.images.num_undecodable()
+    }
+
     /// One pack with its images decoded, cut to the `seq_len` it was packed for: an overlong document that the packer
     /// kept stands alone in its pack. Labels are the ids, except at images; nothing else is masked and documents see
     /// each other, as in the reference.
     ///
     /// # Errors
-    /// If an image cannot be read.
+    /// If a shard cannot be read.
     pub fn example(&self, index: usize) -> Result<Example, TrainError> {
         let pack = &self.packs[index];
         let (seq_len, num_image_tokens) = (self.info.seq_len as usize, self.info.num_image_tokens as usize);
@@ -91,12 +96,7 @@ impl PackData {
         for image in &pack.images[..num_images] {
             let (path, shard) = &self.shards[&image.shard];
             let bytes = shard.read(image.offset, image.num_bytes)?;
-            let decoded = decode(&bytes, &DecodeLimits::default()).map_err(|source| TrainError::Image {
-                path: path.clone(),
-                key: image.key.clone(),
-                source,
-            })?;
-            images.push(pixel_values(&decoded, self.image_size));
+            images.push(self.images.load(&format!("{}, sample {}", path.display(), image.key), &bytes));
         }
         let labels =
             input_ids.iter().map(|&id| if id == IMAGE_TOKEN_ID { IGNORE_INDEX } else { id }).collect();

@@ -4,7 +4,7 @@ use crate::TrainError;
 use crate::config::TrainerConfig;
 use crate::pack_data::PackData;
 use crate::sampler::ShuffledSampler;
-use crate::training_loop::{Task, TrainingReport, forget_resume_state, train};
+use crate::training_loop::{Task, TrainingReport, train, train_once};
 use candle_core::{Device, Tensor};
 use oqvl_model::{
     Example, LossOutput, Missing, ParamStore, Qwen2Config, SiglipConfig, TOKENIZER_FILE, Trainable, Vlm,
@@ -28,6 +28,8 @@ pub struct Trainer;
 pub struct TrainerReport {
     /// Packs read.
     pub num_packs: usize,
+    /// Images that could not be decoded and were trained on as blank ones, among those this process read.
+    pub num_undecodable_images: usize,
     /// The loop.
     #[serde(flatten)]
     pub training: TrainingReport,
@@ -118,10 +120,17 @@ impl Stage for Trainer {
             seed: run.seed,
         };
         let task = PackTask { vlm: &vlm, data: &data };
-        let training = train(&config.training, &store, &task, &sampler, run, &run.out_dir)?;
-        save_checkpoint(&run.out_dir.join(CHECKPOINT_DIR), vlm.config(), &store, &tokenizer_file)?;
-        forget_resume_state(&run.out_dir)?;
-        Ok(TrainerReport { num_packs: data.len(), training })
+        let checkpoint = run.out_dir.join(CHECKPOINT_DIR);
+        let training = train_once(&run.out_dir, &checkpoint, || {
+            let report = train(&config.training, &store, &task, &sampler, run, &run.out_dir)?;
+            save_checkpoint(&checkpoint, vlm.config(), &store, &tokenizer_file)?;
+            Ok::<_, TrainError>(report)
+        })?;
+        Ok(TrainerReport {
+            num_packs: data.len(),
+            num_undecodable_images: data.num_undecodable_images(),
+            training,
+        })
     }
 }
 

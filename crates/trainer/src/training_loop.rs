@@ -8,10 +8,11 @@ use crate::resume::ResumeDir;
 use crate::sampler::Sampler;
 use crate::schedule::WarmupCosine;
 use candle_core::Tensor;
-use oqvl_model::{LossOutput, ParamStore};
+use oqvl_model::{CONFIG_FILE, LossOutput, ParamStore, TOKENIZER_FILE, WEIGHTS_FILE};
+use oqvl_shard_io::{read_json, write_json_atomic};
 use oqvl_stage::RunContext;
 use rayon::prelude::*;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
 use std::path::Path;
 use std::time::Instant;
@@ -19,6 +20,9 @@ use std::time::Instant;
 /// candle detaches silently, so a parameter that no gradient has reached after this many steps is a bug. One step
 /// would be too few: the first batch may hold text alone, which leaves the projector out.
 const GRADIENT_GRACE_STEPS: u64 = 20;
+
+/// What a finished training says of itself, in its output directory; local to the machine, because of its speed.
+pub const TRAINING_FILE: &str = "training.local.json";
 
 /// Something to minimise.
 pub trait Task: Sync {
@@ -30,7 +34,7 @@ pub trait Task: Sync {
 }
 
 /// What a finished loop says of itself.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct TrainingReport {
     /// Optimizer steps.
     pub num_steps: u64,
@@ -121,12 +125,30 @@ pub fn train(
     Ok(report(&log, store, first_step, started.elapsed().as_secs_f64()))
 }
 
-/// Removes what a finished run no longer needs; call it once the checkpoint is written.
+/// Trains and writes `checkpoint` by `train_and_save`, unless a run that was killed later has done so; either way the
+/// states to resume from, which `train` keeps in `out_dir`, are gone afterwards.
+///
+/// What a training says of itself is kept in [`TRAINING_FILE`], written after the checkpoint: days of training are
+/// not lost to a kill while, say, digests are taken of the finished model.
 ///
 /// # Errors
-/// If files cannot be removed.
-pub fn forget_resume_state(out_dir: &Path) -> Result<(), TrainError> {
-    ResumeDir::new(out_dir).clear()
+/// Those of `train_and_save`, and [`TrainError`] if the report cannot be written or read or states not removed.
+pub fn train_once<E: From<TrainError>>(
+    out_dir: &Path,
+    checkpoint: &Path,
+    train_and_save: impl FnOnce() -> Result<TrainingReport, E>,
+) -> Result<TrainingReport, E> {
+    let path = out_dir.join(TRAINING_FILE);
+    let files = [CONFIG_FILE, WEIGHTS_FILE, TOKENIZER_FILE].map(|file| checkpoint.join(file));
+    let report = if path.is_file() && files.iter().all(|file| file.is_file()) {
+        read_json(&path).map_err(TrainError::from)?
+    } else {
+        let report = train_and_save()?;
+        write_json_atomic(&path, &report).map_err(TrainError::from)?;
+        report
+    };
+    ResumeDir::new(out_dir).clear()?;
+    Ok(report)
 }
 
 /// The batches of all epochs, one after another.
@@ -195,7 +217,7 @@ fn add_up(micro_batches: Vec<MicroBatch>) -> (Gradients, StepMetrics) {
             }
         }
     }
-    sum.values_mut().flatten().for_each(|value| *value *= scale as f32);
+    sum.values_mut().for_each(|gradient| gradient.iter_mut().for_each(|value| *value *= scale as f32));
     (sum, StepMetrics { step: 0, loss, learning_rate: 0.0, grad_norm: 0.0, num_labels, num_tokens })
 }
 
@@ -306,6 +328,39 @@ mod tests {
             assert_eq!(fit(dir.path(), None).unwrap(), expected);
             assert_eq!(metrics(dir.path()), metrics(whole.path()));
         }
+    }
+
+    #[test]
+    fn what_is_trained_and_saved_is_not_trained_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let checkpoint = dir.path().join("checkpoint");
+        let train_and_save = |files: &[&str]| {
+            std::fs::create_dir_all(&checkpoint).unwrap();
+            files.iter().for_each(|file| std::fs::write(checkpoint.join(file), "").unwrap());
+            fit(dir.path(), Some((6, Event::Stop))).unwrap_err();
+            assert!(dir.path().join("resume").exists());
+            fit(dir.path(), None)?;
+            let report = TrainingReport {
+                num_steps: 10,
+                first_loss: 0.1,
+                last_loss: 0.1 + 0.2,
+                num_tokens: 1,
+                num_labels: 1,
+                tokens_per_second: None,
+                num_trainable_params: 2,
+                num_frozen_params: 0,
+            };
+            Ok::<_, TrainError>(report)
+        };
+        let whole = [CONFIG_FILE, WEIGHTS_FILE, TOKENIZER_FILE];
+        let first = train_once(dir.path(), &checkpoint, || train_and_save(&whole)).unwrap();
+        assert!(!dir.path().join("resume").exists());
+        let again = train_once::<TrainError>(dir.path(), &checkpoint, || panic!("trains again")).unwrap();
+        assert_eq!(again, first);
+        // A checkpoint that lost a file is none.
+        std::fs::remove_file(checkpoint.join(WEIGHTS_FILE)).unwrap();
+        train_once(dir.path(), &checkpoint, || train_and_save(&whole)).unwrap();
+        assert!(checkpoint.join(WEIGHTS_FILE).exists());
     }
 
     #[test]
