@@ -3,7 +3,7 @@
 use criterion::{Criterion, Throughput};
 use oqvl_benches::{Noise, photo};
 use oqvl_image_prep::encode_jpeg;
-use oqvl_shard_io::{Sample, SampleKey, ShardIndex, ShardReader, ShardWriter};
+use oqvl_shard_io::{Sample, SampleKey, ShardFile, ShardReader, ShardWriter};
 use std::hint::black_box;
 use std::path::Path;
 
@@ -58,7 +58,7 @@ fn main() {
                 .sum::<usize>()
         });
     });
-    let index = ShardIndex::open(&path).expect("it is there");
+    let index = ShardFile::open(&path).expect("it is there");
     let mut random = Noise::seeded(7);
     group.throughput(Throughput::Elements(1));
     group.bench_function("read_one_image", |bench| {

@@ -8,9 +8,7 @@ use oqvl_mlm_filter::Metric;
 use oqvl_model::{Example, LossOutput, Prompt, Vlm, save_checkpoint};
 use oqvl_stage::RunContext;
 use oqvl_text_prep::{IGNORE_INDEX, TextError, Tokenizer, caption_document};
-use oqvl_trainer::{
-    Sampler, Task, TrainError, TrainingReport, assemble, randperm, train,
-};
+use oqvl_trainer::{Sampler, Task, TrainError, TrainingReport, assemble, randperm, train};
 use std::path::Path;
 
 /// What the loop's example indices stand for: captions first, then scores.

@@ -51,7 +51,9 @@ pub(crate) fn matmul<T: Element>(
         bail!("matmul output is too short: {left_shape:?} x {right_shape:?} -> {out_shape:?}");
     }
     // SAFETY: `out` holds every element its shape addresses (checked above) and is borrowed mutably.
-    unsafe { multiply((out.as_mut_ptr(), out_shape), (left, left_shape), (right, right_shape), scale, output) }
+    unsafe {
+        multiply((out.as_mut_ptr(), out_shape), (left, left_shape), (right, right_shape), scale, output)
+    }
 }
 
 /// `scale * left right` as a new row-major matrix, on this thread.
@@ -157,7 +159,8 @@ mod tests {
     fn a_new_matrix_is_all_written() {
         for (m, n, k) in [(1, 1, 1), (3, 5, 2), (17, 9, 33), (2, 3, 0), (0, 3, 2), (3, 0, 2)] {
             let (left, right) = (vec![1.0f32; m * k], vec![2.0f32; k * n]);
-            let (left, right) = ((&left[..], Matrix::row_major(m, k, k)), (&right[..], Matrix::row_major(k, n, n)));
+            let (left, right) =
+                ((&left[..], Matrix::row_major(m, k, k)), (&right[..], Matrix::row_major(k, n, n)));
             assert_eq!(product(left, right, 0.5).unwrap(), vec![k as f32; m * n]);
         }
     }

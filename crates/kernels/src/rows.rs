@@ -50,9 +50,8 @@ pub(crate) fn add_to<T: Element>(sum: &mut [T], row: &[T]) {
 fn fold<T: Element>(mut lanes: [T; LANES]) -> T {
     let mut width = LANES / 2;
     while width > 0 {
-        for lane in 0..width {
-            lanes[lane] = lanes[lane] + lanes[lane + width];
-        }
+        let (left, right) = lanes.split_at_mut(width);
+        add_to(left, &right[..width]);
         width /= 2;
     }
     lanes[0]

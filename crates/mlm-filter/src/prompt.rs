@@ -1,6 +1,6 @@
 //! The questions put to the model.
 
-use oqvl_text_prep::{TextError, Tokenizer, tokenize_with_images};
+use oqvl_text_prep::{ESCAPED_PLACEHOLDER, IMAGE_PLACEHOLDER, TextError, Tokenizer, tokenize_with_images};
 use serde::{Deserialize, Serialize};
 
 /// What is scored. The names are those of the reference's parquet columns, without `_score`.
@@ -71,7 +71,7 @@ impl PromptStyle {
     #[must_use]
     pub fn text(self, metric: Metric, caption: &str) -> String {
         // A literal placeholder in a caption would ask for an image that is not there.
-        let caption = caption.replace(oqvl_text_prep::IMAGE_PLACEHOLDER, "<image-placeholder>");
+        let caption = caption.replace(IMAGE_PLACEHOLDER, ESCAPED_PLACEHOLDER);
         match self {
             Self::Reference => {
                 let instructions = include_str!("prompts/instructions.txt").trim_end_matches('\n');

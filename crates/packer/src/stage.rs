@@ -54,7 +54,7 @@ mod tests {
     use std::path::PathBuf;
 
     use oqvl_shard_io::{
-        Pack, Sample, SampleKey, ShardError, ShardIndex, ShardReader, ShardWriter, read_json, read_pack_tar,
+        Pack, Sample, SampleKey, ShardError, ShardFile, ShardReader, ShardWriter, read_json, read_pack_tar,
         read_plan, write_atomic,
     };
     use oqvl_stage::ShardRange;
@@ -127,7 +127,7 @@ mod tests {
         let (info, packs) = read_plan(&path).unwrap();
         assert_eq!((info.images_dir.as_str(), info.seq_len, info.num_image_tokens), ("mixer", 40, 9));
         for image in packs.iter().flat_map(|pack| &pack.images) {
-            let shard = ShardIndex::open(&dir.path().join(&info.images_dir).join(&image.shard)).unwrap();
+            let shard = ShardFile::open(&dir.path().join(&info.images_dir).join(&image.shard)).unwrap();
             let bytes = shard.read(image.offset, image.num_bytes).unwrap();
             let decoded = oqvl_image_prep::decode(&bytes, &Default::default()).unwrap();
             assert_eq!((decoded.width(), decoded.height()), (19, 13));
@@ -168,7 +168,7 @@ mod tests {
         let packs = plan(&run, 0);
         let dir = work_dir();
         let (_, run) = pack(&dir, &PackerConfig { output: PackOutput::Tar, ..config(40, 3) });
-        let shard = ShardIndex::open(&dir.path().join("mixer/00000000.tar")).unwrap();
+        let shard = ShardFile::open(&dir.path().join("mixer/00000000.tar")).unwrap();
         let read: Vec<_> =
             read_pack_tar(&run.out_dir.join("00000000.tar")).unwrap().map(Result::unwrap).collect();
         assert_eq!(read.len(), packs.len());

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use oqvl_shard_io::{
-    Pack, PackInfo, ShardError, ShardIndex, ShardReader, read_json, write_json_atomic, write_pack_tar,
+    Pack, PackInfo, ShardError, ShardFile, ShardReader, read_json, write_json_atomic, write_pack_tar,
     write_plan,
 };
 use oqvl_stage::{RunContext, Tally};
@@ -136,7 +136,7 @@ impl Unit {
         packs: impl Iterator<Item = Pack>,
         run: &RunContext,
     ) -> Result<(), PackerError> {
-        let shard = ShardIndex::open(&self.path)?;
+        let shard = ShardFile::open(&self.path)?;
         let read_images = |pack: &Pack| -> Result<Vec<Vec<u8>>, PackerError> {
             run.check_interrupt()?;
             pack.images.iter().map(|image| Ok(shard.read(image.offset, image.num_bytes)?)).collect()

@@ -11,7 +11,7 @@ use tempfile::NamedTempFile;
 use crate::ShardError;
 
 /// How the names of unfinished files start; the stage runtime removes leftovers by it.
-const TEMPORARY_PREFIX: &str = ".tmp-";
+pub const TEMPORARY_PREFIX: &str = ".tmp-";
 
 /// A file under construction: buffered, under a temporary name (`.tmp-…`) in the directory of the final one.
 ///

@@ -4,7 +4,7 @@
 //!
 //! * a [`Sample`] is one image-text pair: a [`SampleKey`] and its [`Member`]s (`jpg`, `json`, `txt`);
 //! * a *shard* is a WebDataset tar of samples, read in a stream by [`ShardReader`], written by [`ShardWriter`],
-//!   and read at random by [`ShardIndex`];
+//!   and read at random by [`ShardFile`];
 //! * a [`ScoreTable`] is the parquet sidecar in which a filter leaves its scores beside a shard;
 //! * a [`UidSubset`] is a sorted `.npy` list of the 128-bit uids to keep;
 //! * a [`Pack`] is one packed training sequence, stored as a *plan* ([`write_plan`]: image bytes stay in their
@@ -16,7 +16,7 @@
 //! be damaged or hostile: the answer is a [`ShardError`] that names the file, the sample and the byte.
 //!
 //! ```
-//! use oqvl_shard_io::{Sample, SampleKey, ShardIndex, ShardReader, ShardWriter};
+//! use oqvl_shard_io::{Sample, SampleKey, ShardFile, ShardReader, ShardWriter};
 //!
 //! # fn main() -> Result<(), Box<dyn std::error::Error>> {
 //! let dir = tempfile::tempdir()?;
@@ -39,7 +39,7 @@
 //! // ... or one member at its place.
 //! let image = &locations[0];
 //! assert_eq!(image.extension, "jpg");
-//! assert_eq!(ShardIndex::open(&path)?.read(image.offset, image.num_bytes)?, [0xff, 0xd8, 0xff]);
+//! assert_eq!(ShardFile::open(&path)?.read(image.offset, image.num_bytes)?, [0xff, 0xd8, 0xff]);
 //! # Ok(())
 //! # }
 //! ```
@@ -56,25 +56,25 @@ mod pack_tar;
 mod parquet_table;
 mod plan;
 mod sample;
+mod shard_file;
 mod shard_list;
 mod shard_reader;
 mod sidecar;
 mod tar_entries;
-mod tar_index;
 mod tar_writer;
 mod uid_subset;
 
-pub use atomic::{AtomicFile, read_json, write_atomic, write_json_atomic};
+pub use atomic::{AtomicFile, TEMPORARY_PREFIX, read_json, write_atomic, write_json_atomic};
 pub use digest::{digest_bytes, digest_file};
 pub use error::ShardError;
 pub use manifest::Manifest;
 pub use pack::{ImageRef, Pack, PackInfo};
-pub use pack_tar::{PackTarReader, PackWithImages, read_pack_tar, write_pack_tar};
+pub use pack_tar::{PackTarReader, PackWithImages, index_pack_tar, read_pack_tar, write_pack_tar};
 pub use plan::{read_plan, write_plan};
 pub use sample::{IMAGE_EXTENSIONS, Member, Sample, SampleKey};
+pub use shard_file::ShardFile;
 pub use shard_list::list_shards;
 pub use shard_reader::{ReadLimits, ShardReader};
 pub use sidecar::ScoreTable;
-pub use tar_index::ShardIndex;
 pub use tar_writer::{MemberLocation, ShardSummary, ShardWriter};
 pub use uid_subset::{Uid, UidSubset};

@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::parquet_table::table_error;
 use crate::{
-    Pack, PackInfo, ReadLimits, Sample, SampleKey, ShardError, ShardReader, ShardSummary, ShardWriter,
+    Member, Pack, PackInfo, ReadLimits, Sample, SampleKey, ShardError, ShardReader, ShardSummary, ShardWriter,
 };
 
 /// A pack and the encoded bytes of its images, in the order of [`Pack::images`].
@@ -77,6 +77,33 @@ impl Iterator for PackTarReader {
     }
 }
 
+/// The packs of a tar with references into the tar itself: what [`crate::read_plan`] gives for a plan, with the tar's
+/// own directory in place of `images_dir`. Reads the tar once, a pack at a time, and keeps no image.
+///
+/// # Errors
+/// If the tar cannot be read to its end, has no packs, or they were made under different [`PackInfo`]s.
+pub fn index_pack_tar(path: &Path) -> Result<(PackInfo, Vec<Pack>), ShardError> {
+    let file_name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    let (mut common, mut packs) = (None, Vec::new());
+    for sample in read_pack_tar(path)?.shard {
+        let (PackRecord { info, mut pack }, images) = take_apart(path, sample?)?;
+        if common.get_or_insert_with(|| info.clone()) != &info {
+            return Err(table_error(
+                path,
+                "json",
+                format!("pack {} was made for another `info`", packs.len()),
+            ));
+        }
+        for (reference, member) in pack.images.iter_mut().zip(&images) {
+            reference.shard.clone_from(&file_name);
+            (reference.offset, reference.num_bytes) = (member.offset, member.data.len() as u64);
+        }
+        packs.push(pack);
+    }
+    let info = common.ok_or_else(|| table_error(path, "json", "the tar has no packs".to_owned()))?;
+    Ok((info, packs))
+}
+
 fn encode(
     path: &Path,
     info: &PackInfo,
@@ -97,6 +124,12 @@ fn encode(
 }
 
 fn decode(path: &Path, sample: Sample) -> Result<(PackInfo, PackWithImages), ShardError> {
+    let (PackRecord { info, pack }, images) = take_apart(path, sample)?;
+    Ok((info, (pack, images.into_iter().map(|member| member.data).collect())))
+}
+
+/// The record of a sample, and the members of its images in the order of their placeholders.
+fn take_apart(path: &Path, sample: Sample) -> Result<(PackRecord, Vec<Member>), ShardError> {
     let record: PackRecord = sample
         .metadata()?
         .ok_or_else(|| table_error(path, "json", format!("sample `{}` has no such member", sample.key)))?;
@@ -104,7 +137,7 @@ fn decode(path: &Path, sample: Sample) -> Result<(PackInfo, PackWithImages), Sha
     // `0000.…` sorts as its number does.
     images.sort_by(|a, b| a.extension.cmp(&b.extension));
     check(path, &record.pack, images.len())?;
-    Ok((record.info, (record.pack, images.into_iter().map(|member| member.data).collect())))
+    Ok((record, images))
 }
 
 fn check(path: &Path, pack: &Pack, num_images: usize) -> Result<(), ShardError> {
@@ -134,6 +167,7 @@ fn image_extension(bytes: &[u8]) -> &'static str {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::ShardFile;
     use crate::pack::tests::{info, pack};
 
     #[test]
@@ -152,6 +186,27 @@ mod tests {
             assert_eq!(read.into_iter().map(|(_, pack)| pack).collect::<Vec<_>>(), packs);
             assert_eq!(write_pack_tar(&path, &info(), packs).unwrap(), summary);
         }
+    }
+
+    #[test]
+    fn an_index_leads_to_the_images_in_the_tar() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("x.tar");
+        let images = |count: usize| (0..count).map(|image| vec![image as u8; 3 + image]).collect::<Vec<_>>();
+        let packs: Vec<PackWithImages> = [2, 0, 1].map(|count| (pack(count), images(count))).into();
+        write_pack_tar(&path, &info(), packs.clone()).unwrap();
+        let (indexed_info, indexed) = index_pack_tar(&path).unwrap();
+        assert_eq!(indexed_info, info());
+        let file = ShardFile::open(&path).unwrap();
+        for (indexed, (pack, images)) in indexed.iter().zip(&packs) {
+            assert_eq!((&indexed.input_ids, &indexed.keys), (&pack.input_ids, &pack.keys));
+            for (reference, bytes) in indexed.images.iter().zip(images) {
+                assert_eq!(reference.shard, "x.tar");
+                assert_eq!(file.read(reference.offset, reference.num_bytes).unwrap(), *bytes);
+            }
+        }
+        write_pack_tar(&path, &info(), []).unwrap();
+        assert!(index_pack_tar(&path).unwrap_err().to_string().contains("no packs"));
     }
 
     #[test]

@@ -216,7 +216,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::{ShardIndex, ShardReader};
+    use crate::{ShardFile, ShardReader};
 
     fn sample(key: &str, members: &[(&str, &[u8])]) -> Sample {
         let mut sample = Sample::new(SampleKey::new(key).unwrap());
@@ -261,7 +261,7 @@ mod tests {
             let (summary, locations) = write(&path, &samples);
             let read: Vec<Sample> = ShardReader::open(&path).unwrap().map(Result::unwrap).collect();
             prop_assert_eq!(read.len() as u64, summary.num_samples);
-            let index = ShardIndex::open(&path).unwrap();
+            let index = ShardFile::open(&path).unwrap();
             for ((sample, written), places) in read.iter().zip(&samples).zip(&locations) {
                 prop_assert_eq!(&sample.key, &written.key);
                 prop_assert_eq!(sample.members.len(), written.members.len());

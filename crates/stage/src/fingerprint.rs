@@ -5,8 +5,6 @@ use oqvl_shard_io::{Manifest, digest_bytes, digest_file};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-/// File that a stage's finished output directory holds.
-pub(crate) const MANIFEST_FILE: &str = "manifest.json";
 /// Files larger than this outside the work directory are known by size and time, not by content.
 const MAX_HASHED_BYTES: u64 = 256 << 20;
 
@@ -39,7 +37,7 @@ fn digest_input(work_dir: &Path, input: &Path) -> Result<String, StageError> {
         let mut components = input.components().map(|part| part.as_os_str().to_string_lossy().into_owned());
         let stage = components.next().unwrap_or_default();
         let stage_dir = work_dir.join(&stage);
-        let manifest = stage_dir.join(MANIFEST_FILE);
+        let manifest = stage_dir.join(Manifest::FILE_NAME);
         if manifest.exists() {
             let outputs = Manifest::read(&manifest)?.outputs;
             let inside: PathBuf = components.collect();

@@ -2,12 +2,12 @@
 
 use crate::cli::{self, Action, Flags};
 use crate::error::{Interrupted, StageError};
-use crate::fingerprint::{self, MANIFEST_FILE};
+use crate::fingerprint;
 use crate::logging::{self, LogFormat};
 use crate::process_env;
 use crate::{ConfigError, RunContext, Stage};
 use anyhow::Context as _;
-use oqvl_shard_io::{Manifest, read_json, write_json_atomic};
+use oqvl_shard_io::{Manifest, TEMPORARY_PREFIX, read_json, write_json_atomic};
 use std::collections::BTreeMap;
 use std::fs::{File, TryLockError};
 use std::io::Write as _;
@@ -200,7 +200,7 @@ impl<S: Stage> Job<S> {
     }
 
     fn status(&self, fingerprint: &str) -> Result<Status, StageError> {
-        let path = self.out_dir.join(MANIFEST_FILE);
+        let path = self.out_dir.join(Manifest::FILE_NAME);
         if !path.exists() {
             let begun = self.out_dir.join(FINGERPRINT_FILE).exists();
             return Ok(Status::Pending(if begun { "begun, not finished" } else { "never run" }));
@@ -233,7 +233,7 @@ impl<S: Stage> Job<S> {
                 // Temporary files of a killed run; a partial run must leave those of its neighbours alone.
                 if self.flags.shards.is_none() {
                     remove_temporary_files(out_dir)?;
-                    remove_file_if_there(&out_dir.join(MANIFEST_FILE))?;
+                    remove_file_if_there(&out_dir.join(Manifest::FILE_NAME))?;
                 }
                 return Ok(lock);
             }
@@ -277,7 +277,7 @@ fn has_only_hidden_files(directory: &Path) -> Result<bool, StageError> {
 
 /// Removes everything but the locks and the stamp; the manifest goes first, so that a kill in between leaves no finished look.
 fn remove_content(directory: &Path) -> Result<(), StageError> {
-    remove_file_if_there(&directory.join(MANIFEST_FILE))?;
+    remove_file_if_there(&directory.join(Manifest::FILE_NAME))?;
     for entry in std::fs::read_dir(directory).map_err(StageError::io(directory))? {
         let path = entry.map_err(StageError::io(directory))?.path();
         if [LOCK_FILE, STAMP_LOCK_FILE, FINGERPRINT_FILE].iter().any(|kept| path.ends_with(kept)) {
@@ -302,7 +302,7 @@ fn remove_file_if_there(path: &Path) -> Result<(), StageError> {
 
 fn remove_temporary_files(directory: &Path) -> Result<(), StageError> {
     for file in fingerprint::files_below(directory)? {
-        if file.file_name().is_some_and(|name| name.to_string_lossy().starts_with(".tmp-")) {
+        if file.file_name().is_some_and(|name| name.to_string_lossy().starts_with(TEMPORARY_PREFIX)) {
             remove_file_if_there(&file)?;
         }
     }

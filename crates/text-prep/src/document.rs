@@ -6,7 +6,7 @@ use crate::{
 };
 
 /// What a literal `<image>` in web text becomes, so that only real images have placeholders.
-const ESCAPED_PLACEHOLDER: &str = "<image-placeholder>";
+pub const ESCAPED_PLACEHOLDER: &str = "<image-placeholder>";
 
 /// One part of an interleaved document, in reading order.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -1,8 +1,8 @@
-//! Packs as training examples: ids from the plan, images from the shards it points into.
+//! Packs as training examples: ids from plans, images from the shards they point into; or both from pack tars.
 
 use crate::{ImageLoader, TrainError};
 use oqvl_model::{Example, Prompt};
-use oqvl_shard_io::{Pack, PackInfo, ShardIndex, read_plan};
+use oqvl_shard_io::{Pack, PackInfo, ShardError, ShardFile, index_pack_tar, list_shards, read_plan};
 use oqvl_text_prep::{IGNORE_INDEX, IMAGE_TOKEN_ID, fitting_len};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -10,38 +10,62 @@ use std::path::{Path, PathBuf};
 /// Ending of plan files.
 const PLAN_SUFFIX: &str = ".plan.parquet";
 
+/// What a directory's packs are stored as.
+#[derive(Debug, Clone, Copy)]
+enum Container {
+    Plan,
+    Tar,
+}
+
+/// The files that hold the packs of `dir`, in name order. Plans win: the shards they point into may lie beside them.
+fn pack_files(dir: &Path) -> Result<(Vec<PathBuf>, Container), TrainError> {
+    let entries = std::fs::read_dir(dir).map_err(TrainError::io(dir))?;
+    let mut plans: Vec<PathBuf> = entries
+        .filter_map(|entry| Some(entry.ok()?.path()))
+        .filter(|path| path.to_string_lossy().ends_with(PLAN_SUFFIX))
+        .collect();
+    plans.sort();
+    if !plans.is_empty() {
+        return Ok((plans, Container::Plan));
+    }
+    match list_shards(dir) {
+        Err(ShardError::NoShards { .. }) => Ok((Vec::new(), Container::Tar)),
+        tars => Ok((tars?, Container::Tar)),
+    }
+}
+
 /// All packs of a directory.
 #[derive(Debug)]
 pub struct PackData {
     /// What the packs were made for.
     pub info: PackInfo,
     packs: Vec<Pack>,
-    shards: BTreeMap<String, (PathBuf, ShardIndex)>,
+    shards: BTreeMap<String, (PathBuf, ShardFile)>,
     images: ImageLoader,
 }
 
 impl PackData {
-    /// Reads all plans of `dir` in name order; `work_dir` is where their `images_dir` starts. Images are decoded when
-    /// they are asked for, to `image_size`.
+    /// Reads all plans of `dir`, or all pack tars where there are no plans, in name order; `work_dir` is where the
+    /// plans' `images_dir` starts. Images are decoded when they are asked for, to `image_size`. `pad_id` is taken out
+    /// of the sequences wherever it stands: the reference finds its padding by this id, so a genuine `<|endoftext|>`
+    /// in a text is lost there too.
     ///
     /// # Errors
     /// If there are no packs, they do not agree with each other, or a shard they point into cannot be opened.
-    pub fn open(dir: &Path, work_dir: &Path, image_size: u32) -> Result<Self, TrainError> {
-        let entries = std::fs::read_dir(dir).map_err(TrainError::io(dir))?;
-        let mut plans: Vec<PathBuf> = entries
-            .filter_map(|entry| Some(entry.ok()?.path()))
-            .filter(|path| path.to_string_lossy().ends_with(PLAN_SUFFIX))
-            .collect();
-        plans.sort();
+    pub fn open(dir: &Path, work_dir: &Path, image_size: u32, pad_id: i64) -> Result<Self, TrainError> {
+        let (files, container) = pack_files(dir)?;
         let (mut all_info, mut packs): (Option<PackInfo>, Vec<Pack>) = (None, Vec::new());
-        for path in plans {
-            let (info, more) = read_plan(&path)?;
+        for path in files {
+            let (info, more) = match container {
+                Container::Plan => read_plan(&path)?,
+                Container::Tar => index_pack_tar(&path)?,
+            };
             packs.extend(more);
             match &all_info {
                 None => all_info = Some(info),
                 Some(first) if *first == info => {}
                 Some(first) => {
-                    let (found, expected) = (format!("{info:?}"), format!("{first:?} in other plans"));
+                    let (found, expected) = (format!("{info:?}"), format!("{first:?} in other files"));
                     return Err(TrainError::PackMismatch { path, found, expected });
                 }
             }
@@ -49,17 +73,22 @@ impl PackData {
         let Some(info) = all_info.filter(|_| !packs.is_empty()) else {
             return Err(TrainError::NoData {
                 path: dir.to_path_buf(),
-                what: "no pack plans: run the packer first, with packer.output = \"plan\"",
+                what: "no packs: neither *.plan.parquet nor *.tar; run the packer first",
             });
+        };
+        let images_dir = match container {
+            Container::Plan => work_dir.join(&info.images_dir),
+            Container::Tar => dir.to_path_buf(),
         };
         let mut shards = BTreeMap::new();
         for image in packs.iter().flat_map(|pack| &pack.images) {
             if !shards.contains_key(&image.shard) {
-                let path = work_dir.join(&info.images_dir).join(&image.shard);
-                let index = ShardIndex::open(&path)?;
-                shards.insert(image.shard.clone(), (path, index));
+                let path = images_dir.join(&image.shard);
+                let shard = ShardFile::open(&path)?;
+                shards.insert(image.shard.clone(), (path, shard));
             }
         }
+        packs.iter_mut().for_each(|pack| pack.input_ids.retain(|id| *id != pad_id));
         Ok(Self { info, packs, shards, images: ImageLoader::new(image_size) })
     }
 
@@ -101,5 +130,81 @@ impl PackData {
         let labels =
             input_ids.iter().map(|&id| if id == IMAGE_TOKEN_ID { IGNORE_INDEX } else { id }).collect();
         Ok(Example { prompt: Prompt { input_ids: input_ids.to_vec(), images }, labels })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use oqvl_image_prep::{RgbImage, encode_png};
+    use oqvl_shard_io::{ImageRef, write_pack_tar, write_plan};
+    use oqvl_testkit::tiny_shard;
+
+    const PAD: i64 = 9;
+
+    fn info() -> PackInfo {
+        PackInfo {
+            seq_len: 8,
+            num_image_tokens: 2,
+            tokenizer_digest: "t".to_owned(),
+            images_dir: "mixer".to_owned(),
+        }
+    }
+
+    /// One pack of one captioned image, which lies in `mixer/00000000.tar`.
+    fn pack(work_dir: &Path) -> (Pack, Vec<u8>) {
+        let written = tiny_shard(&work_dir.join("mixer"), "00000000", &[("a", "a red cube")]);
+        let sample = oqvl_shard_io::ShardReader::open(&written).unwrap().next().unwrap().unwrap();
+        let member = sample.image().unwrap();
+        let image = ImageRef {
+            shard: "00000000.tar".to_owned(),
+            key: "a".to_owned(),
+            offset: member.offset,
+            num_bytes: member.data.len() as u64,
+        };
+        let input_ids = vec![1, IMAGE_TOKEN_ID, PAD, 2, 3];
+        (
+            Pack { input_ids, lengths: vec![6], keys: vec!["a".to_owned()], images: vec![image] },
+            member.data.clone(),
+        )
+    }
+
+    #[test]
+    fn plans_and_tars_give_the_same_examples_without_padding_ids() {
+        let dir = tempfile::tempdir().unwrap();
+        let (pack, image) = pack(dir.path());
+        let (plans, tars) = (dir.path().join("plans"), dir.path().join("tars"));
+        std::fs::create_dir(&plans).unwrap();
+        std::fs::create_dir(&tars).unwrap();
+        write_plan(&plans.join("0.plan.parquet"), &info(), std::slice::from_ref(&pack)).unwrap();
+        write_pack_tar(&tars.join("0.tar"), &info(), [(pack, vec![image])]).unwrap();
+        let open = |packs: &Path| PackData::open(packs, dir.path(), 4, PAD).unwrap();
+        let example = open(&plans).example(0).unwrap();
+        assert_eq!(example.prompt.input_ids, [1, IMAGE_TOKEN_ID, 2, 3]);
+        assert_eq!(example.labels, [1, IGNORE_INDEX, 2, 3]);
+        assert_eq!(example.prompt.images[0].len(), 3 * 4 * 4);
+        assert_eq!(open(&tars).example(0).unwrap(), example);
+    }
+
+    #[test]
+    fn broken_pixels_give_a_blank_image_and_are_counted() {
+        let dir = tempfile::tempdir().unwrap();
+        let (pack, _) = pack(dir.path());
+        let tars = dir.path().join("tars");
+        std::fs::create_dir(&tars).unwrap();
+        let png = encode_png(&RgbImage::new(40, 40, vec![200; 40 * 40 * 3]).unwrap());
+        write_pack_tar(&tars.join("0.tar"), &info(), [(pack, vec![png[..png.len() - 30].to_vec()])]).unwrap();
+        let data = PackData::open(&tars, dir.path(), 4, PAD).unwrap();
+        for _ in 0..2 {
+            assert_eq!(data.example(0).unwrap().prompt.images, [vec![0.0; 3 * 4 * 4]]);
+        }
+        assert_eq!(data.num_undecodable_images(), 1);
+    }
+
+    #[test]
+    fn a_directory_without_packs_is_named() {
+        let dir = tempfile::tempdir().unwrap();
+        let error = PackData::open(dir.path(), dir.path(), 4, PAD).unwrap_err().to_string();
+        assert!(error.contains("run the packer first"), "{error}");
     }
 }

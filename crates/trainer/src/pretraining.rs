@@ -110,9 +110,10 @@ impl Stage for Trainer {
             (run.resolve(&config.vision_tower), run.resolve(&config.language_model));
         let (vlm, store) = assemble(&vision_tower, &language_model, config.pooled_grid, run.seed)?;
         let packs = run.resolve(&config.packs);
-        let data = PackData::open(&packs, &run.work_dir, vlm.image_size())?;
         let tokenizer_file = language_model.join(TOKENIZER_FILE);
-        check_packs(&data, &vlm, &tokenizer_file, &packs)?;
+        let tokenizer = Tokenizer::from_file(&tokenizer_file).map_err(oqvl_model::ModelError::from)?;
+        let data = PackData::open(&packs, &run.work_dir, vlm.image_size(), tokenizer.pad_id())?;
+        check_packs(&data, &vlm, &tokenizer, &packs)?;
 
         let sampler = ShuffledSampler {
             num_examples: data.len(),
@@ -135,7 +136,7 @@ impl Stage for Trainer {
 }
 
 /// Packs made with another tokenizer or another number of image tokens would train nonsense without a word.
-fn check_packs(data: &PackData, vlm: &Vlm, tokenizer_file: &Path, packs: &Path) -> Result<(), TrainError> {
+fn check_packs(data: &PackData, vlm: &Vlm, tokenizer: &Tokenizer, packs: &Path) -> Result<(), TrainError> {
     let mismatch = |found: String, expected: String| TrainError::PackMismatch {
         path: packs.to_path_buf(),
         found,
@@ -150,9 +151,11 @@ fn check_packs(data: &PackData, vlm: &Vlm, tokenizer_file: &Path, packs: &Path) 
         let found = format!("sequences of up to {seq_len} tokens");
         return Err(mismatch(found, format!("at most {max}, the model's max_position_embeddings")));
     }
-    let tokenizer = Tokenizer::from_file(tokenizer_file).map_err(oqvl_model::ModelError::from)?;
     if data.info.tokenizer_digest != tokenizer.digest() {
-        return Err(mismatch("another tokenizer".to_owned(), tokenizer_file.display().to_string()));
+        return Err(mismatch(
+            "another tokenizer".to_owned(),
+            "that of the language model's checkpoint".to_owned(),
+        ));
     }
     Ok(())
 }

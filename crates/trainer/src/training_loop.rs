@@ -248,6 +248,7 @@ mod tests {
     use crate::sampler::ShuffledSampler;
     use candle_core::Device;
     use oqvl_model::Init;
+    use oqvl_shard_io::write_atomic;
     use oqvl_stage::Interrupted;
 
     /// Fits a line through points; something may happen at a step.
@@ -336,7 +337,7 @@ mod tests {
         let checkpoint = dir.path().join("checkpoint");
         let train_and_save = |files: &[&str]| {
             std::fs::create_dir_all(&checkpoint).unwrap();
-            files.iter().for_each(|file| std::fs::write(checkpoint.join(file), "").unwrap());
+            files.iter().for_each(|file| write_atomic(&checkpoint.join(file), b"").unwrap());
             fit(dir.path(), Some((6, Event::Stop))).unwrap_err();
             assert!(dir.path().join("resume").exists());
             fit(dir.path(), None)?;

@@ -16,7 +16,7 @@ mod tests;
 use crate::error::WorldError;
 use crate::records::{Answer, Route};
 use crate::world_dir::{WorldDir, read_jsonl};
-use oqvl_shard_io::{ShardIndex, write_json_atomic};
+use oqvl_shard_io::{ShardFile, write_json_atomic};
 use std::collections::{BTreeMap, HashMap};
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::Path;
@@ -137,7 +137,7 @@ async fn accept(listener: TcpListener, world: Arc<ServedWorld>) {
 struct ServedWorld {
     /// By host, then by path and query.
     routes: HashMap<String, HashMap<String, ServedRoute>>,
-    shards: HashMap<String, ShardIndex>,
+    shards: HashMap<String, ShardFile>,
     /// Sorted.
     hosts: Vec<String>,
 }
@@ -167,7 +167,7 @@ impl ServedWorld {
                     return Err(wrong(format!("`{}` is not the name of a file in images", body.shard)));
                 }
                 if !world.shards.contains_key(&body.shard) {
-                    let shard = ShardIndex::open(&dir.images().join(&body.shard))?;
+                    let shard = ShardFile::open(&dir.images().join(&body.shard))?;
                     world.shards.insert(body.shard.clone(), shard);
                 }
             }

@@ -8,21 +8,21 @@ use crate::ShardError;
 
 /// An open shard from which byte ranges are read, by any number of threads at once.
 #[derive(Debug)]
-pub struct ShardIndex {
+pub struct ShardFile {
     file: File,
     path: PathBuf,
     file_bytes: u64,
 }
 
-impl ShardIndex {
+impl ShardFile {
     /// Opens the tar at `path`.
     ///
     /// # Errors
     /// [`ShardError::Io`] if it cannot be opened.
-    pub fn open(path: &Path) -> Result<ShardIndex, ShardError> {
+    pub fn open(path: &Path) -> Result<ShardFile, ShardError> {
         let file = File::open(path).map_err(ShardError::io(path))?;
         let file_bytes = file.metadata().map_err(ShardError::io(path))?.len();
-        Ok(ShardIndex { file, path: path.to_path_buf(), file_bytes })
+        Ok(ShardFile { file, path: path.to_path_buf(), file_bytes })
     }
 
     /// The path it was opened from.
@@ -61,7 +61,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("x.tar");
         crate::write_atomic(&path, b"0123456789").unwrap();
-        let index = ShardIndex::open(&path).unwrap();
+        let index = ShardFile::open(&path).unwrap();
         assert_eq!(index.path(), path);
         assert_eq!(index.read(0, 10).unwrap(), b"0123456789");
         assert_eq!(index.read(3, 2).unwrap(), b"34");
@@ -77,7 +77,7 @@ mod tests {
         let path = dir.path().join("x.tar");
         let bytes: Vec<u8> = (0..100_000_u32).map(|i| (i % 253) as u8).collect();
         crate::write_atomic(&path, &bytes).unwrap();
-        let index = ShardIndex::open(&path).unwrap();
+        let index = ShardFile::open(&path).unwrap();
         std::thread::scope(|scope| {
             for thread in 0..4_usize {
                 let (index, bytes) = (&index, &bytes);
