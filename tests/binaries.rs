@@ -6,6 +6,7 @@ use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::OnceLock;
+use std::time::{Duration, Instant};
 
 /// Every stage, in running order.
 pub const STAGES: [&str; 11] = [
@@ -64,4 +65,27 @@ pub fn run_stage(stage: &str, args: &[&str]) -> Finished {
     let mut command = Command::new(stage_binary(stage));
     command.args(args).current_dir(workspace_root()).stdin(Stdio::null());
     Finished::capture(&mut command)
+}
+
+/// As [`run_stage`], but asks the stage to stop (SIGTERM) as soon as the file `ready` is there.
+///
+/// # Panics
+/// If it cannot be started, or ends before.
+#[must_use]
+pub fn terminate_stage(stage: &str, args: &[&str], ready: &Path) -> Finished {
+    let started = Instant::now();
+    let mut command = Command::new(stage_binary(stage));
+    command.args(args).current_dir(workspace_root());
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = command.spawn().expect("the program can be started");
+    while !ready.exists() {
+        assert!(
+            child.try_wait().expect("it was started").is_none(),
+            "{stage} ended before it could be stopped"
+        );
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    let signal = Command::new("sh").arg("-c").arg(format!("kill -s TERM {}", child.id())).status();
+    assert!(signal.expect("there is a shell").success(), "{stage} ended before it could be stopped");
+    Finished::new(child.wait_with_output().expect("it was started"), started)
 }

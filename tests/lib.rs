@@ -17,7 +17,7 @@ mod moments;
 mod outputs;
 mod reproduce;
 
-pub use binaries::{STAGES, run_stage, stage_binary};
+pub use binaries::{STAGES, run_stage, stage_binary, terminate_stage};
 pub use moments::Moments;
 pub use outputs::{differences, losses, outputs};
 pub use reproduce::{Finished, Reproduce};

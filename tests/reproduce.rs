@@ -3,7 +3,7 @@
 use crate::binaries::{STAGES, cargo};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
 /// One invocation of `cargo xtask reproduce`, to be repeated as often as one likes.
@@ -31,7 +31,10 @@ pub struct Finished {
 impl Finished {
     pub(crate) fn capture(command: &mut Command) -> Self {
         let started = Instant::now();
-        let output = command.output().expect("the program can be started");
+        Self::new(command.output().expect("the program can be started"), started)
+    }
+
+    pub(crate) fn new(output: Output, started: Instant) -> Self {
         Self {
             code: output.status.code(),
             stdout: String::from_utf8_lossy(&output.stdout).into_owned(),

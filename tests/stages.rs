@@ -1,8 +1,28 @@
 //! Every stage through its binary: flags, config, and what it says when the request is wrong.
 
-use oqvl_tests::{Reproduce, STAGES, run_stage, scratch_dir};
+use oqvl_tests::{Reproduce, STAGES, run_stage, scratch_dir, terminate_stage};
 
 const CONFIG: &str = "configs/micro.toml";
+
+/// A world that is drawn in a moment.
+const SMALL_WORLD: [&str; 16] = [
+    "--set",
+    "micro-world.num_urls=64",
+    "--set",
+    "micro-world.num_siglip_pairs=8",
+    "--set",
+    "micro-world.num_mlm_filter_pairs=40",
+    "--set",
+    "micro-world.num_text_documents=8",
+    "--set",
+    "micro-world.num_sft_conversations=8",
+    "--set",
+    "micro-world.num_multiple_choice=8",
+    "--set",
+    "micro-world.num_yes_no=8",
+    "--set",
+    "micro-world.num_open_questions=8",
+];
 
 /// The stage refuses with exit code 2 and one sentence that contains `expected`.
 fn check_refusal(stage: &str, args: &[&str], expected: &str) {
@@ -74,26 +94,72 @@ fn what_a_run_left_that_was_killed_at_its_start_is_taken_over() {
     oqvl_shard_io::write_atomic(&out_dir.join(".tmp-fingerprint"), b"{").expect("scratch");
     let work_dir = work_dir.to_str().expect("the build directory has a plain name");
     let mut args = vec!["--config", CONFIG, "--work-dir", work_dir];
-    for set in [
-        "micro-world.num_urls=64",
-        "micro-world.num_siglip_pairs=8",
-        "micro-world.num_mlm_filter_pairs=40",
-        "micro-world.num_text_documents=8",
-        "micro-world.num_sft_conversations=8",
-        "micro-world.num_multiple_choice=8",
-        "micro-world.num_yes_no=8",
-        "micro-world.num_open_questions=8",
-    ] {
-        args.extend(["--set", set]);
-    }
+    args.extend(SMALL_WORLD);
     let _ = run_stage("micro-world", &args).succeeded();
 
     // A directory with somebody's files is another matter.
     std::fs::remove_file(out_dir.join("fingerprint.json")).expect("scratch");
     std::fs::remove_file(out_dir.join("manifest.json")).expect("scratch");
+    check_refusal("micro-world", &args, "was not written by stage");
+    args.push("--dry-run");
+    check_refusal("micro-world", &args, "was not written by stage");
+    assert!(out_dir.join("urls.jsonl").exists());
+}
+
+#[test]
+fn a_file_of_somebody_among_finished_output_stops_what_would_remove_it() {
+    let work_dir = scratch_dir("foreign-file");
+    let out_dir = work_dir.join("micro-world");
+    let work_dir = work_dir.to_str().expect("the build directory has a plain name");
+    let mut args = vec!["--config", CONFIG, "--work-dir", work_dir];
+    args.extend(SMALL_WORLD);
+    let _ = run_stage("micro-world", &args).succeeded();
+    let notes = out_dir.join("NOTES.txt");
+    oqvl_shard_io::write_atomic(&notes, b"mine").expect("scratch");
+    // Nothing to do, so nothing to remove.
+    let _ = run_stage("micro-world", &args).succeeded();
+    args.extend(["--set", "seed=8"]);
+    check_refusal("micro-world", &args, "NOTES.txt was not written by stage");
+    std::fs::remove_file(&notes).expect("scratch");
+    let again = run_stage("micro-world", &args).succeeded();
+    assert!(again.stderr.contains("is made anew"), "{}", again.stderr);
+}
+
+#[test]
+fn a_damaged_manifest_or_output_is_made_again_and_a_damaged_stamp_is_named() {
+    let work_dir = scratch_dir("damaged");
+    let out_dir = work_dir.join("micro-world");
+    let work_dir = work_dir.to_str().expect("the build directory has a plain name");
+    let mut args = vec!["--config", CONFIG, "--work-dir", work_dir];
+    args.extend(SMALL_WORLD);
+    let damages: [(&str, &[u8]); 2] = [("manifest.json", b""), ("urls.jsonl", b"{}")];
+    let _ = run_stage("micro-world", &args).succeeded();
+    let urls = std::fs::read(out_dir.join("urls.jsonl")).expect("urls");
+    for (file, bytes) in damages {
+        oqvl_shard_io::write_atomic(&out_dir.join(file), bytes).expect("scratch");
+        let _ = run_stage("micro-world", &args).succeeded();
+        assert_eq!(std::fs::read(out_dir.join("urls.jsonl")).expect("urls"), urls, "{file}");
+    }
+    oqvl_shard_io::write_atomic(&out_dir.join("fingerprint.json"), b"garbage").expect("scratch");
     let run = run_stage("micro-world", &args);
     assert_eq!(run.code, Some(1), "{}", run.stderr);
-    assert!(out_dir.join("urls.jsonl").exists());
+    assert!(run.stderr.contains("is damaged: remove it"), "{}", run.stderr);
+}
+
+#[test]
+fn a_stopped_stage_says_so_and_exits_with_130() {
+    let work_dir = scratch_dir("stopped");
+    let args = [
+        "--config",
+        CONFIG,
+        "--work-dir",
+        work_dir.to_str().expect("plain"),
+        "--set",
+        "micro-world.num_urls=400000",
+    ];
+    let run = terminate_stage("micro-world", &args, &work_dir.join("micro-world/fingerprint.json"));
+    assert_eq!(run.code, Some(130), "{}", run.stderr);
+    assert!(run.stderr.trim_end().ends_with("the same command continues from here"), "{}", run.stderr);
 }
 
 #[test]

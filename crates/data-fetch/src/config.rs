@@ -87,6 +87,20 @@ pub enum InputFormat {
     Parquet,
 }
 
+impl InputFormat {
+    /// As in the config.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Txt => "txt",
+            Self::Csv => "csv",
+            Self::Tsv => "tsv",
+            Self::Jsonl => "jsonl",
+            Self::Json => "json",
+            Self::Parquet => "parquet",
+        }
+    }
+}
+
 /// How an image is brought to `image_size`; names and meaning of img2dataset.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]

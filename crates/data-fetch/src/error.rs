@@ -9,7 +9,7 @@ use std::path::PathBuf;
 #[non_exhaustive]
 pub enum DataFetchError {
     /// Ctrl-C or SIGTERM.
-    #[error(transparent)]
+    #[error("{0}")]
     Interrupted(#[from] Interrupted),
     /// Reading or writing failed.
     #[error("cannot read or write {path}")]

@@ -293,10 +293,11 @@ fn survey_file(
     }
     let mut types = vec![ColumnType::Empty; wanted.len()];
     let mut found = vec![false; wanted.len()];
-    let mut num_rows = 0_u64;
+    let (mut num_rows, mut num_readable) = (0_u64, 0_u64);
     let mut checked = Ok(());
     let names = text_records::read(path, format, wanted, &mut |record| {
         num_rows += 1;
+        num_readable += u64::from(record.is_ok());
         for (idx, value) in record.iter().flatten().enumerate() {
             if let Some(value) = value {
                 found[idx] = true;
@@ -309,6 +310,10 @@ fn survey_file(
         if checked.is_ok() { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
     })?;
     checked?;
+    if num_rows > 0 && num_readable == 0 {
+        let problem = format!("none of its {num_rows} rows can be read as such");
+        return Err(DataFetchError::ListFormat { path: path.to_path_buf(), format: format.name(), problem });
+    }
     for (idx, column) in wanted.iter().enumerate() {
         found[idx] |= names.contains(column);
     }

@@ -64,7 +64,7 @@ pub enum EvaluatorError {
     #[error("cannot write results")]
     Results(#[from] oqvl_shard_io::ShardError),
     /// The run was stopped; answered questions are kept.
-    #[error(transparent)]
+    #[error("{0}")]
     Interrupted(#[from] oqvl_stage::Interrupted),
 }
 

@@ -67,7 +67,7 @@ pub enum WorldError {
     #[error("cannot start the worker threads")]
     Threads(#[from] rayon::ThreadPoolBuildError),
     /// Ctrl-C.
-    #[error(transparent)]
+    #[error("{0}")]
     Interrupted(#[from] Interrupted),
 }
 

@@ -10,10 +10,10 @@ use oqvl_stage::{ConfigError, Interrupted};
 #[non_exhaustive]
 pub enum MixerError {
     /// The configuration contradicts itself.
-    #[error(transparent)]
+    #[error("{0}")]
     Config(#[from] ConfigError),
     /// The run was asked to stop.
-    #[error(transparent)]
+    #[error("{0}")]
     Interrupted(#[from] Interrupted),
     /// A shard, sidecar or uid list cannot be read, or an output cannot be written.
     #[error(transparent)]

@@ -14,6 +14,6 @@ pub enum MlmFilterError {
     #[error(transparent)]
     Shard(#[from] oqvl_shard_io::ShardError),
     /// Ctrl-C.
-    #[error(transparent)]
+    #[error("{0}")]
     Interrupted(#[from] oqvl_stage::Interrupted),
 }

@@ -11,10 +11,10 @@ use oqvl_text_prep::TextError;
 #[non_exhaustive]
 pub enum PackerError {
     /// The configuration cannot be right.
-    #[error(transparent)]
+    #[error("{0}")]
     Config(#[from] ConfigError),
     /// The run was asked to stop.
-    #[error(transparent)]
+    #[error("{0}")]
     Interrupted(#[from] Interrupted),
     /// An input tar cannot be read, or an output cannot be written.
     #[error(transparent)]

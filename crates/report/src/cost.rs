@@ -88,6 +88,7 @@ mod tests {
             config: Value::Null,
             inputs: Default::default(),
             outputs: Default::default(),
+            output_bytes: Default::default(),
             seconds,
             peak_rss_bytes,
             report: Value::Null,

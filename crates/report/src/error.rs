@@ -60,7 +60,7 @@ pub enum ReportError {
         metric: String,
     },
     /// The run was stopped.
-    #[error(transparent)]
+    #[error("{0}")]
     Interrupted(#[from] oqvl_stage::Interrupted),
 }
 

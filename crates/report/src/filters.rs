@@ -168,6 +168,7 @@ mod tests {
             config: Value::Null,
             inputs: BTreeMap::new(),
             outputs: BTreeMap::from([("00000.parquet".to_owned(), String::new())]),
+            output_bytes: Default::default(),
             seconds: 0.0,
             peak_rss_bytes: 0,
             report: Value::Null,

@@ -20,6 +20,7 @@ fn finish(work_dir: &Path, stage: &str, report: Value, outputs: &[&str]) {
         config: Value::Null,
         inputs: Default::default(),
         outputs: outputs.iter().map(|name| ((*name).to_owned(), String::new())).collect(),
+        output_bytes: Default::default(),
         seconds: 1.5,
         peak_rss_bytes: 1 << 20,
         report,

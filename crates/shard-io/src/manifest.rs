@@ -28,6 +28,9 @@ pub struct Manifest {
     pub inputs: BTreeMap<String, String>,
     /// Output path, relative to the stage's directory, to its digest.
     pub outputs: BTreeMap<String, String>,
+    /// Output path to its size in bytes: what a later run checks at no cost.
+    #[serde(default)]
+    pub output_bytes: BTreeMap<String, u64>,
     /// Wall-clock duration of the run in seconds.
     pub seconds: f64,
     /// Largest resident memory of the process in bytes; 0 where the platform does not tell.
@@ -74,6 +77,7 @@ mod tests {
             config: serde_json::json!({"z": 1, "a": [1.5, null]}),
             inputs: BTreeMap::from([("data-fetch".into(), "d".into())]),
             outputs: BTreeMap::new(),
+            output_bytes: BTreeMap::from([("00000.tar".into(), 512)]),
             seconds: 0.1,
             peak_rss_bytes: 0,
             report: Value::Null,

@@ -122,13 +122,16 @@ fn slurm_range() -> Result<Option<ShardRange>, ConfigError> {
     ShardRange::from_slurm(&id, &min, &count).map(Some)
 }
 
-/// The config file with every `--set` applied.
-pub(crate) fn load_config(flags: &Flags) -> Result<ConfigFile, ConfigError> {
+/// The config file with every `--set` applied, as `stage` reads it.
+pub(crate) fn load_config(flags: &Flags, stage: &str) -> Result<ConfigFile, ConfigError> {
     let mut file = match &flags.config {
         Some(path) => ConfigFile::read(path)?,
         None => ConfigFile::default(),
     };
     for assignment in &flags.sets {
+        if flags.config.is_some() {
+            file.check_owner(assignment, stage)?;
+        }
         file.set(assignment)?;
     }
     Ok(file)

@@ -8,6 +8,9 @@ use toml::{Table, Value};
 /// Top-level keys that are not stage tables.
 const GENERAL_KEYS: [&str; 3] = ["name", "seed", "threads"];
 
+/// More threads than any machine has cores; far above, a system cannot start them.
+const MAX_THREADS: usize = 1024;
+
 /// A request that cannot be carried out as it stands; exit code 2.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{key}: {message}")]
@@ -82,27 +85,47 @@ impl ConfigFile {
             .ok()
             .and_then(|mut table| table.remove("value"))
             .unwrap_or_else(|| Value::String(text.to_owned()));
+        let is_digits = |text: &str| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
+        if value.is_str() && is_digits(text.trim().trim_start_matches('-')) {
+            return Err(wrong("the number is too large"));
+        }
         let steps: Vec<&str> = path.trim().split('.').collect();
         if steps.iter().any(|step| step.is_empty()) {
             return Err(wrong("empty key"));
         }
         let (last, parents) = steps.split_last().expect("split yields at least one step");
-        let mut table = &mut self.table;
-        let mut parents = parents.iter();
-        while let Some(step) = parents.next() {
-            let entry = table.entry(*step).or_insert_with(|| Value::Table(Table::new()));
-            table = match entry {
-                Value::Table(inner) => inner,
-                Value::Array(list) => {
-                    let position = parents.next().ok_or_else(|| wrong("a list needs an index"))?;
-                    let element = position.parse().ok().and_then(|index: usize| list.get_mut(index));
-                    element.and_then(Value::as_table_mut).ok_or_else(|| wrong("no such list element"))?
-                }
-                _ => return Err(wrong(&format!("`{step}` is not a table"))),
-            };
+        let (first, rest) = parents.split_first().unwrap_or((last, &[]));
+        if parents.is_empty() {
+            self.table.insert((*last).to_owned(), value);
+            return Ok(());
         }
-        table.insert((*last).to_owned(), value);
+        let mut place = self.table.entry(*first).or_insert_with(|| Value::Table(Table::new()));
+        let mut name = first;
+        for step in rest.iter().chain([last]) {
+            place = match place {
+                Value::Table(inner) => inner.entry(*step).or_insert_with(|| Value::Table(Table::new())),
+                Value::Array(list) => {
+                    let index: usize =
+                        step.parse().map_err(|_| wrong(&format!("`{name}` is a list: it needs an index")))?;
+                    let len = list.len();
+                    list.get_mut(index).ok_or_else(|| wrong(&format!("`{name}` has {len} elements")))?
+                }
+                _ => return Err(wrong(&format!("`{name}` is not a table"))),
+            };
+            name = step;
+        }
+        *place = value;
         Ok(())
+    }
+
+    /// Refuses a `--set` for a table that is neither in the file nor the stage's own: nobody would ever read it.
+    pub(crate) fn check_owner(&self, assignment: &str, stage: &str) -> Result<(), ConfigError> {
+        let key = assignment.split('=').next().unwrap_or_default().trim();
+        let head = key.split('.').next().unwrap_or_default();
+        if head == stage || GENERAL_KEYS.contains(&head) || self.table.contains_key(head) {
+            return Ok(());
+        }
+        Err(ConfigError::flag("--set", format!("the config has no table `{head}`, in `{assignment}`")))
     }
 
     /// The seed of the run: `seed`, which must be there.
@@ -121,12 +144,12 @@ impl ConfigFile {
     /// Number of threads: `threads`, 0 or missing for all cores.
     ///
     /// # Errors
-    /// If it is not a non-negative integer.
+    /// If it is not an integer from 0 to 1024.
     pub fn threads(&self) -> Result<usize, ConfigError> {
         let Some(value) = self.table.get("threads") else { return Ok(0) };
         let threads = value.as_integer().and_then(|threads| usize::try_from(threads).ok());
-        threads.ok_or_else(|| {
-            ConfigError::new("threads", format!("expected an integer from 0 on, got `{value}`"))
+        threads.filter(|threads| *threads <= MAX_THREADS).ok_or_else(|| {
+            ConfigError::new("threads", format!("expected an integer from 0 to {MAX_THREADS}, got `{value}`"))
         })
     }
 
@@ -210,6 +233,31 @@ mod tests {
         let demo = check(text, &["demo.seq_len=8", "demo.inner.0.name=b c"]).unwrap();
         assert_eq!(demo, Demo { seq_len: 8, inner: vec![Inner { name: "b c".into() }] });
         assert_eq!(check("", &["demo.seq_len=1"]).unwrap().seq_len, 1);
+        let mut file = ConfigFile::parse("[demo]\nnames = [\"a\", \"b\"]").unwrap();
+        file.set("demo.names.1=c").unwrap();
+        assert_eq!(file.table["demo"]["names"].to_string(), "[\"a\", \"c\"]");
+        assert!(file.set("demo.names.2=c").unwrap_err().to_string().contains("`names` has 2 elements"));
+        assert!(file.set("demo.names.x=c").unwrap_err().to_string().contains("needs an index"));
+        assert!(file.set("demo.seq_len=99999999999999999999").unwrap_err().to_string().contains("too large"));
+    }
+
+    #[test]
+    fn an_override_for_a_table_that_is_not_there_is_refused() {
+        let file = ConfigFile::parse("seed = 7\n[other]\nx = 1").unwrap();
+        for set in ["other.x=2", "demo.seq_len=3", "seed=8", "threads=2"] {
+            assert_eq!(file.check_owner(set, "demo"), Ok(()), "{set}");
+        }
+        let error = file.check_owner("dmeo.seq_len=3", "demo").unwrap_err().to_string();
+        assert_eq!(error, "--set: the config has no table `dmeo`, in `dmeo.seq_len=3`");
+    }
+
+    #[test]
+    fn numbers_of_threads_have_an_end() {
+        let threads = |text: &str| ConfigFile::parse(text).unwrap().threads();
+        assert_eq!((threads(""), threads("threads = 1024")), (Ok(0), Ok(1024)));
+        for text in ["threads = 1025", "threads = -1", "threads = \"two\""] {
+            assert!(threads(text).unwrap_err().to_string().starts_with("threads: expected"), "{text}");
+        }
     }
 
     #[test]

@@ -33,6 +33,22 @@ pub enum StageError {
         /// The stage that wanted it.
         stage: &'static str,
     },
+    /// A file that the stage did not write lies among its output, which would have to be made anew.
+    #[error("{path} was not written by stage `{stage}`, whose output must be made anew: move it away")]
+    ForeignFile {
+        /// The file.
+        path: PathBuf,
+        /// The stage.
+        stage: &'static str,
+    },
+    /// What the output directory is being made from cannot be told.
+    #[error("{path} is damaged: remove it to make its content anew")]
+    UnreadableStamp {
+        /// The output directory.
+        path: PathBuf,
+        /// What is wrong with its stamp.
+        source: oqvl_shard_io::ShardError,
+    },
     /// Another process works in the same output directory.
     #[error("{path} is in use by another run: wait for it or choose another --work-dir")]
     Locked {

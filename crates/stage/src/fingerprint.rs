@@ -3,7 +3,7 @@
 use crate::error::StageError;
 use oqvl_shard_io::{Manifest, digest_bytes, digest_file};
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 
 /// Files larger than this outside the work directory are known by size and time, not by content.
 const MAX_HASHED_BYTES: u64 = 256 << 20;
@@ -33,29 +33,67 @@ pub(crate) fn fingerprint(
 fn digest_input(work_dir: &Path, input: &Path) -> Result<String, StageError> {
     let not_ready = |reason: String| StageError::InputNotReady { path: input.to_path_buf(), reason };
     let path = work_dir.join(input);
-    if input.is_relative() && !input.starts_with("..") {
-        let mut components = input.components().map(|part| part.as_os_str().to_string_lossy().into_owned());
-        let stage = components.next().unwrap_or_default();
+    if let Some((stage, inside)) = below(work_dir, &path)? {
         let stage_dir = work_dir.join(&stage);
         let manifest = stage_dir.join(Manifest::FILE_NAME);
         if manifest.exists() {
-            let outputs = Manifest::read(&manifest)?.outputs;
-            let inside: PathBuf = components.collect();
-            let chosen: Vec<_> =
-                outputs.iter().filter(|(file, _)| Path::new(file).starts_with(&inside)).collect();
+            let Ok(manifest) = Manifest::read(&manifest) else {
+                return Err(not_ready(format!(
+                    "the manifest of stage `{stage}` cannot be read: run it again"
+                )));
+            };
+            if let Some(file) = changed_output(&stage_dir, &manifest, &inside) {
+                let what = format!("`{file}` is gone or has another size than stage `{stage}` left it with");
+                return Err(not_ready(format!("{what}: run that stage again")));
+            }
+            let outputs = manifest.outputs.iter();
+            let chosen: Vec<_> = outputs.filter(|(file, _)| Path::new(file).starts_with(&inside)).collect();
             if chosen.is_empty() {
                 return Err(not_ready(format!("stage `{stage}` is finished but wrote no such file")));
             }
             return Ok(digest_bytes(serde_json::json!(chosen).to_string().as_bytes()));
         }
-        if !path.exists() || stage_dir.join(crate::runtime::FINGERPRINT_FILE).exists() {
+        if stage_dir.join(crate::runtime::FINGERPRINT_FILE).exists() {
             return Err(not_ready(format!("stage `{stage}` has not finished in {}", work_dir.display())));
+        }
+        if !path.exists() {
+            let shown = path.display();
+            return Err(not_ready(format!(
+                "there is no {shown}, and no stage `{stage}` has finished that wrote it"
+            )));
         }
     }
     if !path.exists() {
         return Err(not_ready(format!("{} does not exist", path.display())));
     }
     digest_foreign(&path)
+}
+
+/// A path in the work directory, however it is written, as the directory it starts in (a stage's name, if a stage wrote
+/// it) and the rest.
+fn below(work_dir: &Path, path: &Path) -> Result<Option<(String, PathBuf)>, StageError> {
+    let absolute = |path: &Path| std::path::absolute(path).map_err(StageError::io(path));
+    let (root, path) = (absolute(work_dir)?, absolute(path)?);
+    let Ok(relative) = path.strip_prefix(&root) else { return Ok(None) };
+    if relative.components().any(|part| part == Component::ParentDir) {
+        return Ok(None);
+    }
+    let mut parts = relative.components();
+    let stage = parts.next().map(|part| part.as_os_str().to_string_lossy().into_owned());
+    Ok(stage.map(|stage| (stage, parts.collect())))
+}
+
+/// An output below `inside` that is no longer as the manifest has it, by presence and size. Contents are not read: that
+/// would take as long as some stages do.
+pub(crate) fn changed_output<'a>(stage_dir: &Path, manifest: &'a Manifest, inside: &Path) -> Option<&'a str> {
+    let mut outputs = manifest.outputs.keys().filter(|file| Path::new(file).starts_with(inside));
+    let is_there = |file: &String| {
+        let metadata = std::fs::metadata(stage_dir.join(file)).ok();
+        metadata.is_some_and(|metadata| {
+            manifest.output_bytes.get(file).is_none_or(|bytes| *bytes == metadata.len())
+        })
+    };
+    outputs.find(|file| !is_there(file)).map(String::as_str)
 }
 
 /// Digest of a file or directory that no stage of ours wrote.
@@ -74,9 +112,27 @@ fn digest_foreign(path: &Path) -> Result<String, StageError> {
     Ok(digest_bytes(lines.join("\n").as_bytes()))
 }
 
-/// Digests of what a stage wrote: every file but the runtime's own, temporary files, and `*.local.*` files, which
-/// speak of one run on one machine (timings) and not of its result.
+/// Digests of what a stage wrote.
 pub(crate) fn digest_outputs(out_dir: &Path) -> Result<BTreeMap<String, String>, StageError> {
+    let files = output_files(out_dir)?.into_iter();
+    files.map(|(name, path)| Ok((name, digest_file(&path).map_err(StageError::io(&path))?))).collect()
+}
+
+/// Sizes of outputs.
+pub(crate) fn output_bytes<'a>(
+    out_dir: &Path,
+    names: impl Iterator<Item = &'a String>,
+) -> Result<BTreeMap<String, u64>, StageError> {
+    let size = |name: &String| {
+        let path = out_dir.join(name);
+        Ok((name.clone(), std::fs::metadata(&path).map_err(StageError::io(&path))?.len()))
+    };
+    names.map(size).collect()
+}
+
+/// What a stage wrote, by name: every file but the runtime's own, temporary files, and `*.local.*` files, which speak of
+/// one run on one machine (timings) and not of its result.
+pub(crate) fn output_files(out_dir: &Path) -> Result<BTreeMap<String, PathBuf>, StageError> {
     let mut outputs = BTreeMap::new();
     for file in files_below(out_dir)? {
         let name = file.file_name().unwrap_or_default().to_string_lossy();
@@ -85,7 +141,7 @@ pub(crate) fn digest_outputs(out_dir: &Path) -> Result<BTreeMap<String, String>,
             continue;
         }
         let relative = file.strip_prefix(out_dir).expect("walked from there").display().to_string();
-        outputs.insert(relative, digest_file(&file).map_err(StageError::io(&file))?);
+        outputs.insert(relative, file);
     }
     Ok(outputs)
 }
@@ -138,7 +194,64 @@ mod tests {
     fn a_missing_input_says_which_stage_makes_it() {
         let dir = tempfile::tempdir().unwrap();
         let error = digest_inputs(dir.path(), &["mixer".into()]).unwrap_err().to_string();
-        assert!(error.contains("stage `mixer` has not finished"), "{error}");
+        assert!(error.contains("no stage `mixer` has finished"), "{error}");
+        write_atomic(&dir.path().join("typo.csv"), b"").unwrap();
+        assert!(digest_inputs(dir.path(), &["typo.csv".into()]).is_ok());
+    }
+
+    /// A stage `mixer` that has finished with one shard.
+    fn finished(dir: &Path) {
+        let out_dir = dir.join("mixer");
+        std::fs::create_dir(&out_dir).unwrap();
+        write_atomic(&out_dir.join("00000.tar"), b"shard").unwrap();
+        let outputs = digest_outputs(&out_dir).unwrap();
+        let manifest = Manifest {
+            stage: "mixer".to_owned(),
+            version: String::new(),
+            commit: String::new(),
+            fingerprint: String::new(),
+            seed: 7,
+            config: serde_json::Value::Null,
+            inputs: BTreeMap::new(),
+            output_bytes: output_bytes(&out_dir, outputs.keys()).unwrap(),
+            outputs,
+            seconds: 0.0,
+            peak_rss_bytes: 0,
+            report: serde_json::Value::Null,
+        };
+        manifest.write(&out_dir.join(Manifest::FILE_NAME)).unwrap();
+    }
+
+    #[test]
+    fn a_stage_is_found_however_its_path_is_written() {
+        let dir = tempfile::tempdir().unwrap();
+        finished(dir.path());
+        let digest = |input: PathBuf| digest_input(dir.path(), &input);
+        let plain = digest("mixer".into()).unwrap();
+        assert_eq!(digest("./mixer".into()).unwrap(), plain);
+        assert_eq!(digest(dir.path().join("mixer")).unwrap(), plain);
+        assert_eq!(digest("mixer/00000.tar".into()).unwrap(), plain);
+        std::fs::remove_file(dir.path().join("mixer/manifest.json")).unwrap();
+        write_atomic(&dir.path().join("mixer/fingerprint.json"), b"{}").unwrap();
+        for input in [PathBuf::from("mixer"), "./mixer".into(), dir.path().join("mixer")] {
+            let error = digest(input).unwrap_err().to_string();
+            assert!(error.contains("stage `mixer` has not finished"), "{error}");
+        }
+    }
+
+    #[test]
+    fn outputs_that_shrank_or_vanished_are_no_inputs() {
+        for damage in [Some(&b"sha"[..]), None] {
+            let dir = tempfile::tempdir().unwrap();
+            finished(dir.path());
+            let shard = dir.path().join("mixer/00000.tar");
+            match damage {
+                Some(bytes) => write_atomic(&shard, bytes).unwrap(),
+                None => std::fs::remove_file(&shard).unwrap(),
+            }
+            let error = digest_input(dir.path(), Path::new("mixer")).unwrap_err().to_string();
+            assert!(error.contains("`00000.tar` is gone or has another size"), "{error}");
+        }
     }
 
     #[test]

@@ -81,12 +81,22 @@ pub fn main<S: Stage>() -> ExitCode {
     }
 }
 
+/// Looks for what it knows among the causes. An error type that wraps [`Interrupted`] or [`ConfigError`] must show it
+/// as its source, which `#[error(transparent)]` does not.
 fn exit_code(error: &anyhow::Error) -> u8 {
     if error.chain().any(|cause| cause.is::<Interrupted>()) {
         return EXIT_INTERRUPTED;
     }
     let wrong_request = error.chain().any(|cause| {
-        cause.is::<ConfigError>() || matches!(cause.downcast_ref(), Some(StageError::Config(_)))
+        cause.is::<ConfigError>()
+            || matches!(
+                cause.downcast_ref(),
+                Some(
+                    StageError::Config(_)
+                        | StageError::ForeignDirectory { .. }
+                        | StageError::ForeignFile { .. }
+                )
+            )
     });
     if wrong_request { EXIT_WRONG_REQUEST } else { EXIT_FAILED }
 }
@@ -100,7 +110,7 @@ fn tell(line: &str) {
 fn run<S: Stage>() -> anyhow::Result<()> {
     let flags = cli::parse(S::NAME, S::VERSION, S::SHARDED)?;
     logging::init(flags.log_format, flags.verbosity);
-    let file = cli::load_config(&flags)?;
+    let file = cli::load_config(&flags, S::NAME)?;
     let config: S::Config = file.stage(S::NAME)?;
     if flags.action == Action::ShowConfig {
         let table = toml::Table::from_iter([(S::NAME.to_owned(), toml::Value::try_from(&config)?)]);
@@ -150,9 +160,9 @@ impl<S: Stage> Job<S> {
             tell(&format!("{}: up to date, {}", S::NAME, self.out_dir.display()));
             return Ok(());
         }
+        let interrupted = watch_signals()?;
         let _lock = self.prepare_out_dir(&fingerprint)?;
         let threads = configure_threads(self.threads)?;
-        let interrupted = watch_signals()?;
         let work_dir = &self.flags.work_dir;
         let run = RunContext::new(S::NAME, work_dir, self.seed, threads, self.flags.shards, interrupted);
 
@@ -161,8 +171,10 @@ impl<S: Stage> Job<S> {
         let seconds = started.elapsed().as_secs_f64();
 
         let report = serde_json::to_value(&report).context("the report cannot be written as JSON")?;
+        warn_of_nothing_kept(&report);
         let suffix = self.flags.shards.map_or_else(String::new, |range| format!("{range}."));
         write_json_atomic(&self.out_dir.join(format!("report.{suffix}json")), &report)?;
+        let outputs = self.outputs()?;
         let manifest = Manifest {
             stage: S::NAME.to_owned(),
             version: S::VERSION.to_owned(),
@@ -171,7 +183,8 @@ impl<S: Stage> Job<S> {
             seed: self.seed,
             config: self.config_json.clone(),
             inputs,
-            outputs: self.outputs()?,
+            output_bytes: fingerprint::output_bytes(&self.out_dir, outputs.keys())?,
+            outputs,
             seconds,
             peak_rss_bytes: peak_rss_bytes(),
             report: report.clone(),
@@ -200,19 +213,46 @@ impl<S: Stage> Job<S> {
     }
 
     fn status(&self, fingerprint: &str) -> Result<Status, StageError> {
+        let stamp = self.stamp()?;
         let path = self.out_dir.join(Manifest::FILE_NAME);
         if !path.exists() {
-            let begun = self.out_dir.join(FINGERPRINT_FILE).exists();
-            return Ok(Status::Pending(if begun { "begun, not finished" } else { "never run" }));
+            return match stamp {
+                Some(_) => Ok(Status::Pending("begun, not finished")),
+                None if !self.out_dir.exists() || has_only_hidden_files(&self.out_dir)? => {
+                    Ok(Status::Pending("never run"))
+                }
+                None => Err(StageError::ForeignDirectory { path: self.out_dir.clone(), stage: S::NAME }),
+            };
         }
-        let manifest = Manifest::read(&path)?;
+        let Ok(manifest) = Manifest::read(&path) else {
+            return Ok(Status::Pending("its manifest cannot be read"));
+        };
         if manifest.fingerprint != fingerprint {
             return Ok(Status::Pending("its config or its inputs have changed"));
         }
-        if manifest.outputs.keys().any(|file| !self.out_dir.join(file).exists()) {
-            return Ok(Status::Pending("some of its output is gone"));
+        if fingerprint::changed_output(&self.out_dir, &manifest, Path::new("")).is_some() {
+            return Ok(Status::Pending("some of its output is gone or has another size"));
         }
         Ok(Status::UpToDate)
+    }
+
+    /// What the output directory says it is being made from, if this stage made it.
+    fn stamp(&self) -> Result<Option<Stamp>, StageError> {
+        let path = self.out_dir.join(FINGERPRINT_FILE);
+        if !path.exists() {
+            return Ok(None);
+        }
+        let stamp: Stamp = read_json(&path)
+            .map_err(|source| StageError::UnreadableStamp { path: self.out_dir.clone(), source })?;
+        Ok(Some(stamp).filter(|stamp| stamp.stage == S::NAME))
+    }
+
+    /// A file among finished output that this stage did not write.
+    fn foreign_file(&self) -> Result<Option<PathBuf>, StageError> {
+        // Without a manifest nobody knows what a killed run wrote.
+        let Ok(manifest) = Manifest::read(&self.out_dir.join(Manifest::FILE_NAME)) else { return Ok(None) };
+        let files = fingerprint::output_files(&self.out_dir)?;
+        Ok(files.into_iter().find(|(name, _)| !manifest.outputs.contains_key(name)).map(|(_, path)| path))
     }
 
     /// Creates or cleans the output directory. What an interrupted run of the same fingerprint left stays; what
@@ -226,9 +266,7 @@ impl<S: Stage> Job<S> {
         let stamp_lock = File::create(&stamp_lock_path).map_err(StageError::io(&stamp_lock_path))?;
         stamp_lock.lock().map_err(StageError::io(&stamp_lock_path))?;
         let stamp_path = out_dir.join(FINGERPRINT_FILE);
-        let is_ours = |stamp: &Stamp| stamp.stage == S::NAME;
-        let stamp: Option<Stamp> = if stamp_path.exists() { Some(read_json(&stamp_path)?) } else { None };
-        match stamp.as_ref().filter(|stamp| is_ours(stamp)) {
+        match self.stamp()? {
             Some(stamp) if stamp.fingerprint == fingerprint => {
                 // Temporary files of a killed run; a partial run must leave those of its neighbours alone.
                 if self.flags.shards.is_none() {
@@ -241,6 +279,16 @@ impl<S: Stage> Job<S> {
                 return Err(StageError::StaleOutput { path: out_dir.clone() });
             }
             Some(_) => {
+                if let Some(path) = self.foreign_file()? {
+                    return Err(StageError::ForeignFile { path, stage: S::NAME });
+                }
+                if out_dir.join(Manifest::FILE_NAME).exists() {
+                    let shown = out_dir.display();
+                    tell(&format!(
+                        "{}: its config or its inputs have changed; {shown} is made anew",
+                        S::NAME
+                    ));
+                }
                 // A kill halfway leaves output of no run, whatever the config is by then.
                 write_json_atomic(
                     &stamp_path,
@@ -334,6 +382,21 @@ fn watch_signals() -> anyhow::Result<Arc<AtomicBool>> {
     })
     .context("cannot listen for Ctrl-C")?;
     Ok(interrupted)
+}
+
+/// A stage that kept nothing has done its work, and yet something is wrong with what it was given.
+fn warn_of_nothing_kept(report: &serde_json::Value) {
+    let count = |value: Option<&serde_json::Value>| value.and_then(serde_json::Value::as_u64);
+    match (count(report.get("seen")), count(report.get("kept"))) {
+        (Some(0), Some(_)) => tracing::warn!("there was nothing to do: the input is empty"),
+        (Some(seen), Some(0)) => {
+            let reasons = report.get("rejected").and_then(serde_json::Value::as_object);
+            let most = reasons.into_iter().flatten().max_by_key(|(_, number)| number.as_u64());
+            let most = most.map(|(reason, number)| format!("; most often: {reason}, {number} times"));
+            tracing::warn!("nothing was kept of {seen}{}", most.unwrap_or_default());
+        }
+        _ => {}
+    }
 }
 
 /// Largest resident size of this process so far, or 0 where the system does not say.

@@ -47,6 +47,14 @@ pub enum TrainError {
         /// Its name.
         name: String,
     },
+    /// A state to resume from is damaged.
+    #[error("the state in {path} cannot be used: remove it to train from the first step")]
+    Resume {
+        /// The directory of states.
+        path: PathBuf,
+        /// What is wrong with it.
+        source: Box<TrainError>,
+    },
     /// A saved optimizer state is not the one of this model.
     #[error("saved optimizer state has no `{name}` of the right size")]
     OptimizerState {
@@ -64,7 +72,7 @@ pub enum TrainError {
         value: f64,
     },
     /// Ctrl-C.
-    #[error(transparent)]
+    #[error("{0}")]
     Interrupted(#[from] oqvl_stage::Interrupted),
 }
 

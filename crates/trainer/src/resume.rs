@@ -52,12 +52,9 @@ impl ResumeDir {
             tracing::warn!("{} is not whole; training starts from the first step", dir.display());
             return Ok(0);
         }
-        let params = read_safetensors(&dir.join(PARAMS), &Device::Cpu)?;
-        for (name, var) in store.vars() {
-            let value = params.get(name).ok_or_else(|| TrainError::OptimizerState { name: name.clone() })?;
-            var.set(value)?;
-        }
-        optimizer.restore(&read_safetensors(&dir.join(OPTIMIZER), &Device::Cpu)?, step)?;
+        let restored = restore_from(&dir, step, store, optimizer);
+        restored
+            .map_err(|source| TrainError::Resume { path: self.path.clone(), source: Box::new(source) })?;
         Ok(step)
     }
 
@@ -86,6 +83,15 @@ impl ResumeDir {
         let step = name.trim().strip_prefix("step-").and_then(|step| step.parse().ok());
         Ok(step.map(|step| (step, self.path.join(name.trim()))))
     }
+}
+
+fn restore_from(dir: &Path, step: u64, store: &ParamStore, optimizer: &mut AdamW) -> Result<(), TrainError> {
+    let params = read_safetensors(&dir.join(PARAMS), &Device::Cpu)?;
+    for (name, var) in store.vars() {
+        let value = params.get(name).ok_or_else(|| TrainError::OptimizerState { name: name.clone() })?;
+        var.set(value)?;
+    }
+    optimizer.restore(&read_safetensors(&dir.join(OPTIMIZER), &Device::Cpu)?, step)
 }
 
 fn serialize(tensors: &BTreeMap<String, Tensor>) -> Result<Vec<u8>, TrainError> {

@@ -93,7 +93,8 @@ fn csv_is_quoted_and_ragged() {
         2,,http://a/2\n\
         3\n\
         \n\
-        4,plain, http://a/4 ,surplus\n";
+        4,plain, http://a/4 ,surplus\n\
+        5,plain, http://a/5 \n";
     let case = Case::new(&[("urls.csv", text.as_bytes())]);
     assert_eq!(
         case.rows(),
@@ -101,7 +102,8 @@ fn csv_is_quoted_and_ragged() {
             "http://a/1|a \"red\" square, two\nlines|[\"1\"]",
             "http://a/2||[\"2\"]",
             "(bad-url)|-|[\"3\"]",
-            "http://a/4|plain|[\"4\"]",
+            "(bad-row)|-|[null]",
+            "http://a/5|plain|[\"5\"]",
         ]
     );
     assert_eq!(case.survey().unwrap().columns()[0].column_type, ColumnType::Text);
@@ -274,4 +276,30 @@ fn the_survey_can_be_interrupted() {
     let stop = || Err(DataFetchError::Interrupted(oqvl_stage::Interrupted));
     let error = UrlList::survey(&case.config, case.dir.path(), &stop).unwrap_err();
     assert!(matches!(error, DataFetchError::Interrupted(_)));
+}
+
+#[test]
+fn a_file_of_something_else_is_named() {
+    for name in ["urls.txt", "urls.jsonl", "urls.csv"] {
+        let case = Case::new(&[(name, b"\xff\xfe\x00\n\xf0\xff,\n\xff\xff\xff\n")]);
+        let error = case.survey().unwrap_err().to_string();
+        assert!(error.contains("can be read as such") || error.contains("column"), "{name}: {error}");
+    }
+}
+
+#[test]
+fn a_quote_that_is_never_closed_is_named_and_a_comma_too_many_is_a_bad_row() {
+    let rows = |captions: &[&str]| {
+        let lines: Vec<String> =
+            captions.iter().enumerate().map(|(row, caption)| format!("http://a/{row},{caption}\n")).collect();
+        format!("url,caption\n{}", lines.concat())
+    };
+    let case = |captions: &[&str]| Case::new(&[("urls.csv", rows(captions).as_bytes())]);
+    let error = case(&["one", "\"a 5 inch", "three", "four"]).survey().unwrap_err().to_string();
+    assert!(error.contains("line 3"), "{error}");
+    assert_eq!(
+        case(&["\"two\nlines, one \"\"word\"\"\"", "a red car, parked outside"]).rows(),
+        ["http://a/0|two\nlines, one \"word\"|[]", "(bad-row)|-|[]"]
+    );
+    assert_eq!(case(&["5\" nail", "two"]).rows(), ["http://a/0|5\" nail|[]", "http://a/1|two|[]"]);
 }

@@ -37,14 +37,15 @@ pub(super) fn read(
     let limited = RecordLimit { inner: plain, allowance: Rc::clone(&allowance) };
     let input = BufReader::with_capacity(1 << 16, limited);
     let list = TextList { input, allowance, wanted, on_record };
-    let (format, names) = match format {
-        InputFormat::Txt => ("txt", list.lines()),
-        InputFormat::Csv => ("csv", list.delimited(b',')),
-        InputFormat::Tsv => ("tsv", list.delimited(b'\t')),
-        InputFormat::Jsonl => ("jsonl", list.json_lines()),
-        InputFormat::Json => ("json", list.json_list()),
+    let names = match format {
+        InputFormat::Txt => list.lines(),
+        InputFormat::Csv => list.delimited(b','),
+        InputFormat::Tsv => list.delimited(b'\t'),
+        InputFormat::Jsonl => list.json_lines(),
+        InputFormat::Json => list.json_list(),
         InputFormat::Parquet => unreachable!("parquet lists have their own reader"),
     };
+    let format = format.name();
     names.map_err(|problem| DataFetchError::ListFormat { path: path.to_path_buf(), format, problem })
 }
 
@@ -113,6 +114,9 @@ impl TextList<'_, '_> {
 
     fn delimited(self, delimiter: u8) -> Result<Vec<String>, String> {
         let Self { input, allowance, wanted, on_record } = self;
+        let is_quote_open = Rc::new(Cell::new(false));
+        let input = QuoteWatch { inner: input, is_open: Rc::clone(&is_quote_open) };
+        // Flexible, so that a row with a comma too many is a bad row and not the end of the list.
         let mut reader = csv::ReaderBuilder::new().delimiter(delimiter).flexible(true).from_reader(input);
         let header = reader.byte_headers().map_err(|error| error.to_string())?;
         let names: Vec<String> =
@@ -120,10 +124,15 @@ impl TextList<'_, '_> {
         let places: Vec<_> =
             wanted.iter().map(|column| names.iter().position(|name| name == column)).collect();
         let mut fields = csv::ByteRecord::new();
+        let mut first_of_many_lines = None;
         loop {
             allowance.set(MAX_RECORD_BYTES);
+            let start = reader.position().line();
             if !reader.read_byte_record(&mut fields).map_err(|error| error.to_string())? {
                 break;
+            }
+            if fields.iter().any(|field| field.contains(&b'\n')) {
+                first_of_many_lines.get_or_insert(start);
             }
             let value = |place: &Option<usize>| {
                 place.map(|place| match fields.get(place) {
@@ -131,12 +140,22 @@ impl TextList<'_, '_> {
                     None => Ok(Value::Null),
                 })
             };
-            let record: Record = places.iter().map(|place| value(place).transpose()).collect();
+            // Of too many fields nobody knows which comma should have been quoted.
+            let record: Record = match fields.len() > names.len() {
+                false => places.iter().map(|place| value(place).transpose()).collect(),
+                true => Err(Reject::BadRow),
+            };
             if on_record(record).is_break() {
-                break;
+                return Ok(names);
             }
         }
-        Ok(names)
+        // A field that runs over lines is legal; with a quote too many in the file it has swallowed rows.
+        match first_of_many_lines.filter(|_| is_quote_open.get()) {
+            Some(line) => {
+                Err(format!("a quote is opened in the row of line {line} or later and never closed"))
+            }
+            None => Ok(names),
+        }
     }
 
     fn json_list(mut self) -> Result<Vec<String>, String> {
@@ -188,6 +207,21 @@ impl<'de> Visitor<'de> for ListVisitor<'_> {
             }
         }
         Ok(())
+    }
+}
+
+/// Passes bytes on and knows whether the quotes so far are odd in number.
+struct QuoteWatch<R> {
+    inner: R,
+    is_open: Rc<Cell<bool>>,
+}
+
+impl<R: Read> Read for QuoteWatch<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let num_bytes = self.inner.read(buffer)?;
+        let num_quotes = buffer[..num_bytes].iter().filter(|byte| **byte == b'"').count();
+        self.is_open.set(self.is_open.get() ^ (num_quotes % 2 == 1));
+        Ok(num_bytes)
     }
 }
 
