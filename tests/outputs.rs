@@ -7,8 +7,8 @@ use std::path::Path;
 
 /// All files that the stages of a work directory wrote, by path, with their bytes.
 ///
-/// Left out is what speaks of one run on one machine: timings (`manifest.json`, `report.json`, `*.local.*`), the
-/// ports of a server (`hosts.json`), hidden files, and the report stage, which reports all of that.
+/// Left out is what speaks of one run on one machine: timings and ports (`manifest.json`,
+/// `report.json`, `*.local.*`), hidden files, and the report stage, which reports all of that.
 ///
 /// # Panics
 /// If a file cannot be read.
@@ -36,9 +36,7 @@ fn collect(work_dir: &Path, directory: &Path, files: &mut BTreeMap<String, Vec<u
 }
 
 fn speaks_of_the_result(name: &str) -> bool {
-    !name.starts_with('.')
-        && !name.contains(".local.")
-        && !matches!(name, "manifest.json" | "report.json" | "hosts.json")
+    !name.starts_with('.') && !name.contains(".local.") && !matches!(name, "manifest.json" | "report.json")
 }
 
 /// The paths that are in only one of two runs, or differ.
@@ -79,7 +77,7 @@ mod tests {
 
     #[test]
     fn what_speaks_of_one_machine_is_left_out() {
-        for name in [".lock", "manifest.json", "timing.local.jsonl", "hosts.json"] {
+        for name in [".lock", "manifest.json", "timing.local.jsonl", "hosts.local.json"] {
             assert!(!speaks_of_the_result(name), "{name}");
         }
         assert!(speaks_of_the_result("00000.tar") && speaks_of_the_result("fingerprint.json"));

@@ -264,3 +264,13 @@ fn the_number_of_threads_changes_nothing() {
     let _ = one.finish_in_the_open();
     assert_same_results(two.work_dir(), one.work_dir());
 }
+
+#[test]
+fn another_seed_in_the_same_directory_makes_everything_anew() {
+    let run = tiny("another-seed", 2).flag("--to", "data-fetch");
+    let _ = run.finish().succeeded();
+    let urls = || fs::read(run.work_dir().join("micro-world/urls.jsonl")).expect("a list of URLs");
+    let before = urls();
+    let _ = run.clone().set("seed=8").finish().succeeded();
+    assert_ne!(urls(), before);
+}

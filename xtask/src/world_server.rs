@@ -29,7 +29,7 @@ impl WorldServer {
     /// Starts the server on the world of a work directory and waits until it says where it listens.
     pub(crate) fn start(work_dir: &Path) -> anyhow::Result<Self> {
         let world = work_dir.join(MICRO_WORLD.as_str());
-        let hosts = world.join("hosts.json");
+        let hosts = world.join("hosts.local.json");
         match fs::remove_file(&hosts) {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
                 return Err(error).context(hosts.display().to_string());

@@ -41,7 +41,7 @@
 //!
 //! let work = tempfile::tempdir()?;
 //! let write = |name: &str, text: &str| oqvl_shard_io::write_atomic(&work.path().join(name), text.as_bytes());
-//! write("hosts.json", &format!(r#"{{"pictures.test": "{address}"}}"#))?;
+//! write("hosts.local.json", &format!(r#"{{"pictures.test": "{address}"}}"#))?;
 //! write("urls.csv", "url,caption\n\
 //!     http://pictures.test/grey.jpg,a grey rectangle\n\
 //!     ftp://pictures.test/grey.jpg,the same by other means\n\
@@ -49,7 +49,7 @@
 //!
 //! let config = DataFetchConfig {
 //!     url_list: "urls.csv".into(),
-//!     hosts_file: Some("hosts.json".into()),
+//!     hosts_file: Some("hosts.local.json".into()),
 //!     ..DataFetchConfig::default()
 //! };
 //! let run = RunContext::for_test::<DataFetch>(work.path(), 7)?;

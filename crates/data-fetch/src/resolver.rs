@@ -330,7 +330,7 @@ mod tests {
     #[test]
     fn a_hosts_file_must_be_a_map_of_socket_addresses() {
         let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("hosts.json");
+        let path = dir.path().join("hosts.local.json");
         assert!(Hosts::read(&path).unwrap_err().to_string().contains("server"));
         for wrong in ["", "[]", "{\"a\": 1}", "{\"a\": \"127.0.0.1\"}"] {
             oqvl_shard_io::write_atomic(&path, wrong.as_bytes()).unwrap();

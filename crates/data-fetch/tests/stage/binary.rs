@@ -23,7 +23,7 @@ fn world() -> (World, Arc<AtomicBool>) {
             reply.delivered(Delivery::Silent)
         }
     });
-    let config = "seed = 7\n[data-fetch]\nurl_list = \"urls.jsonl\"\nhosts_file = \"hosts.json\"\n\
+    let config = "seed = 7\n[data-fetch]\nurl_list = \"urls.jsonl\"\nhosts_file = \"hosts.local.json\"\n\
         image_size = 16\nnumber_sample_per_shard = 10\ndeadline_seconds = 300.0\n";
     write_atomic(&world.dir.path().join("run.toml"), config.as_bytes()).unwrap();
     (world, healed)

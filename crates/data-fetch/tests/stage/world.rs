@@ -34,10 +34,10 @@ impl World {
         // A port where nobody listens: bound for a moment, then free.
         let closed = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
         hosts.insert("closed.test", closed);
-        write_atomic(&dir.path().join("hosts.json"), json!(hosts).to_string().as_bytes()).unwrap();
+        write_atomic(&dir.path().join("hosts.local.json"), json!(hosts).to_string().as_bytes()).unwrap();
         let config = DataFetchConfig {
             url_list: "urls.jsonl".into(),
-            hosts_file: Some("hosts.json".into()),
+            hosts_file: Some("hosts.local.json".into()),
             number_sample_per_shard: 1000,
             image_size: 16,
             max_decoded_pixels: 1 << 20,

@@ -18,7 +18,7 @@ struct Arguments {
     /// Port; 0 takes any that is free.
     #[arg(long, default_value_t = 0)]
     port: u16,
-    /// Where to write which host is at which address, once the server listens [default: hosts.json in the
+    /// Where to write which host is at which address, once the server listens [default: hosts.local.json in the
     /// world].
     #[arg(long, value_name = "FILE")]
     hosts_file: Option<PathBuf>,
@@ -56,7 +56,7 @@ fn serve(arguments: Arguments) -> anyhow::Result<()> {
         });
     }
     let server = WorldServer::start(&arguments.world, arguments.port)?;
-    let hosts_file = arguments.hosts_file.unwrap_or_else(|| arguments.world.join("hosts.json"));
+    let hosts_file = arguments.hosts_file.unwrap_or_else(|| arguments.world.join("hosts.local.json"));
     server.write_hosts_file(&hosts_file)?;
     tracing::info!(address = %server.address(), hosts_file = %hosts_file.display(), "serving");
     // Without either way to stop the channel stays open: `on_signal` lives in the handler.

@@ -284,7 +284,7 @@ fn stopping_frees_the_port_and_ends_hanging_connections() {
 
 #[test]
 fn the_hosts_file_names_every_host() {
-    let path = SERVED.world.path("hosts.json");
+    let path = SERVED.world.path("hosts.local.json");
     SERVED.server.write_hosts_file(&path).unwrap();
     let hosts: BTreeMap<String, SocketAddr> = oqvl_shard_io::read_json(&path).unwrap();
     assert_eq!(hosts.len(), 4);
