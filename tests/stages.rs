@@ -147,6 +147,32 @@ fn a_damaged_manifest_or_output_is_made_again_and_a_damaged_stamp_is_named() {
 }
 
 #[test]
+fn a_shard_that_was_cut_is_made_again() {
+    let work_dir = scratch_dir("cut-shard");
+    let _ = oqvl_testkit::tiny_shard(
+        &work_dir.join("pool"),
+        "00000",
+        &[("a", "one"), ("b", "two"), ("c", "three")],
+    );
+    let shard = work_dir.join("mixer/00000000.tar");
+    let mut args = vec!["--work-dir", work_dir.to_str().expect("the build directory has a plain name")];
+    for set in [
+        "seed=7",
+        "mixer.shards=pool",
+        "mixer.select=all",
+        "mixer.dedup=[\"uid\"]",
+        "mixer.samples_per_shard=2",
+    ] {
+        args.extend(["--set", set]);
+    }
+    let _ = run_stage("mixer", &args).succeeded();
+    let whole = std::fs::read(&shard).expect("a shard");
+    oqvl_shard_io::write_atomic(&shard, &whole[..whole.len() / 2]).expect("scratch");
+    let _ = run_stage("mixer", &args).succeeded();
+    assert_eq!(std::fs::read(&shard).expect("a shard"), whole);
+}
+
+#[test]
 fn a_stopped_stage_says_so_and_exits_with_130() {
     let work_dir = scratch_dir("stopped");
     let args = [

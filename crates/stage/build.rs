@@ -11,7 +11,7 @@ fn main() {
     let git = Path::new("../../.git");
     let head = std::fs::read_to_string(git.join("HEAD")).unwrap_or_default();
     let branch = head.trim().strip_prefix("ref: ").unwrap_or("HEAD");
-    for file in ["HEAD", branch, "packed-refs"].map(|name| git.join(name)) {
+    for file in ["HEAD", branch, "packed-refs", "logs/HEAD"].map(|name| git.join(name)) {
         if file.is_file() {
             println!("cargo:rerun-if-changed={}", file.display());
         }

@@ -108,6 +108,11 @@ fn every_sample_has_its_cosine_or_its_reason() {
     }
     assert_eq!(scores.iter().filter(|score| score.is_none()).count(), 120);
 
-    // A second run finds the sidecar and reports the same.
-    assert_eq!(run(dir.path()).0.tally, report.tally);
+    // A second run leaves a sidecar that is there alone, whatever it says, and counts what it says.
+    let path = ScoreTable::sidecar_path(&dir.path().join("clip-filter"), "00000", SCORER);
+    let mut marked = table;
+    marked.metrics[0].1[1] = Some(0.5);
+    marked.write(&path).unwrap();
+    let (again, found) = run(dir.path());
+    assert_eq!((again.tally, found.metric(METRIC).unwrap()[1]), (report.tally, Some(0.5)));
 }

@@ -88,7 +88,7 @@ pub enum InputFormat {
 }
 
 impl InputFormat {
-    /// As in the config.
+    /// The name in the config.
     pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Txt => "txt",
@@ -386,6 +386,14 @@ mod tests {
     fn check(lines: &str) -> Result<DataFetchConfig, String> {
         let file = ConfigFile::parse(&format!("seed = 1\n[data-fetch]\n{lines}")).unwrap();
         file.stage("data-fetch").map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn formats_are_called_what_the_config_calls_them() {
+        use InputFormat::{Csv, Json, Jsonl, Parquet, Tsv, Txt};
+        for format in [Txt, Csv, Tsv, Jsonl, Json, Parquet] {
+            assert_eq!(serde_json::to_value(format).unwrap(), format.name());
+        }
     }
 
     #[test]

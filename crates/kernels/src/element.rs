@@ -86,7 +86,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn exponentials_are_within_two_rounding_errors() {
+    fn exponentials_are_within_the_stated_bound() {
         for step in -87_330..=88_370 {
             let x = step as f32 / 1000.0;
             let expected = f64::from(x).exp();

@@ -23,12 +23,19 @@ impl Matrix {
         Self { rows: self.cols, cols: self.rows, row_stride: self.col_stride, col_stride: self.row_stride }
     }
 
-    /// Length a slice needs to hold the matrix.
-    fn span(&self) -> usize {
+    /// Length a slice needs to hold the matrix; `None` if there is no such length.
+    fn span(&self) -> Option<usize> {
         if self.rows == 0 || self.cols == 0 {
-            return 0;
+            return Some(0);
         }
-        (self.rows - 1) * self.row_stride + (self.cols - 1) * self.col_stride + 1
+        let last_row = (self.rows - 1).checked_mul(self.row_stride)?;
+        let last_col = (self.cols - 1).checked_mul(self.col_stride)?;
+        last_row.checked_add(last_col)?.checked_add(1)
+    }
+
+    /// Whether a slice of `len` elements holds the matrix.
+    fn fits_in(&self, len: usize) -> bool {
+        self.span().is_some_and(|span| span <= len)
     }
 }
 
@@ -47,7 +54,7 @@ pub(crate) fn matmul<T: Element>(
     scale: T,
     output: Output,
 ) -> Result<()> {
-    if out.len() < out_shape.span() {
+    if !out_shape.fits_in(out.len()) {
         bail!("matmul output is too short: {left_shape:?} x {right_shape:?} -> {out_shape:?}");
     }
     // SAFETY: `out` holds every element its shape addresses (checked above) and is borrowed mutably.
@@ -64,13 +71,16 @@ pub(crate) fn product<T: Element>(
 ) -> Result<Vec<T>> {
     let (rows, cols) = (left_shape.rows, right_shape.cols);
     let shape = Matrix::row_major(rows, cols, cols);
-    let mut out = Vec::with_capacity(rows * cols);
-    // SAFETY: the vector owns memory for every element of `shape`; an overwriting product reads none of them and
-    // writes all of them, so that the length may be set.
+    let Some(len) = rows.checked_mul(cols) else {
+        bail!("matmul output is too large: {left_shape:?} x {right_shape:?}");
+    };
+    let mut out = Vec::with_capacity(len);
+    // SAFETY: the vector owns memory for every element of `shape`. An overwriting product (`read_dst` is false) reads
+    // none of them and writes all of them, zeros if the inner dimension is empty, so that the length may be set.
     unsafe {
         let left = (left, left_shape);
         multiply((out.as_mut_ptr(), shape), left, (right, right_shape), scale, Output::Overwrite)?;
-        out.set_len(rows * cols);
+        out.set_len(len);
     }
     Ok(out)
 }
@@ -91,7 +101,7 @@ unsafe fn multiply<T: Element>(
     if left_shape.rows != m || right_shape.rows != k || right_shape.cols != n {
         bail!("matmul shapes do not fit: {left_shape:?} x {right_shape:?} -> {out_shape:?}");
     }
-    if left.len() < left_shape.span() || right.len() < right_shape.span() {
+    if !left_shape.fits_in(left.len()) || !right_shape.fits_in(right.len()) {
         bail!("matmul inputs are too short: {left_shape:?} x {right_shape:?} -> {out_shape:?}");
     }
     // Rows of a row-major output must not overlap; no caller can ask for anything else.
@@ -163,6 +173,14 @@ mod tests {
                 ((&left[..], Matrix::row_major(m, k, k)), (&right[..], Matrix::row_major(k, n, n)));
             assert_eq!(product(left, right, 0.5).unwrap(), vec![k as f32; m * n]);
         }
+    }
+
+    #[test]
+    fn sizes_beyond_memory_are_refused() {
+        let (left, right) = (Matrix::row_major(1 << 40, 0, 0), Matrix::row_major(0, 1 << 24, 1 << 24));
+        assert!(product::<f32>((&[], left), (&[], right), 1.0).is_err());
+        let wide = Matrix::row_major(1 << 40, 1 << 24, 1 << 24);
+        assert!(matmul((&mut [0f32; 1], wide), (&[], left), (&[], right), 1.0, Output::Overwrite).is_err());
     }
 
     #[test]

@@ -44,6 +44,7 @@ pub(crate) fn dot<T: Element>(left: &[T], right: &[T]) -> T {
 
 /// `sum += row`, element by element.
 pub(crate) fn add_to<T: Element>(sum: &mut [T], row: &[T]) {
+    assert_eq!(sum.len(), row.len(), "rows of one length are added");
     sum.iter_mut().zip(row).for_each(|(sum, x)| *sum += *x);
 }
 

@@ -68,13 +68,6 @@ fn prompts() -> Vec<Prompt> {
     ]
 }
 
-fn assert_close(left: &[f32], right: &[f32], tolerance: f32) {
-    assert_eq!(left.len(), right.len());
-    for (left, right) in left.iter().zip(right) {
-        assert!((left - right).abs() <= tolerance * (1.0 + right.abs()), "{left} is not {right}");
-    }
-}
-
 #[test]
 fn greedy_answers_equal_step_by_step_recomputation_alone_or_in_a_batch() {
     let (vlm, _) = vlm(true);
@@ -137,13 +130,12 @@ fn the_loss_is_the_mean_over_labelled_tokens_of_minus_their_log_probabilities() 
 }
 
 #[test]
-fn images_go_where_their_placeholders_stand() {
+fn the_order_of_images_matters() {
     let (vlm, _) = vlm(true);
     let logits = |prompt: Prompt| vlm.next_token_logits(&[prompt]).unwrap().remove(0);
     let ids = [IMG, 5, IMG, 6];
     let (straight, swapped) = (logits(prompt(&ids, &[0, 1])), logits(prompt(&ids, &[1, 0])));
     assert!(straight.iter().zip(&swapped).any(|(a, b)| (a - b).abs() > 1e-3), "{straight:?} {swapped:?}");
-    assert_close(&logits(prompt(&ids, &[0, 1])), &straight, 0.0);
 }
 
 #[test]

@@ -78,11 +78,12 @@ impl Iterator for PackTarReader {
 }
 
 /// The packs of a tar with references into the tar itself: what [`crate::read_plan`] gives for a plan, with the tar's
-/// own directory in place of `images_dir`. Reads the tar once, a pack at a time, and keeps no image.
+/// own directory in place of `images_dir`; `None` if the tar has no packs. Reads the tar once, a pack at a time, and
+/// keeps no image.
 ///
 /// # Errors
-/// If the tar cannot be read to its end, has no packs, or they were made under different [`PackInfo`]s.
-pub fn index_pack_tar(path: &Path) -> Result<(PackInfo, Vec<Pack>), ShardError> {
+/// If the tar cannot be read to its end, or its packs were made under different [`PackInfo`]s.
+pub fn index_pack_tar(path: &Path) -> Result<Option<(PackInfo, Vec<Pack>)>, ShardError> {
     let file_name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
     let (mut common, mut packs) = (None, Vec::new());
     for sample in read_pack_tar(path)?.shard {
@@ -100,8 +101,7 @@ pub fn index_pack_tar(path: &Path) -> Result<(PackInfo, Vec<Pack>), ShardError> 
         }
         packs.push(pack);
     }
-    let info = common.ok_or_else(|| table_error(path, "json", "the tar has no packs".to_owned()))?;
-    Ok((info, packs))
+    Ok(common.map(|info| (info, packs)))
 }
 
 fn encode(
@@ -195,7 +195,7 @@ mod tests {
         let images = |count: usize| (0..count).map(|image| vec![image as u8; 3 + image]).collect::<Vec<_>>();
         let packs: Vec<PackWithImages> = [2, 0, 1].map(|count| (pack(count), images(count))).into();
         write_pack_tar(&path, &info(), packs.clone()).unwrap();
-        let (indexed_info, indexed) = index_pack_tar(&path).unwrap();
+        let (indexed_info, indexed) = index_pack_tar(&path).unwrap().unwrap();
         assert_eq!(indexed_info, info());
         let file = ShardFile::open(&path).unwrap();
         for (indexed, (pack, images)) in indexed.iter().zip(&packs) {
@@ -206,7 +206,7 @@ mod tests {
             }
         }
         write_pack_tar(&path, &info(), []).unwrap();
-        assert!(index_pack_tar(&path).unwrap_err().to_string().contains("no packs"));
+        assert_eq!(index_pack_tar(&path).unwrap(), None);
     }
 
     #[test]

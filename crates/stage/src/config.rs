@@ -8,7 +8,7 @@ use toml::{Table, Value};
 /// Top-level keys that are not stage tables.
 const GENERAL_KEYS: [&str; 3] = ["name", "seed", "threads"];
 
-/// More threads than any machine has cores; far above, a system cannot start them.
+/// Far above, a system cannot start them, and the pool waits for ever.
 const MAX_THREADS: usize = 1024;
 
 /// A request that cannot be carried out as it stands; exit code 2.
@@ -85,23 +85,19 @@ impl ConfigFile {
             .ok()
             .and_then(|mut table| table.remove("value"))
             .unwrap_or_else(|| Value::String(text.to_owned()));
-        let is_digits = |text: &str| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
-        if value.is_str() && is_digits(text.trim().trim_start_matches('-')) {
+        let digits = text.trim().strip_prefix('-').unwrap_or(text.trim());
+        let is_number = !digits.starts_with('0') && digits.bytes().all(|byte| byte.is_ascii_digit());
+        if value.is_str() && !digits.is_empty() && is_number {
             return Err(wrong("the number is too large"));
         }
         let steps: Vec<&str> = path.trim().split('.').collect();
         if steps.iter().any(|step| step.is_empty()) {
             return Err(wrong("empty key"));
         }
-        let (last, parents) = steps.split_last().expect("split yields at least one step");
-        let (first, rest) = parents.split_first().unwrap_or((last, &[]));
-        if parents.is_empty() {
-            self.table.insert((*last).to_owned(), value);
-            return Ok(());
-        }
+        let (first, rest) = steps.split_first().expect("split yields at least one step");
         let mut place = self.table.entry(*first).or_insert_with(|| Value::Table(Table::new()));
         let mut name = first;
-        for step in rest.iter().chain([last]) {
+        for step in rest {
             place = match place {
                 Value::Table(inner) => inner.entry(*step).or_insert_with(|| Value::Table(Table::new())),
                 Value::Array(list) => {
@@ -120,8 +116,8 @@ impl ConfigFile {
 
     /// Refuses a `--set` for a table that is neither in the file nor the stage's own: nobody would ever read it.
     pub(crate) fn check_owner(&self, assignment: &str, stage: &str) -> Result<(), ConfigError> {
-        let key = assignment.split('=').next().unwrap_or_default().trim();
-        let head = key.split('.').next().unwrap_or_default();
+        let Some((key, _)) = assignment.split_once('=') else { return Ok(()) };
+        let head = key.trim().split('.').next().unwrap_or_default();
         if head == stage || GENERAL_KEYS.contains(&head) || self.table.contains_key(head) {
             return Ok(());
         }
@@ -236,6 +232,8 @@ mod tests {
         let mut file = ConfigFile::parse("[demo]\nnames = [\"a\", \"b\"]").unwrap();
         file.set("demo.names.1=c").unwrap();
         assert_eq!(file.table["demo"]["names"].to_string(), "[\"a\", \"c\"]");
+        file.set("demo.name=007").unwrap();
+        assert_eq!(file.table["demo"]["name"].as_str(), Some("007"));
         assert!(file.set("demo.names.2=c").unwrap_err().to_string().contains("`names` has 2 elements"));
         assert!(file.set("demo.names.x=c").unwrap_err().to_string().contains("needs an index"));
         assert!(file.set("demo.seq_len=99999999999999999999").unwrap_err().to_string().contains("too large"));

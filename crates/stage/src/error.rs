@@ -34,7 +34,7 @@ pub enum StageError {
         stage: &'static str,
     },
     /// A file that the stage did not write lies among its output, which would have to be made anew.
-    #[error("{path} was not written by stage `{stage}`, whose output must be made anew: move it away")]
+    #[error("{path} was not written by stage `{stage}`, which must run here again: move it away")]
     ForeignFile {
         /// The file.
         path: PathBuf,

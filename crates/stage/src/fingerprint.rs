@@ -42,7 +42,7 @@ fn digest_input(work_dir: &Path, input: &Path) -> Result<String, StageError> {
                     "the manifest of stage `{stage}` cannot be read: run it again"
                 )));
             };
-            if let Some(file) = changed_output(&stage_dir, &manifest, &inside) {
+            if let Some(file) = changed_outputs(&stage_dir, &manifest, &inside).next() {
                 let what = format!("`{file}` is gone or has another size than stage `{stage}` left it with");
                 return Err(not_ready(format!("{what}: run that stage again")));
             }
@@ -69,8 +69,8 @@ fn digest_input(work_dir: &Path, input: &Path) -> Result<String, StageError> {
     digest_foreign(&path)
 }
 
-/// A path in the work directory, however it is written, as the directory it starts in (a stage's name, if a stage wrote
-/// it) and the rest.
+/// A path in the work directory, relative or absolute, as the directory it starts in (a stage's name, if a stage wrote it)
+/// and the rest. One that goes up by `..` or through a link counts as foreign.
 fn below(work_dir: &Path, path: &Path) -> Result<Option<(String, PathBuf)>, StageError> {
     let absolute = |path: &Path| std::path::absolute(path).map_err(StageError::io(path));
     let (root, path) = (absolute(work_dir)?, absolute(path)?);
@@ -83,17 +83,20 @@ fn below(work_dir: &Path, path: &Path) -> Result<Option<(String, PathBuf)>, Stag
     Ok(stage.map(|stage| (stage, parts.collect())))
 }
 
-/// An output below `inside` that is no longer as the manifest has it, by presence and size. Contents are not read: that
+/// Outputs below `inside` that are no longer as the manifest has them, by presence and size. Contents are not read: that
 /// would take as long as some stages do.
-pub(crate) fn changed_output<'a>(stage_dir: &Path, manifest: &'a Manifest, inside: &Path) -> Option<&'a str> {
-    let mut outputs = manifest.outputs.keys().filter(|file| Path::new(file).starts_with(inside));
-    let is_there = |file: &String| {
+pub(crate) fn changed_outputs<'a>(
+    stage_dir: &'a Path,
+    manifest: &'a Manifest,
+    inside: &'a Path,
+) -> impl Iterator<Item = &'a str> {
+    let is_as_written = |file: &str| {
         let metadata = std::fs::metadata(stage_dir.join(file)).ok();
-        metadata.is_some_and(|metadata| {
-            manifest.output_bytes.get(file).is_none_or(|bytes| *bytes == metadata.len())
-        })
+        let expected = manifest.output_bytes.get(file);
+        metadata.is_some_and(|metadata| expected.is_none_or(|bytes| *bytes == metadata.len()))
     };
-    outputs.find(|file| !is_there(file)).map(String::as_str)
+    let outputs = manifest.outputs.keys().map(String::as_str);
+    outputs.filter(move |file| Path::new(file).starts_with(inside) && !is_as_written(file))
 }
 
 /// Digest of a file or directory that no stage of ours wrote.

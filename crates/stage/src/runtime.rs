@@ -230,7 +230,7 @@ impl<S: Stage> Job<S> {
         if manifest.fingerprint != fingerprint {
             return Ok(Status::Pending("its config or its inputs have changed"));
         }
-        if fingerprint::changed_output(&self.out_dir, &manifest, Path::new("")).is_some() {
+        if fingerprint::changed_outputs(&self.out_dir, &manifest, Path::new("")).next().is_some() {
             return Ok(Status::Pending("some of its output is gone or has another size"));
         }
         Ok(Status::UpToDate)
@@ -247,7 +247,23 @@ impl<S: Stage> Job<S> {
         Ok(Some(stamp).filter(|stamp| stamp.stage == S::NAME))
     }
 
-    /// A file among finished output that this stage did not write.
+    /// Takes back the manifest of a finished run whose output was damaged since. What is damaged goes first: stages
+    /// skip shards that are there, and only the manifest knows how large they were.
+    fn reopen_finished_output(&self) -> Result<(), StageError> {
+        let path = self.out_dir.join(Manifest::FILE_NAME);
+        if let Some(path) = self.foreign_file()? {
+            return Err(StageError::ForeignFile { path, stage: S::NAME });
+        }
+        if let Ok(manifest) = Manifest::read(&path) {
+            for file in fingerprint::changed_outputs(&self.out_dir, &manifest, Path::new("")) {
+                remove_file_if_there(&self.out_dir.join(file))?;
+            }
+        }
+        remove_file_if_there(&path)
+    }
+
+    /// A file among finished output that this stage did not write. One that came while a run was unfinished counts as
+    /// the stage's own.
     fn foreign_file(&self) -> Result<Option<PathBuf>, StageError> {
         // Without a manifest nobody knows what a killed run wrote.
         let Ok(manifest) = Manifest::read(&self.out_dir.join(Manifest::FILE_NAME)) else { return Ok(None) };
@@ -271,7 +287,7 @@ impl<S: Stage> Job<S> {
                 // Temporary files of a killed run; a partial run must leave those of its neighbours alone.
                 if self.flags.shards.is_none() {
                     remove_temporary_files(out_dir)?;
-                    remove_file_if_there(&out_dir.join(Manifest::FILE_NAME))?;
+                    self.reopen_finished_output()?;
                 }
                 return Ok(lock);
             }

@@ -56,10 +56,12 @@ impl PackData {
         let (files, container) = pack_files(dir)?;
         let (mut all_info, mut packs): (Option<PackInfo>, Vec<Pack>) = (None, Vec::new());
         for path in files {
-            let (info, more) = match container {
-                Container::Plan => read_plan(&path)?,
+            let read = match container {
+                Container::Plan => Some(read_plan(&path)?),
                 Container::Tar => index_pack_tar(&path)?,
             };
+            // A shard of which the packer kept nothing.
+            let Some((info, more)) = read else { continue };
             packs.extend(more);
             match &all_info {
                 None => all_info = Some(info),
@@ -178,6 +180,7 @@ mod tests {
         std::fs::create_dir(&tars).unwrap();
         write_plan(&plans.join("0.plan.parquet"), &info(), std::slice::from_ref(&pack)).unwrap();
         write_pack_tar(&tars.join("0.tar"), &info(), [(pack, vec![image])]).unwrap();
+        write_pack_tar(&tars.join("1.tar"), &info(), []).unwrap();
         let open = |packs: &Path| PackData::open(packs, dir.path(), 4, PAD).unwrap();
         let example = open(&plans).example(0).unwrap();
         assert_eq!(example.prompt.input_ids, [1, IMAGE_TOKEN_ID, 2, 3]);

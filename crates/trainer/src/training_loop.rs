@@ -3,7 +3,7 @@
 use crate::TrainError;
 use crate::adamw::{AdamW, Gradients};
 use crate::config::TrainingConfig;
-use crate::metrics::{MetricsLog, StepMetrics};
+use crate::metrics::{METRICS_FILE, MetricsLog, StepMetrics};
 use crate::resume::ResumeDir;
 use crate::sampler::Sampler;
 use crate::schedule::WarmupCosine;
@@ -139,8 +139,9 @@ pub fn train_once<E: From<TrainError>>(
     train_and_save: impl FnOnce() -> Result<TrainingReport, E>,
 ) -> Result<TrainingReport, E> {
     let path = out_dir.join(TRAINING_FILE);
-    let files = [CONFIG_FILE, WEIGHTS_FILE, TOKENIZER_FILE].map(|file| checkpoint.join(file));
-    let report = if path.is_file() && files.iter().all(|file| file.is_file()) {
+    let mut files = vec![path.clone(), out_dir.join(METRICS_FILE)];
+    files.extend([CONFIG_FILE, WEIGHTS_FILE, TOKENIZER_FILE].map(|file| checkpoint.join(file)));
+    let report = if files.iter().all(|file| file.is_file()) {
         read_json(&path).map_err(TrainError::from)?
     } else {
         let report = train_and_save()?;
@@ -243,7 +244,6 @@ fn report(log: &MetricsLog, store: &ParamStore, first_step: u64, seconds: f64) -
 mod tests {
     use super::*;
     use crate::config::OptimizerConfig;
-    use crate::metrics::METRICS_FILE;
     use crate::pretraining::Trainer;
     use crate::sampler::ShuffledSampler;
     use candle_core::Device;
@@ -358,10 +358,12 @@ mod tests {
         assert!(!dir.path().join("resume").exists());
         let again = train_once::<TrainError>(dir.path(), &checkpoint, || panic!("trains again")).unwrap();
         assert_eq!(again, first);
-        // A checkpoint that lost a file is none.
-        std::fs::remove_file(checkpoint.join(WEIGHTS_FILE)).unwrap();
-        train_once(dir.path(), &checkpoint, || train_and_save(&whole)).unwrap();
-        assert!(checkpoint.join(WEIGHTS_FILE).exists());
+        // A checkpoint that lost a file is none, and so is one whose losses are gone.
+        for lost in [checkpoint.join(WEIGHTS_FILE), dir.path().join(METRICS_FILE)] {
+            std::fs::remove_file(&lost).unwrap();
+            train_once(dir.path(), &checkpoint, || train_and_save(&whole)).unwrap();
+            assert!(lost.exists());
+        }
     }
 
     #[test]

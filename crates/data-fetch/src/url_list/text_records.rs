@@ -124,16 +124,15 @@ impl TextList<'_, '_> {
         let places: Vec<_> =
             wanted.iter().map(|column| names.iter().position(|name| name == column)).collect();
         let mut fields = csv::ByteRecord::new();
-        let mut first_of_many_lines = None;
+        // Where the last row begins, if it runs over lines.
+        let mut open_end = None;
         loop {
             allowance.set(MAX_RECORD_BYTES);
             let start = reader.position().line();
             if !reader.read_byte_record(&mut fields).map_err(|error| error.to_string())? {
                 break;
             }
-            if fields.iter().any(|field| field.contains(&b'\n')) {
-                first_of_many_lines.get_or_insert(start);
-            }
+            open_end = fields.iter().any(|field| field.contains(&b'\n')).then_some(start);
             let value = |place: &Option<usize>| {
                 place.map(|place| match fields.get(place) {
                     Some(field) => std::str::from_utf8(field).map(Value::from).map_err(|_| Reject::BadRow),
@@ -149,8 +148,9 @@ impl TextList<'_, '_> {
                 return Ok(names);
             }
         }
-        // A field that runs over lines is legal; with a quote too many in the file it has swallowed rows.
-        match first_of_many_lines.filter(|_| is_quote_open.get()) {
+        // A field that runs over lines is legal; in the last row, with a quote too many in the file, it has swallowed
+        // all that follows.
+        match open_end.filter(|_| is_quote_open.get()) {
             Some(line) => {
                 Err(format!("a quote is opened in the row of line {line} or later and never closed"))
             }
