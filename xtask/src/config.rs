@@ -37,6 +37,15 @@ impl RunConfig {
             .map_err(|sentence| Exit::wrong_request(format!("--config {shown}: {sentence}")))
     }
 
+    /// The `--set` arguments that concern a stage: those of its table and those outside tables. A stage refuses one for
+    /// a table that the file lacks, which an override may create for another stage.
+    pub(crate) fn sets_of(&self, stage: StageName) -> impl Iterator<Item = &String> {
+        self.sets.iter().filter(move |set| {
+            let head = set.split(['.', '=']).next().unwrap_or_default().trim();
+            StageName::find(head).is_none_or(|owner| owner == stage)
+        })
+    }
+
     pub(crate) fn parse(path: &Path, text: &str, sets: &[String]) -> Result<Self, String> {
         let table: Table = text.parse().map_err(|error: toml::de::Error| error.to_string())?;
         for (key, value) in &table {
@@ -117,6 +126,16 @@ mod tests {
     fn check(text: &str, sets: &[&str]) -> Result<RunConfig, String> {
         let sets: Vec<String> = sets.iter().map(|set| (*set).to_owned()).collect();
         RunConfig::parse(Path::new("demo.toml"), text, &sets)
+    }
+
+    #[test]
+    fn a_stage_is_told_what_concerns_it() {
+        let sets = ["seed=8", "packer.seq_len=9", "report.stages=[]"];
+        let config = check("name = \"a\"\n[packer]\n[trainer]", &sets).unwrap();
+        let of = |stage| config.sets_of(StageName::find(stage).unwrap()).collect::<Vec<_>>();
+        assert_eq!(of("packer"), ["seed=8", "packer.seq_len=9"]);
+        assert_eq!(of("report"), ["seed=8", "report.stages=[]"]);
+        assert_eq!(of("trainer"), ["seed=8"]);
     }
 
     #[test]

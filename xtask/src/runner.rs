@@ -42,7 +42,7 @@ impl Runner {
     fn command(&self, stage: StageName) -> Command {
         let mut command = Command::new(self.binary_dir.join(stage.package()));
         command.arg("--config").arg(&self.config.path).arg("--work-dir").arg(&self.work_dir);
-        for set in &self.config.sets {
+        for set in self.config.sets_of(stage) {
             command.args(["--set", set]);
         }
         // A job array's variables concern the stages that the array starts, not a run of the whole pipeline.
