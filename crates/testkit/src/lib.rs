@@ -1,8 +1,12 @@
 //! What the tests of several crates share; a dev-dependency only.
 //!
-//! Three nouns: a [`Tolerance`] says how close two results must be ([`assert_close`]), a *tiny shard* is a real
-//! WebDataset tar of a few small images ([`tiny_shard`]), and the *shared data* are real photographs and
-//! tokenizers that may or may not lie beside the checkout ([`shared_data`]).
+//! Four nouns: a [`Tolerance`] says how close two results must be ([`assert_close`]), a *tiny shard* is a real
+//! WebDataset tar of a few small images ([`tiny_shard`]), the *shared data* are real photographs and
+//! tokenizers that may or may not lie beside the checkout ([`shared_data`]), and a [`PythonVenv`] is a virtual
+//! environment with packages from PyPI ([`python_venv`]) for the tests that run other people's tools.
+//!
+//! What a test needs and does not find, it says in a line that begins with `skipped: `; `cargo xtask test` lists
+//! those lines at its end, so that a skipped test is never taken for a passed one.
 //!
 //! ```
 //! use oqvl_shard_io::ShardReader;
@@ -21,10 +25,12 @@
 //!
 //! Panics are its way to report: every function is for use inside a test.
 
+mod python;
 mod shared_data;
 mod tiny_shard;
 mod tolerance;
 
+pub use python::{PythonVenv, python_venv};
 pub use shared_data::shared_data;
 pub use tiny_shard::{tiny_shard, tiny_uid};
 pub use tolerance::{Tolerance, assert_close};
