@@ -51,6 +51,7 @@ mod pixel_values;
 mod pooling;
 mod resample;
 mod rgb_image;
+mod shrink;
 
 pub use decode::{DEFAULT_DECODE_LIMITS, DecodeLimits, decode, probe};
 pub use encode::{encode_jpeg, encode_png, encode_webp};
@@ -62,3 +63,4 @@ pub use pixel_values::pixel_values;
 pub use pooling::pooling_windows;
 pub use resample::{Filter, resize};
 pub use rgb_image::{MAX_SIDE, RgbImage};
+pub use shrink::{reference_shrink, reference_shrunk_size};

@@ -14,7 +14,7 @@ pub fn first_fit_decreasing(lengths: &[u32], capacity: u32) -> Vec<Vec<usize>> {
     order.sort_by_key(|&item| Reverse(lengths[item])); // stable
 
     let mut bins: Vec<Vec<usize>> = Vec::new();
-    let mut rooms = Rooms::new(lengths.len(), i64::from(capacity));
+    let mut rooms = Rooms::new(most_bins(lengths, capacity), i64::from(capacity));
     for item in order {
         let length = i64::from(lengths[item]);
         // An item that fits nowhere still gets the next bin. Bins not yet opened come last and have all the room.
@@ -26,6 +26,23 @@ pub fn first_fit_decreasing(lengths: &[u32], capacity: u32) -> Vec<Vec<usize>> {
         rooms.take(bin, length);
     }
     bins
+}
+
+/// An upper bound for the number of bins that first-fit-decreasing opens.
+///
+/// Of two bins that hold no overlong item, the sums exceed `capacity` together: the later was opened because its first
+/// item did not fit into the earlier. So all but one of them can be paired up to more than `capacity` a pair.
+fn most_bins(lengths: &[u32], capacity: u32) -> usize {
+    let (mut sum, mut num_overlong) = (0, 0);
+    for &length in lengths {
+        if length > capacity {
+            num_overlong += 1;
+        } else {
+            sum += u64::from(length);
+        }
+    }
+    let num_others = 2 * (sum / u64::from(capacity.max(1))) + 3;
+    lengths.len().min(num_overlong + usize::try_from(num_others).unwrap_or(usize::MAX))
 }
 
 /// A bin for each item, in the order given.
@@ -79,7 +96,7 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    /// The definition: scan all bins for each item.
+    /// The quadratic procedure: scan all bins for each item.
     fn naive(lengths: &[u32], capacity: u32) -> Vec<Vec<usize>> {
         let mut order: Vec<usize> = (0..lengths.len()).collect();
         order.sort_by_key(|&item| Reverse(lengths[item]));
@@ -130,9 +147,46 @@ mod tests {
         assert_eq!(bins, naive(&lengths, 4096));
     }
 
+    /// Inputs of many shapes: few and many items, small and large capacities, zeros, ties, exact fits, overlong items.
+    #[test]
+    fn a_hundred_thousand_random_inputs_equal_the_quadratic_procedure() {
+        let mut state = 0x9e37_79b9_7f4a_7c15_u64;
+        let mut draw = |below: u64| {
+            state ^= state << 13;
+            state ^= state >> 7;
+            state ^= state << 17;
+            state % below
+        };
+        let (mut num_zero, mut num_overlong, mut num_ties) = (0, 0, 0);
+        for round in 0..100_000 {
+            let num_items = draw(if round % 50 == 0 { 200 } else { 24 }) as usize;
+            let capacity = [0, 1, 2, 7, 10, 64, 100, 4096, u32::MAX][draw(9) as usize];
+            let most =
+                (u64::from(capacity) * [1, 2, 3, 5][draw(4) as usize] / [1, 2, 4][draw(3) as usize]).max(1);
+            let num_values = [1, 2, 5, u64::MAX][draw(4) as usize];
+            let lengths: Vec<u32> = (0..num_items)
+                .map(|_| {
+                    let length = draw(most + 1).min(u64::from(u32::MAX));
+                    // A few different values make ties, multiples of a step make exact fits.
+                    (if num_values == u64::MAX {
+                        length
+                    } else {
+                        length / (most / num_values).max(1) * (most / num_values).max(1)
+                    }) as u32
+                })
+                .collect();
+            num_zero += usize::from(lengths.contains(&0));
+            num_overlong += usize::from(lengths.iter().any(|&length| length > capacity));
+            num_ties += usize::from(lengths.windows(2).any(|pair| pair[0] == pair[1]));
+            let bins = first_fit_decreasing(&lengths, capacity);
+            assert_eq!(bins, naive(&lengths, capacity), "capacity {capacity}: {lengths:?}");
+        }
+        assert!(num_zero > 10_000 && num_overlong > 10_000 && num_ties > 10_000);
+    }
+
     proptest! {
         #[test]
-        fn equals_the_definition(
+        fn equals_the_quadratic_procedure(
             lengths in prop::collection::vec(prop_oneof![0u32..12, 0u32..120, Just(50)], 0..80), capacity in 1u32..100,
         ) {
             prop_assert_eq!(first_fit_decreasing(&lengths, capacity), naive(&lengths, capacity));

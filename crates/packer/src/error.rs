@@ -1,5 +1,6 @@
 //! Why packs could not be made.
 
+use std::io;
 use std::path::PathBuf;
 
 use oqvl_shard_io::ShardError;
@@ -19,6 +20,28 @@ pub enum PackerError {
     /// An input tar cannot be read, or an output cannot be written.
     #[error(transparent)]
     Shard(#[from] ShardError),
+    /// A directory or a file of packed JSON cannot be read or made.
+    #[error("{path}: cannot read or write")]
+    Io {
+        /// The directory or file.
+        path: PathBuf,
+        /// What the operating system said.
+        source: io::Error,
+    },
+    /// A directory that should hold packed JSON holds none.
+    #[error("{path}: no `*packed.json` in this directory or below")]
+    NoPackedJson {
+        /// The directory.
+        path: PathBuf,
+    },
+    /// Documents that did not fit into memory cannot be put aside on disk, or read again.
+    #[error("{path}: cannot put documents aside in this directory")]
+    Spool {
+        /// Where the nameless file lies.
+        path: PathBuf,
+        /// What the operating system said.
+        source: io::Error,
+    },
     /// The tokenizer cannot be loaded.
     #[error(transparent)]
     Tokenizer(#[from] TextError),

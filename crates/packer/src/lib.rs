@@ -1,13 +1,14 @@
-//! Packs captioned images into training sequences of at most `seq_len` tokens.
+//! Packs captioned images and interleaved documents into training sequences of at most `seq_len` tokens.
 //!
-//! The nouns: a *document* is one captioned image as token ids ([`oqvl_text_prep::caption_document`]) with its
-//! *length*, the tokens it takes once its image placeholder has become `pooled_grid` squared embeddings; a *bin* is
-//! a set of documents that share a sequence ([`first_fit_decreasing`]); a [`Pack`](oqvl_shard_io::Pack) is a bin
-//! written down. One input tar is one packing unit: nothing is carried from one to the next, so units run in
-//! parallel, and a stopped run goes on where it was.
+//! The nouns: a *document* is a captioned image, or texts and images in turn, as token ids
+//! ([`oqvl_text_prep::caption_document`], [`oqvl_text_prep::interleaved_document`]) with its *length*, the tokens it takes
+//! once its image placeholders have become `pooled_grid` squared embeddings each; a *bin* is a set of documents that share
+//! a sequence ([`first_fit_decreasing`]); a [`Pack`](oqvl_shard_io::Pack) is a bin written down. A *unit* is what is packed
+//! together, one input tar or [several](AcrossShards): nothing is carried from one to the next, so units run in parallel,
+//! and a stopped run goes on where it was.
 //!
 //! ```
-//! use oqvl_packer::{Overlong, PackAlgorithm, PackOutput, Packer, PackerConfig};
+//! use oqvl_packer::{AcrossShards, Overlong, PackAlgorithm, PackInput, PackOutput, Packer, PackerConfig, Parity};
 //! use oqvl_shard_io::{read_plan, write_atomic};
 //! use oqvl_stage::{RunContext, Stage};
 //! use oqvl_testkit::tiny_shard;
@@ -22,10 +23,13 @@
 //!
 //! let config = PackerConfig {
 //!     shards: "mixer".into(),
+//!     input: PackInput::Captions,
 //!     tokenizer: "tokenizer.json".into(),
 //!     seq_len: 32,
 //!     pooled_grid: 3,
+//!     parity: Parity::Off,
 //!     algorithm: PackAlgorithm::FirstFitDecreasing,
+//!     pack_across_shards: AcrossShards::Count(1),
 //!     overlong: Overlong::Keep,
 //!     output: PackOutput::Plan,
 //! };
@@ -43,36 +47,47 @@
 //! # }
 //! ```
 //!
-//! # Output
-//! For input tar number `n` in name order: `{n:08}.plan.parquet` (or `{n:08}.tar`, see [`PackOutput`]), and
-//! `{n:08}_stats.json`, whose `len` lists the tokens of every pack as the reference's file does. Packs are not
-//! padded: a sequence's end is the trainer's to fill and mask.
+//! # Input and output
+//! [`PackInput`] says what the input is, [`PackOutput`] what becomes of it. For unit number `n`: `{n:08}.plan.parquet`,
+//! `{n:08}.tar`, or the directory `{n}` of packed JSON; and `{n:08}_stats.json`, whose `len` lists the tokens of every pack
+//! as the reference's file does. Packs are not padded: a sequence's end is the trainer's to fill and mask.
 //!
-//! # Where this differs from the reference
+//! # The reference, equalled or mended
+//! With [`Parity`] the bins, ids and lengths are those of one of the reference's two packers, oddities included; the rules
+//! that make the difference stand together in `document.rs`. Without, this differs from both:
 //! - No pad ids are written. The reference pads with a token its trainer does not know, which is then trained on.
 //! - Images stay as they are. The reference squashes them to 384 x 384 first, and so resamples twice.
 //! - Two samples of one tar under one key are both kept, and counted; in the reference the later replaces the earlier.
 //! - A sample is known by its key in the tar, not by the `key` in its `json`, which a resharder leaves stale.
-//! - Broken samples are counted with a reason instead of ending the run.
+//! - An interleaved document may have any number of images and ids.
 //!
-//! The order of documents and bins, the ids and the lengths are the reference's, empty captions included: they are
-//! documents like any other. Images are looked at, not decoded: one whose header is fine and whose pixels are broken
-//! passes here.
+//! In both: broken samples are counted with a reason instead of ending the run, and where the reference stops (a
+//! placeholder without an image, a document whose last image was cut), parity does what the default does.
+//!
+//! Images are looked at, not decoded: one whose header is fine and whose pixels are broken passes here.
 //!
 //! Left to others: filling and masking (`trainer`), choosing samples (`mixer`), decoding pixels (`image-prep`).
 //!
-//! Source: `mm_sequence_packing/sequence_packing_image_to_pil.py` of Open-Qwen2VL; Algorithm 1 of its paper.
+//! Source: `mm_sequence_packing/sequence_packing_image_to_pil.py` and `…_to_json.py` of Open-Qwen2VL; Algorithm 1 of its
+//! paper.
 
 mod bin_packing;
+mod caption;
 mod config;
 mod document;
 mod error;
+mod interleaved;
+mod packed_json;
 mod report;
+mod source;
+mod spool;
 mod stage;
 mod unit;
 
 pub use bin_packing::{first_fit_decreasing, one_per_bin};
-pub use config::{DEFAULT_SEQ_LEN, Overlong, PackAlgorithm, PackOutput, PackerConfig};
+pub use config::{
+    AcrossShards, DEFAULT_SEQ_LEN, Overlong, PackAlgorithm, PackInput, PackOutput, PackerConfig, Parity,
+};
 pub use error::PackerError;
-pub use report::{LengthHistogram, PackerReport};
+pub use report::{LengthHistogram, PackContents, PackerReport};
 pub use stage::Packer;

@@ -1,15 +1,16 @@
-//! The stage: every input tar is packed on its own, in parallel.
+//! The stage: units of input shards are packed on their own, in parallel.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use oqvl_shard_io::list_shards;
 use oqvl_stage::{RunContext, Stage, StageConfig};
-use oqvl_text_prep::Tokenizer;
 use rayon::prelude::*;
 
+use crate::packed_json::list_packed_json;
 use crate::report::UnitStats;
-use crate::unit::Unit;
-use crate::{PackerConfig, PackerError, PackerReport};
+use crate::source::Threads;
+use crate::unit::{Setup, Unit};
+use crate::{PackInput, PackerConfig, PackerError, PackerReport};
 
 /// The packer stage.
 #[derive(Debug, Clone, Copy)]
@@ -25,41 +26,53 @@ impl Stage for Packer {
 
     fn run(config: &PackerConfig, run: &RunContext) -> Result<PackerReport, PackerError> {
         config.validate()?;
-        let tokenizer = Tokenizer::from_file(run.resolve(&config.tokenizer))?;
-        let mut units = units(&run.resolve(&config.shards))?;
+        let setup = Setup::new(config, run)?;
+        let mut units = units(config, &setup.dir)?;
         units.retain(|unit| run.owns_shard(unit.index));
 
-        let progress = run.progress(units.len() as u64, "shards");
-        let stats = units
-            .par_iter()
-            .map(|unit| {
-                let stats = unit.run(config, &tokenizer, run)?;
-                progress.inc(1);
-                Ok(stats)
-            })
-            .collect::<Result<Vec<UnitStats>, PackerError>>()?;
+        let progress = run.progress(units.len() as u64, "units");
+        // Many units: a thread each. Few: all threads on one after the other.
+        let threads = if units.len() >= rayon::current_num_threads() { Threads::One } else { Threads::All };
+        let pack = |unit: &Unit| {
+            let stats = unit.run(&setup, threads)?;
+            progress.inc(1);
+            Ok(stats)
+        };
+        let stats = match threads {
+            Threads::One => units.par_iter().map(pack).collect::<Result<Vec<UnitStats>, PackerError>>()?,
+            Threads::All => units.iter().map(pack).collect::<Result<_, _>>()?,
+        };
         progress.finish();
         Ok(PackerReport::new(stats, config.seq_len))
     }
 }
 
-/// One unit per shard of the directory, in name order.
-fn units(dir: &Path) -> Result<Vec<Unit>, PackerError> {
-    let shards = list_shards(dir)?;
-    Ok(shards.into_iter().enumerate().map(|(index, path)| Unit { index, path }).collect())
+/// The units of the input directory: neighbours in name order.
+fn units(config: &PackerConfig, dir: &Path) -> Result<Vec<Unit>, PackerError> {
+    let shards: Vec<Vec<String>> = match config.input {
+        PackInput::PackedJson => {
+            let text = |path: &PathBuf| path.to_string_lossy().into_owned();
+            list_packed_json(dir)?.iter().map(|files| files.iter().map(text).collect()).collect()
+        }
+        PackInput::Captions | PackInput::Interleaved => {
+            let name = |path: PathBuf| path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+            list_shards(dir)?.into_iter().map(|path| vec![name(path)]).collect()
+        }
+    };
+    let per_unit = config.pack_across_shards.shards_per_unit().min(shards.len());
+    let unit = |(index, shards): (usize, &[Vec<String>])| Unit { index, shards: shards.to_vec() };
+    Ok(shards.chunks(per_unit).enumerate().map(unit).collect())
 }
 
 #[cfg(test)]
 mod tests {
-    use std::path::PathBuf;
-
     use oqvl_shard_io::{
         Pack, Sample, SampleKey, ShardError, ShardFile, ShardReader, ShardWriter, read_json, read_pack_tar,
         read_plan, write_atomic,
     };
     use oqvl_stage::ShardRange;
     use oqvl_testkit::{shared_data, tiny_shard};
-    use oqvl_text_prep::BpeTrainer;
+    use oqvl_text_prep::{BpeTrainer, Tokenizer};
 
     use super::*;
     use crate::config::tests::config;
@@ -113,7 +126,7 @@ mod tests {
         assert_eq!(report.num_tokens, 22 + 15 + 12 + 39 + 17);
         assert_eq!(report.efficiency, 105.0 / 160.0);
         assert_eq!(report.mean_pairs_per_pack, 1.25);
-        assert_eq!(report.length_histogram.counts.iter().sum::<u64>(), 5);
+        assert_eq!(report.contents.length_histogram.counts.iter().sum::<u64>(), 5);
 
         let stats: serde_json::Value = read_json(&run.out_dir.join("00000000_stats.json")).unwrap();
         assert_eq!(stats["len"], serde_json::json!([39, 37, 12]));

@@ -11,7 +11,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::parquet_table::table_error;
 use crate::{
-    Member, Pack, PackInfo, ReadLimits, Sample, SampleKey, ShardError, ShardReader, ShardSummary, ShardWriter,
+    ImageEncoding, Member, Pack, PackInfo, ReadLimits, Sample, SampleKey, ShardError, ShardReader,
+    ShardSummary, ShardWriter,
 };
 
 /// A pack and the encoded bytes of its images, in the order of [`Pack::images`].
@@ -98,6 +99,7 @@ pub fn index_pack_tar(path: &Path) -> Result<Option<(PackInfo, Vec<Pack>)>, Shar
         for (reference, member) in pack.images.iter_mut().zip(&images) {
             reference.shard.clone_from(&file_name);
             (reference.offset, reference.num_bytes) = (member.offset, member.data.len() as u64);
+            reference.encoding = ImageEncoding::Raw;
         }
         packs.push(pack);
     }
@@ -201,7 +203,7 @@ mod tests {
         for (indexed, (pack, images)) in indexed.iter().zip(&packs) {
             assert_eq!((&indexed.input_ids, &indexed.keys), (&pack.input_ids, &pack.keys));
             for (reference, bytes) in indexed.images.iter().zip(images) {
-                assert_eq!(reference.shard, "x.tar");
+                assert_eq!((reference.shard.as_str(), reference.encoding), ("x.tar", ImageEncoding::Raw));
                 assert_eq!(file.read(reference.offset, reference.num_bytes).unwrap(), *bytes);
             }
         }

@@ -47,6 +47,11 @@ impl TableWriter {
         self.writer.write(batch).map_err(ShardError::parquet(&self.path))
     }
 
+    /// Ends the row group, which until then is held in memory, encoded.
+    pub(crate) fn end_row_group(&mut self) -> Result<(), ShardError> {
+        self.writer.flush().map_err(ShardError::parquet(&self.path))
+    }
+
     pub(crate) fn finish(self) -> Result<(), ShardError> {
         let file = self.writer.into_inner().map_err(ShardError::parquet(&self.path))?;
         file.commit().map_err(ShardError::io(&self.path))
@@ -72,11 +77,14 @@ impl TableFile {
 
     /// The metadata value under `key`.
     pub(crate) fn metadata(&self, key: &str) -> Result<String, ShardError> {
-        let pairs = self.builder.metadata().file_metadata().key_value_metadata();
-        pairs
-            .and_then(|pairs| pairs.iter().find(|pair| pair.key == key))
-            .and_then(|pair| pair.value.clone())
+        self.optional_metadata(key)
             .ok_or_else(|| table_error(&self.path, key, "the file metadata has no such entry"))
+    }
+
+    /// The metadata value under `key`, if there is one.
+    pub(crate) fn optional_metadata(&self, key: &str) -> Option<String> {
+        let pairs = self.builder.metadata().file_metadata().key_value_metadata()?;
+        pairs.iter().find(|pair| pair.key == key)?.value.clone()
     }
 
     /// The rows, `batch_rows` at a time.

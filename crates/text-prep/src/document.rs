@@ -32,7 +32,16 @@ pub fn caption_document(tokenizer: &Tokenizer, caption: &str) -> Result<Vec<i64>
     Ok(enclose(tokenizer, ids))
 }
 
-/// Ids of an interleaved document: images are `<image>\n`, texts end in `<|endofchunk|>`, `<s>` and `<|im_end|>` go
+/// What follows each text of an interleaved document.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum TextEnd {
+    /// `<|endofchunk|>`.
+    EndOfChunk,
+    /// Nothing: what the reference's training makes of a packed JSON document that has one image.
+    Nothing,
+}
+
+/// Ids of an interleaved document: images are `<image>\n`, texts end as `text_end` says, `<s>` and `<|im_end|>` go
 /// around the whole.
 ///
 /// Placeholders that end the document, with no text after them, are cut, as in the reference; so count the
@@ -42,12 +51,20 @@ pub fn caption_document(tokenizer: &Tokenizer, caption: &str) -> Result<Vec<i64>
 /// If the tokenizer refuses a text.
 ///
 /// Source: `preprocess_obelics_interleaved`, Open-Qwen2VL `mm_sequence_packing/sequence_packing_image_to_pil.py`.
-pub fn interleaved_document(tokenizer: &Tokenizer, items: &[InterleavedItem]) -> Result<Vec<i64>, TextError> {
+pub fn interleaved_document(
+    tokenizer: &Tokenizer,
+    items: &[InterleavedItem],
+    text_end: TextEnd,
+) -> Result<Vec<i64>, TextError> {
+    let end = match text_end {
+        TextEnd::EndOfChunk => ENDOFCHUNK_TOKEN,
+        TextEnd::Nothing => "",
+    };
     let text = items
         .iter()
         .map(|item| match item {
             InterleavedItem::Image => format!("{IMAGE_PLACEHOLDER}\n"),
-            InterleavedItem::Text(text) => format!("{}{ENDOFCHUNK_TOKEN}", escape(text)),
+            InterleavedItem::Text(text) => format!("{}{end}", escape(text)),
         })
         .collect::<String>();
     let mut ids = tokenize_with_images(tokenizer, &text)?;
@@ -88,6 +105,10 @@ mod tests {
         ids
     }
 
+    fn interleaved(tokenizer: &Tokenizer, items: &[InterleavedItem]) -> Vec<i64> {
+        interleaved_document(tokenizer, items, TextEnd::EndOfChunk).unwrap()
+    }
+
     #[test]
     fn caption_documents() {
         let tokenizer = bytes_only();
@@ -107,13 +128,18 @@ mod tests {
         use InterleavedItem::{Image, Text};
         let tokenizer = bytes_only();
         let text = |text: &str| Text(text.to_owned());
-        let ids = interleaved_document(&tokenizer, &[Image, text("one"), text("a <image>")]).unwrap();
+        let ids = interleaved(&tokenizer, &[Image, text("one"), text("a <image>")]);
         assert_eq!(
             ids,
             expected(&tokenizer, "\none<|endofchunk|>a <image-placeholder><|endofchunk|><|im_end|>")
         );
 
-        let no_items = interleaved_document(&tokenizer, &[]).unwrap();
+        // Without ends, a text and its image are a caption.
+        let items = [Image, text("a cat")];
+        let ids = interleaved_document(&tokenizer, &items, TextEnd::Nothing).unwrap();
+        assert_eq!(ids, caption_document(&tokenizer, "a cat").unwrap());
+
+        let no_items = interleaved(&tokenizer, &[]);
         assert_eq!(no_items, [tokenizer.bos_id(), tokenizer.eos_id()]);
     }
 
@@ -123,10 +149,10 @@ mod tests {
         let tokenizer = bytes_only();
         // A text that begins with <s> makes the newline after each later image disappear, so the last ids are -200.
         let items = [Text("<s>one".to_owned()), Image, Image];
-        let ids = interleaved_document(&tokenizer, &items).unwrap();
+        let ids = interleaved(&tokenizer, &items);
         assert_eq!(ids, tokenizer.encode("<s>one<|endofchunk|><|im_end|>").unwrap());
         // Otherwise the newline keeps them.
-        let ids = interleaved_document(&tokenizer, &items[1..]).unwrap();
+        let ids = interleaved(&tokenizer, &items[1..]);
         assert_eq!(ids.iter().filter(|&&id| id == IMAGE_TOKEN_ID).count(), 2);
     }
 }

@@ -47,7 +47,7 @@ mod tokenizer;
 
 pub use bpe_trainer::{BpeTrainer, DEFAULT_MIN_FREQUENCY, DEFAULT_MUST_INCLUDE, TrainedTokenizer};
 pub use chat::{ChatExample, ChatTemplate, Role, Turn};
-pub use document::{ESCAPED_PLACEHOLDER, InterleavedItem, caption_document, interleaved_document};
+pub use document::{ESCAPED_PLACEHOLDER, InterleavedItem, TextEnd, caption_document, interleaved_document};
 pub use error::TextError;
 pub use placeholder::{
     IGNORE_INDEX, IMAGE_PLACEHOLDER, IMAGE_TOKEN_ID, expanded_len, fitting_len, tokenize_with_images,

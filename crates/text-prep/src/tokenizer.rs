@@ -102,6 +102,20 @@ impl Tokenizer {
         Ok(Self { inner, special, vocab_size: largest_id as usize + 1, digest })
     }
 
+    /// The same tokenizer with one more special token: it keeps its id if the vocabulary has it, and gets the next
+    /// free one if not. The digest stays that of the file.
+    ///
+    /// # Errors
+    /// If the underlying tokenizer refuses the token.
+    pub fn with_special_token(mut self, token: &str) -> Result<Self, TextError> {
+        self.inner
+            .add_special_tokens([AddedToken::from(token, true)])
+            .map_err(|source| TextError::Parse { origin: "in memory".to_owned(), source })?;
+        let id = self.inner.token_to_id(token).map_or(0, |id| id as usize);
+        self.vocab_size = self.vocab_size.max(id + 1);
+        Ok(self)
+    }
+
     /// Ids of `text`, with nothing added around it. Special tokens written out in the text become their ids, as in
     /// the reference (a caption holding `<s>` does inject a BOS).
     ///
@@ -223,6 +237,17 @@ mod tests {
             "model":{"type":"BPE","vocab":{"a":0},"merges":[]}}"#;
         let error = Tokenizer::from_bytes(json).unwrap_err();
         assert_eq!(error.to_string(), "in memory: the tokenizer has no special token `<|endoftext|>`");
+    }
+
+    #[test]
+    fn one_more_special_token() {
+        let tokenizer = small_tokenizer();
+        let next = tokenizer.vocab_size() as i64;
+        let more = tokenizer.clone().with_special_token("<|pad|>").unwrap();
+        assert_eq!(more.encode("a<|pad|>").unwrap()[1..], [next]);
+        assert_eq!((more.vocab_size(), more.digest()), (next as usize + 1, tokenizer.digest()));
+        let again = more.with_special_token("<s>").unwrap();
+        assert_eq!((again.bos_id(), again.token_id("<s>")), (tokenizer.bos_id(), Some(tokenizer.bos_id())));
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! Training images: what cannot be decoded becomes a blank one, by name and number.
 
-use oqvl_image_prep::{DecodeLimits, decode, pixel_values};
+use oqvl_image_prep::{DecodeLimits, decode, pixel_values, reference_shrink};
+use oqvl_shard_io::ImageShrink;
 use std::collections::BTreeSet;
 use std::sync::{Mutex, PoisonError};
 
@@ -14,6 +15,7 @@ const MAX_WARNINGS: usize = 10;
 #[derive(Debug)]
 pub struct ImageLoader {
     image_size: u32,
+    shrink: ImageShrink,
     undecodable: Mutex<BTreeSet<String>>,
 }
 
@@ -21,14 +23,23 @@ impl ImageLoader {
     /// Images come out at `image_size` squared.
     #[must_use]
     pub fn new(image_size: u32) -> Self {
-        Self { image_size, undecodable: Mutex::default() }
+        Self { image_size, shrink: ImageShrink::None, undecodable: Mutex::default() }
+    }
+
+    /// Images are shrunk so before they are brought to their size: a double resampling, for parity with the reference.
+    #[must_use]
+    pub fn with_shrink(self, shrink: ImageShrink) -> Self {
+        Self { shrink, ..self }
     }
 
     /// Pixel values of a file, shape `(3, image_size, image_size)`; zeros if it cannot be decoded. `name` is for the
     /// user.
     pub fn load(&self, name: &str, bytes: &[u8]) -> Vec<f32> {
         match decode(bytes, &DecodeLimits::default()) {
-            Ok(image) => pixel_values(&image, self.image_size),
+            Ok(image) => match self.shrink {
+                ImageShrink::None => pixel_values(&image, self.image_size),
+                ImageShrink::Reference => pixel_values(&reference_shrink(&image), self.image_size),
+            },
             Err(error) => {
                 let mut undecodable = self.undecodable.lock().unwrap_or_else(PoisonError::into_inner);
                 if undecodable.insert(name.to_owned()) && undecodable.len() <= MAX_WARNINGS {
@@ -49,7 +60,17 @@ impl ImageLoader {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use oqvl_image_prep::{RgbImage, encode_png};
+    use oqvl_image_prep::{Filter, RgbImage, encode_png, resize};
+
+    #[test]
+    fn shrinking_resamples_twice() {
+        let pixels = (0..400 * 500 * 3).map(|i| (i % 251) as u8).collect();
+        let image = RgbImage::new(400, 500, pixels).unwrap();
+        let loader = ImageLoader::new(40).with_shrink(ImageShrink::Reference);
+        let expected = pixel_values(&resize(&image, 384, 384, Filter::Lanczos), 40);
+        assert_eq!(loader.load("large", &encode_png(&image)), expected);
+        assert_ne!(expected, pixel_values(&image, 40));
+    }
 
     #[test]
     fn broken_pixels_become_zeros_and_are_counted_once() {

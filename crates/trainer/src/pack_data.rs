@@ -2,9 +2,9 @@
 
 use crate::{ImageLoader, TrainError};
 use oqvl_model::{Example, Prompt};
-use oqvl_shard_io::{Pack, PackInfo, ShardError, ShardFile, index_pack_tar, list_shards, read_plan};
+use oqvl_shard_io::{ImageFiles, Pack, PackInfo, ShardError, index_pack_tar, list_shards, read_plan};
 use oqvl_text_prep::{IGNORE_INDEX, IMAGE_TOKEN_ID, fitting_len};
-use std::collections::BTreeMap;
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 /// Ending of plan files.
@@ -40,7 +40,7 @@ pub struct PackData {
     /// What the packs were made for.
     pub info: PackInfo,
     packs: Vec<Pack>,
-    shards: BTreeMap<String, (PathBuf, ShardFile)>,
+    files: ImageFiles,
     images: ImageLoader,
 }
 
@@ -82,16 +82,15 @@ impl PackData {
             Container::Plan => work_dir.join(&info.images_dir),
             Container::Tar => dir.to_path_buf(),
         };
-        let mut shards = BTreeMap::new();
-        for image in packs.iter().flat_map(|pack| &pack.images) {
-            if !shards.contains_key(&image.shard) {
-                let path = images_dir.join(&image.shard);
-                let shard = ShardFile::open(&path)?;
-                shards.insert(image.shard.clone(), (path, shard));
-            }
+        // Better now than after days of training.
+        let shards: BTreeSet<&str> =
+            packs.iter().flat_map(|pack| &pack.images).map(|image| &*image.shard).collect();
+        for path in shards.into_iter().map(|shard| images_dir.join(shard)) {
+            std::fs::metadata(&path).map_err(TrainError::io(&path))?;
         }
         packs.iter_mut().for_each(|pack| pack.input_ids.retain(|id| *id != pad_id));
-        Ok(Self { info, packs, shards, images: ImageLoader::new(image_size) })
+        let images = ImageLoader::new(image_size).with_shrink(info.image_shrink);
+        Ok(Self { info, packs, files: ImageFiles::new(images_dir), images })
     }
 
     /// Number of packs.
@@ -125,9 +124,10 @@ impl PackData {
         let num_images = input_ids.iter().filter(|&&id| id == IMAGE_TOKEN_ID).count();
         let mut images = Vec::with_capacity(num_images);
         for image in &pack.images[..num_images] {
-            let (path, shard) = &self.shards[&image.shard];
-            let bytes = shard.read(image.offset, image.num_bytes)?;
-            images.push(self.images.load(&format!("{}, sample {}", path.display(), image.key), &bytes));
+            let name = format!("{}, sample {}", self.files.path(image).display(), image.key);
+            // What is no base64 is no image either.
+            let bytes = self.files.image(image)?.unwrap_or_default();
+            images.push(self.images.load(&name, &bytes));
         }
         let labels =
             input_ids.iter().map(|&id| if id == IMAGE_TOKEN_ID { IGNORE_INDEX } else { id }).collect();
@@ -139,10 +139,15 @@ impl PackData {
 mod tests {
     use super::*;
     use oqvl_image_prep::{RgbImage, encode_png};
-    use oqvl_shard_io::{ImageRef, write_pack_tar, write_plan};
+    use oqvl_shard_io::{ImageEncoding, ImageRef, ImageShrink, write_atomic, write_pack_tar, write_plan};
     use oqvl_testkit::tiny_shard;
 
     const PAD: i64 = 9;
+
+    fn base64(bytes: &[u8]) -> String {
+        use base64::Engine;
+        base64::engine::general_purpose::STANDARD.encode(bytes)
+    }
 
     fn info() -> PackInfo {
         PackInfo {
@@ -150,6 +155,7 @@ mod tests {
             num_image_tokens: 2,
             tokenizer_digest: "t".to_owned(),
             images_dir: "mixer".to_owned(),
+            image_shrink: ImageShrink::None,
         }
     }
 
@@ -163,6 +169,7 @@ mod tests {
             key: "a".to_owned(),
             offset: member.offset,
             num_bytes: member.data.len() as u64,
+            encoding: ImageEncoding::Raw,
         };
         let input_ids = vec![1, IMAGE_TOKEN_ID, PAD, 2, 3];
         (
@@ -187,6 +194,60 @@ mod tests {
         assert_eq!(example.labels, [1, IGNORE_INDEX, 2, 3]);
         assert_eq!(example.prompt.images[0].len(), 3 * 4 * 4);
         assert_eq!(open(&tars).example(0).unwrap(), example);
+    }
+
+    #[test]
+    fn several_images_of_a_document_come_in_order_from_wherever_they_lie() {
+        let dir = tempfile::tempdir().unwrap();
+        let shade = |level: u8| encode_png(&RgbImage::new(4, 4, vec![level; 4 * 4 * 3]).unwrap());
+        // Two files: one holds an image as it is, the other two as base64.
+        std::fs::create_dir_all(dir.path().join("mixer/7")).unwrap();
+        let raw = shade(255);
+        write_atomic(&dir.path().join("mixer/raw"), &raw).unwrap();
+        let texts = ["AAAA".to_owned(), base64(&shade(0)), base64(&shade(51)).replace('/', "\\/")];
+        write_atomic(&dir.path().join("mixer/7/x.json"), texts.concat().as_bytes()).unwrap();
+        let image = |shard: &str, offset: usize, num_bytes: usize, encoding| ImageRef {
+            shard: shard.to_owned(),
+            key: "k".to_owned(),
+            offset: offset as u64,
+            num_bytes: num_bytes as u64,
+            encoding,
+        };
+        let images = vec![
+            image("7/x.json", 4, texts[1].len(), ImageEncoding::JsonBase64),
+            image("raw", 0, raw.len(), ImageEncoding::Raw),
+            image("7/x.json", 4 + texts[1].len(), texts[2].len(), ImageEncoding::JsonBase64),
+        ];
+        let input_ids = vec![1, IMAGE_TOKEN_ID, 2, IMAGE_TOKEN_ID, IMAGE_TOKEN_ID, 3];
+        let pack = Pack { input_ids, lengths: vec![9], keys: vec!["k".to_owned()], images };
+        let plans = dir.path().join("plans");
+        std::fs::create_dir(&plans).unwrap();
+        write_plan(
+            &plans.join("0.plan.parquet"),
+            &PackInfo { seq_len: 9, ..info() },
+            std::slice::from_ref(&pack),
+        )
+        .unwrap();
+        let open = || PackData::open(&plans, dir.path(), 4, PAD).unwrap();
+        let example = open().example(0).unwrap();
+        let tenths: Vec<f32> =
+            example.prompt.images.iter().map(|values| (values[0] * 10.0).round()).collect();
+        assert_eq!(tenths, [-10.0, 10.0, -6.0]);
+        assert_eq!(example.labels, [1, IGNORE_INDEX, 2, IGNORE_INDEX, IGNORE_INDEX, 3]);
+
+        // A window that ends inside a document keeps the images that fit whole, and theirs alone.
+        write_plan(
+            &plans.join("0.plan.parquet"),
+            &PackInfo { seq_len: 7, ..info() },
+            std::slice::from_ref(&pack),
+        )
+        .unwrap();
+        let example = open().example(0).unwrap();
+        assert_eq!((example.prompt.input_ids.len(), example.prompt.images.len()), (4, 2));
+
+        std::fs::remove_file(dir.path().join("mixer/raw")).unwrap();
+        let error = PackData::open(&plans, dir.path(), 4, PAD).unwrap_err().to_string();
+        assert!(error.contains("mixer/raw"), "{error}");
     }
 
     #[test]

@@ -1,0 +1,269 @@
+//! Interleaved documents: texts and images in turn, in one JSON object.
+//!
+//! Two layouts are read. The reference's, for OBELICS and MMC4 alike, has parallel lists: `image_info`, whose entries are
+//! null or objects with `image_base64`, and `texts`, null where an image stands. MMC4's own has `text_list`, the
+//! sentences, and `image_info`, whose `matched_text_index` says which sentence an image belongs to; the image goes before
+//! that sentence (images without one go first), and the sentences between two images are one text, joined by a blank.
+//! The images of MMC4 are published as URLs; their bytes are expected in `image_base64`, where converters put them.
+//!
+//! Images stay where they are: a document knows the byte ranges of their base64.
+//!
+//! Source: `preprocess_obelics_interleaved` of Open-Qwen2VL; the field list in the README of `allenai/mmc4`.
+
+use std::borrow::Cow;
+use std::fmt;
+
+use oqvl_image_prep::probe;
+use oqvl_shard_io::{ImageEncoding, Sample};
+use oqvl_text_prep::{InterleavedItem, TextEnd, TextError, interleaved_document};
+use serde::de::{Deserializer, Error, Visitor};
+use serde::{Deserialize, de};
+use serde_json::Value;
+
+use crate::caption::place;
+use crate::document::{Document, DocumentMaker, Made, OrphanTexts, Place, Reject};
+
+/// The fields of both layouts; others are passed over.
+#[derive(Debug, Deserialize)]
+pub(crate) struct RawDocument<'a> {
+    #[serde(borrow, default)]
+    image_info: Option<Vec<Option<RawImage<'a>>>>,
+    #[serde(borrow, default)]
+    texts: Option<Vec<Option<JsonText<'a>>>>,
+    #[serde(borrow, default)]
+    text_list: Option<Vec<JsonText<'a>>>,
+    #[serde(default)]
+    key: Option<Value>,
+}
+
+#[derive(Debug, Deserialize)]
+struct RawImage<'a> {
+    #[serde(borrow, default)]
+    image_base64: Option<JsonText<'a>>,
+    #[serde(default)]
+    matched_text_index: Option<i64>,
+}
+
+/// A JSON string, borrowed from the input unless it has escapes.
+#[derive(Debug)]
+struct JsonText<'a>(Cow<'a, str>);
+
+impl<'de: 'a, 'a> Deserialize<'de> for JsonText<'a> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct TextVisitor;
+        impl<'de> Visitor<'de> for TextVisitor {
+            type Value = JsonText<'de>;
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a string")
+            }
+            fn visit_borrowed_str<E: de::Error>(self, text: &'de str) -> Result<JsonText<'de>, E> {
+                Ok(JsonText(Cow::Borrowed(text)))
+            }
+            fn visit_str<E: Error>(self, text: &str) -> Result<JsonText<'de>, E> {
+                Ok(JsonText(Cow::Owned(text.to_owned())))
+            }
+        }
+        deserializer.deserialize_str(TextVisitor)
+    }
+}
+
+/// A place of the reading order: an image, a text, both or neither.
+#[derive(Debug)]
+struct Slot<'a> {
+    image: Option<SlotImage<'a>>,
+    text: Option<Cow<'a, str>>,
+}
+
+#[derive(Debug)]
+enum SlotImage<'a> {
+    Base64(JsonText<'a>),
+    /// An entry that does not bring its bytes.
+    WithoutBytes,
+}
+
+impl<'a> RawDocument<'a> {
+    /// The document's own name, if it has one.
+    pub(crate) fn key(&self) -> Option<&str> {
+        self.key.as_ref()?.as_str()
+    }
+
+    /// Its slots in reading order, or `None` if it has neither layout.
+    fn slots(self, orphan_texts: OrphanTexts) -> Option<Vec<Slot<'a>>> {
+        let images = self.image_info?;
+        match (self.texts, self.text_list) {
+            (Some(texts), _) => parallel_slots(images, texts, orphan_texts),
+            (None, Some(sentences)) => Some(mmc4_slots(images, sentences)),
+            (None, None) => None,
+        }
+    }
+}
+
+/// The reference's layout: one slot per index. Lists of different length are no document to the reference where texts are
+/// missing; texts beyond the images it does not see.
+fn parallel_slots<'a>(
+    images: Vec<Option<RawImage<'a>>>,
+    texts: Vec<Option<JsonText<'a>>>,
+    orphan_texts: OrphanTexts,
+) -> Option<Vec<Slot<'a>>> {
+    if orphan_texts == OrphanTexts::Drop && texts.len() < images.len() {
+        return None;
+    }
+    let num_slots = match orphan_texts {
+        OrphanTexts::Keep => images.len().max(texts.len()),
+        OrphanTexts::Drop => images.len(),
+    };
+    let mut images = images.into_iter();
+    let mut texts = texts.into_iter();
+    let slot = |_| Slot {
+        image: images.next().flatten().map(SlotImage::new),
+        text: texts.next().flatten().map(|text| text.0),
+    };
+    Some((0..num_slots).map(slot).collect())
+}
+
+/// MMC4's own layout.
+fn mmc4_slots<'a>(images: Vec<Option<RawImage<'a>>>, sentences: Vec<JsonText<'a>>) -> Vec<Slot<'a>> {
+    let mut images: Vec<(usize, RawImage<'a>)> = images
+        .into_iter()
+        .flatten()
+        .map(|image| {
+            let index = image.matched_text_index.and_then(|index| usize::try_from(index).ok());
+            (index.filter(|&index| index < sentences.len()).unwrap_or(0), image)
+        })
+        .collect();
+    images.sort_by_key(|(index, _)| *index); // stable: images of one sentence keep their order
+    let mut images = images.into_iter().peekable();
+    let mut slots: Vec<Slot<'a>> = Vec::new();
+    for (index, sentence) in sentences.into_iter().enumerate() {
+        while let Some((_, image)) = images.next_if(|(sentence, _)| *sentence == index) {
+            slots.push(Slot { image: Some(SlotImage::new(image)), text: None });
+        }
+        match slots.last_mut() {
+            Some(Slot { image: None, text: Some(text) }) => {
+                let text = text.to_mut();
+                text.push(' ');
+                text.push_str(&sentence.0);
+            }
+            _ => slots.push(Slot { image: None, text: Some(sentence.0) }),
+        }
+    }
+    // A document without sentences still has its images.
+    slots.extend(images.map(|(_, image)| Slot { image: Some(SlotImage::new(image)), text: None }));
+    slots
+}
+
+impl<'a> SlotImage<'a> {
+    fn new(image: RawImage<'a>) -> Self {
+        image.image_base64.map_or(Self::WithoutBytes, Self::Base64)
+    }
+}
+
+/// Where the string lies in the JSON it was read from, quotes not included.
+fn place_in(json: &[u8], text: &JsonText<'_>) -> Option<Place> {
+    let (start, num_bytes) = match &text.0 {
+        Cow::Borrowed(text) => ((text.as_ptr() as usize).checked_sub(json.as_ptr() as usize)?, text.len()),
+        // Written with escapes: of base64 that is `\/`, or line ends.
+        Cow::Owned(text) => {
+            let quoted = serde_json::to_string(text).ok()?;
+            let json = std::str::from_utf8(json).ok()?;
+            [quoted.replace('/', "\\/"), quoted]
+                .iter()
+                .find_map(|quoted| Some((json.find(quoted.as_str())? + 1, quoted.len() - 2)))?
+        }
+    };
+    Some(Place { offset: start as u64, num_bytes: num_bytes as u64, encoding: ImageEncoding::JsonBase64 })
+}
+
+impl DocumentMaker<'_> {
+    /// The document of a sample with an interleaved `json` member. `file` is the number of its tar.
+    pub(crate) fn interleaved(&self, sample: &Sample, file: u32) -> Result<Made, TextError> {
+        let key = sample.key.to_string();
+        let rejected = |reject| {
+            Ok(Made { key: sample.key.to_string(), document: Err(reject), skipped_images: Vec::new() })
+        };
+        let Some(member) = sample.member("json") else { return rejected(Reject::MissingDocument) };
+        let Ok(raw) = serde_json::from_slice(&member.data) else {
+            return rejected(Reject::MalformedDocument);
+        };
+        let origin = Document {
+            key: key.clone(),
+            sample_key: key,
+            file,
+            record: Some(place(member)),
+            ..Document::default()
+        };
+        self.interleaved_from(raw, &member.data, member.offset, origin)
+    }
+
+    /// The document of an object that was read from `json`, which begins `offset` bytes into its file. `origin` says
+    /// what it is called and where it comes from.
+    pub(crate) fn interleaved_from(
+        &self,
+        raw: RawDocument<'_>,
+        json: &[u8],
+        offset: u64,
+        mut origin: Document,
+    ) -> Result<Made, TextError> {
+        let mut made = Made {
+            key: origin.key.clone(),
+            document: Err(Reject::MalformedDocument),
+            skipped_images: Vec::new(),
+        };
+        let Some(slots) = raw.slots(self.rules.orphan_texts) else { return Ok(made) };
+        let mut items = Vec::with_capacity(slots.len());
+        for Slot { image, text } in slots {
+            match image.map(|image| image.place(json)) {
+                Some(Ok(place)) => {
+                    origin.images.push(Place { offset: offset + place.offset, ..place });
+                    items.push(InterleavedItem::Image);
+                }
+                Some(Err(reject)) => {
+                    made.skipped_images.push(reject);
+                    // Without bytes the slot is a text's, to the reference too.
+                    if reject != Reject::MissingImage && self.rules.orphan_texts == OrphanTexts::Drop {
+                        continue;
+                    }
+                }
+                None => {}
+            }
+            items.extend(text.map(|text| InterleavedItem::Text(text.into_owned())));
+        }
+        made.document = self.tokenized(&items, origin)?;
+        Ok(made)
+    }
+
+    fn tokenized(
+        &self,
+        items: &[InterleavedItem],
+        origin: Document,
+    ) -> Result<Result<Document, Reject>, TextError> {
+        let num_images = origin.images.len();
+        if num_images == 0 {
+            return Ok(Err(Reject::MissingImage));
+        }
+        if num_images > self.rules.max_images {
+            return Ok(Err(Reject::TooManyImages));
+        }
+        let text_end = if num_images == 1 { self.rules.single_image_end } else { TextEnd::EndOfChunk };
+        let ids = interleaved_document(self.tokenizer, items, text_end)?;
+        // The reference counts before it closes the document.
+        if ids.len() - 1 > self.rules.max_ids {
+            return Ok(Err(Reject::TooManyIds));
+        }
+        Ok(self.rules.measured(&ids, origin))
+    }
+}
+
+impl SlotImage<'_> {
+    /// Where the image lies in `json`, or why it is left out.
+    fn place(self, json: &[u8]) -> Result<Place, Reject> {
+        let Self::Base64(text) = self else { return Err(Reject::MissingImage) };
+        let place = place_in(json, &text).ok_or(Reject::UndecodableImage)?;
+        let bytes = ImageEncoding::JsonBase64.decode(text.0.into_owned().into_bytes());
+        match probe(&bytes.ok_or(Reject::UndecodableImage)?) {
+            Err(_) => Err(Reject::UndecodableImage),
+            Ok((_, width, height)) if width == 1 || height == 1 => Err(Reject::OnePixelImage),
+            Ok(_) => Ok(place),
+        }
+    }
+}
