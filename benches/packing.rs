@@ -22,7 +22,7 @@ fn lengths(num_documents: usize) -> Vec<u32> {
 fn main() {
     let mut criterion = Criterion::default().configure_from_args();
     let mut group = criterion.benchmark_group("first_fit_decreasing");
-    for num_documents in [1_000, 10_000] {
+    for num_documents in [1_000, 10_000, 100_000, 1_000_000] {
         let lengths = lengths(num_documents);
         group.throughput(Throughput::Elements(num_documents as u64));
         group.bench_function(BenchmarkId::from_parameter(num_documents), |bench| {

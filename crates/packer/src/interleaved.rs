@@ -267,3 +267,200 @@ impl SlotImage<'_> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use base64::Engine;
+    use base64::engine::general_purpose::STANDARD;
+    use oqvl_image_prep::{RgbImage, encode_png};
+    use oqvl_shard_io::SampleKey;
+    use oqvl_text_prep::{BpeTrainer, SpecialTokens, Tokenizer};
+    use serde_json::json;
+
+    use super::*;
+    use crate::config::tests::config;
+    use crate::document::Rules;
+    use crate::{Overlong, PackOutput, PackerConfig, Parity};
+
+    fn image(width: u32) -> Value {
+        let png = encode_png(&RgbImage::new(width, 2, vec![7; (width * 2 * 3) as usize]).unwrap());
+        json!({ "image_base64": STANDARD.encode(png) })
+    }
+
+    fn tokenizer() -> Tokenizer {
+        BpeTrainer::new(300).train(std::iter::empty()).unwrap().tokenizer().unwrap()
+    }
+
+    fn make(json: &str, config: &PackerConfig) -> Made {
+        let tokenizer = tokenizer();
+        let mut sample = Sample::new(SampleKey::new("k").unwrap());
+        sample.push("json", json.as_bytes().to_vec());
+        DocumentMaker { tokenizer: &tokenizer, rules: Rules::new(config) }.interleaved(&sample, 5).unwrap()
+    }
+
+    /// The document's text, with `[img]` for images, and the widths of the images at the places it names.
+    fn shown(json: &str, document: &Document) -> (String, Vec<u32>) {
+        let ids: Vec<i64> = document.input_ids.iter().map(|&id| i64::from(id)).collect();
+        let pieces = ids.split(|&id| id == -200);
+        let text: Vec<String> =
+            pieces.map(|ids| tokenizer().decode(ids, SpecialTokens::Keep).unwrap()).collect();
+        let width = |place: &Place| {
+            let bytes = json.as_bytes()[place.offset as usize..][..place.num_bytes as usize].to_vec();
+            probe(&place.encoding.decode(bytes).unwrap()).unwrap().1
+        };
+        let text = text.join("[img]").replace("<|endofchunk|>", "|");
+        (text, document.images.iter().map(width).collect())
+    }
+
+    fn check(json: &str, config: &PackerConfig, expected: &str, widths: &[u32]) {
+        let document = make(json, config).document.unwrap();
+        assert_eq!(shown(json, &document), (expected.to_owned(), widths.to_vec()), "{json:.200}");
+        assert_eq!(document.length as usize, document.input_ids.len() + 8 * widths.len());
+        assert_eq!((document.key.as_str(), document.file), ("k", 5));
+        assert_eq!(document.record.unwrap().num_bytes, json.len() as u64);
+    }
+
+    fn check_reject(json: &str, config: &PackerConfig, expected: Reject) {
+        assert_eq!(make(json, config).document.map(|document| document.key), Err(expected), "{json:.200}");
+    }
+
+    #[test]
+    fn the_layout_of_the_reference() {
+        let ours = config(4096, 3);
+        let document = json!({
+            "image_info": [null, image(2), null, image(3)], "texts": ["one", null, "t<image>wo", null], "other": {"a": [1]},
+        });
+        let expected = "<s>one|[img]\nt<image-placeholder>wo|[img]\n<|im_end|>";
+        check(&document.to_string(), &ours, expected, &[2, 3]);
+        // Indented, as Python may have written it.
+        check(&serde_json::to_string_pretty(&document).unwrap(), &ours, expected, &[2, 3]);
+    }
+
+    #[test]
+    fn escaped_base64_is_found() {
+        let ours = config(4096, 3);
+        let plain = json!({ "image_info": [image(200), image(3)], "texts": [null, null] }).to_string();
+        assert!(plain.matches('/').count() > 1, "the test needs slashes");
+        let escaped = plain.replace('/', "\\/");
+        check(&escaped, &ours, "<s>[img]\n[img]\n<|im_end|>", &[200, 3]);
+        let mut lines = json!({ "image_info": [image(200), image(3)], "texts": [null, null] });
+        let base64 = lines["image_info"][0]["image_base64"].as_str().unwrap().to_owned();
+        lines["image_info"][0]["image_base64"] = format!("{}\n{}", &base64[..76], &base64[76..]).into();
+        check(&lines.to_string(), &ours, "<s>[img]\n[img]\n<|im_end|>", &[200, 3]);
+    }
+
+    #[test]
+    fn the_layout_of_mmc4() {
+        let ours = config(4096, 3);
+        let matched = |width, index: i64| {
+            let mut image = image(width);
+            image["matched_text_index"] = index.into();
+            image["image_name"] = "x.jpg".into();
+            image
+        };
+        let document = json!({
+            "image_info": [matched(4, 2), matched(2, 0), matched(3, 2)],
+            "text_list": ["One.", "Two.", "Three.", "Four."], "similarity_matrix": [[0.5]], "url": "http://x",
+        });
+        let expected = "<s>[img]\nOne. Two.|[img]\n[img]\nThree. Four.|<|im_end|>";
+        check(&document.to_string(), &ours, expected, &[2, 4, 3]);
+        // An index that points nowhere counts as the first; no sentence at all leaves the images.
+        let document = json!({ "image_info": [matched(4, 9), matched(2, -1)], "text_list": ["One."] });
+        check(&document.to_string(), &ours, "<s>[img]\n[img]\nOne.|<|im_end|>", &[4, 2]);
+        let document = json!({ "image_info": [matched(4, 0)], "text_list": [] });
+        check(&document.to_string(), &ours, "<s>[img]\n<|im_end|>", &[4]);
+        // As published, with URLs and no bytes.
+        let document = json!({ "image_info": [{"raw_url": "http://x", "matched_text_index": 0}], "text_list": ["One."] });
+        check_reject(&document.to_string(), &ours, Reject::MissingImage);
+    }
+
+    #[test]
+    fn images_that_are_none_leave_the_document() {
+        let ours = config(4096, 3);
+        let parity = PackerConfig { parity: Parity::Pil, ..config(4096, 3) };
+        let document = json!({
+            "image_info": [image(1), {"image_base64": "bm90IGFuIGltYWdl"}, {"url": "x"}, image(2), {"image_base64": "?"}],
+            "texts": [null, "beside", null, null, null, "beyond"],
+        })
+        .to_string();
+        check(&document, &ours, "<s>beside|[img]\nbeyond|<|im_end|>", &[2]);
+        check(&document, &parity, "<s>[img]\n<|im_end|>", &[2]);
+        let reasons: Vec<&str> =
+            make(&document, &ours).skipped_images.into_iter().map(Reject::reason).collect();
+        assert_eq!(reasons, ["one-pixel-image", "undecodable-image", "missing-image", "undecodable-image"]);
+    }
+
+    #[test]
+    fn what_is_no_document() {
+        let ours = config(4096, 3);
+        let parity = PackerConfig { parity: Parity::Json, ..config(4096, 3) };
+        for json in
+            ["", "[]", "{}", "{\"texts\": []}", "{\"image_info\": 3, \"texts\": []}", "{\"image_info\": []}"]
+        {
+            check_reject(json, &ours, Reject::MalformedDocument);
+        }
+        check_reject(r#"{"image_info": [], "texts": []}"#, &ours, Reject::MissingImage);
+        check_reject(r#"{"image_info": [null], "texts": ["a"]}"#, &ours, Reject::MissingImage);
+        // The reference stops where a text is missing; by default it counts as null.
+        let short = json!({ "image_info": [image(2), image(2)], "texts": [null] }).to_string();
+        check(&short, &ours, "<s>[img]\n[img]\n<|im_end|>", &[2, 2]);
+        check_reject(&short, &parity, Reject::MalformedDocument);
+        let empty = Sample::new(SampleKey::new("k").unwrap());
+        let tokenizer = tokenizer();
+        let maker = DocumentMaker { tokenizer: &tokenizer, rules: Rules::new(&ours) };
+        assert_eq!(maker.interleaved(&empty, 0).unwrap().document, Err(Reject::MissingDocument));
+    }
+
+    #[test]
+    fn limits_of_parity_and_of_the_default() {
+        let ours = config(200, 3);
+        let pil = PackerConfig { parity: Parity::Pil, ..config(200, 3) };
+        let many = |count: usize| {
+            let images: Vec<Value> = (0..count).map(|_| image(2)).collect();
+            json!({ "image_info": images, "texts": vec![Value::Null; count] }).to_string()
+        };
+        assert_eq!(make(&many(12), &ours).document.unwrap().images.len(), 12);
+        assert_eq!(make(&many(9), &pil).document.unwrap().images.len(), 9);
+        check_reject(&many(10), &pil, Reject::TooManyImages);
+        assert!(make(&many(10), &PackerConfig { parity: Parity::Json, ..ours.clone() }).document.is_ok());
+        check_reject(
+            &many(10),
+            &PackerConfig { output: PackOutput::Json, ..ours.clone() },
+            Reject::TooManyImages,
+        );
+        check_reject(
+            &many(30),
+            &PackerConfig { overlong: Overlong::Reject, ..ours.clone() },
+            Reject::Overlong,
+        );
+
+        // <s>, image, newline, text, <|endofchunk|>: 6000 ids pass, 6001 do not; the closing id does not count.
+        let long = |letters: usize| {
+            json!({ "image_info": [image(2), null], "texts": [null, "x".repeat(letters)] }).to_string()
+        };
+        assert_eq!(make(&long(5996), &pil).document.unwrap().input_ids.len(), 6001);
+        check_reject(&long(5997), &pil, Reject::TooManyIds);
+        assert!(make(&long(5997), &ours).document.is_ok());
+    }
+
+    #[test]
+    fn an_image_that_is_cut_off_at_the_end_goes_with_its_placeholder() {
+        // A text that begins with <s> makes the newline after the last image disappear.
+        let document =
+            json!({ "image_info": [null, image(2), null, image(3)], "texts": ["<s>a", null, "bc", null] });
+        check(&document.to_string(), &config(4096, 3), "<s>a|[img]bc|<|im_end|>", &[2]);
+        let document = json!({ "image_info": [null, image(2)], "texts": ["<s>a", null] });
+        check_reject(&document.to_string(), &config(4096, 3), Reject::MissingImage);
+    }
+
+    #[test]
+    fn one_image_has_no_end_of_chunk_where_training_reads_json() {
+        let one = json!({ "image_info": [image(2), null], "texts": [null, "a"] }).to_string();
+        let two = json!({ "image_info": [image(2), null, image(2)], "texts": [null, "a", null] }).to_string();
+        let json = PackerConfig { output: PackOutput::Json, ..config(4096, 3) };
+        check(&one, &config(4096, 3), "<s>[img]\na|<|im_end|>", &[2]);
+        check(&one, &json, "<s>[img]\na<|im_end|>", &[2]);
+        check(&two, &json, "<s>[img]\na|[img]\n<|im_end|>", &[2, 2]);
+        check(&one, &PackerConfig { parity: Parity::Json, ..json }, "<s>[img]\na|<|im_end|>", &[2]);
+    }
+}

@@ -1,7 +1,7 @@
 //! Reading: the samples of a unit's files, in order, as documents.
 
 use std::io::Read;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use oqvl_shard_io::{Sample, ShardError, ShardReader};
 use oqvl_stage::RunContext;
@@ -64,7 +64,7 @@ impl Source<'_> {
 
     fn read_tar(
         &self,
-        path: &PathBuf,
+        path: &Path,
         name: &str,
         file: u32,
         take: &mut dyn FnMut(Made) -> Result<(), PackerError>,
@@ -76,7 +76,7 @@ impl Source<'_> {
                 PackInput::Captions | PackInput::PackedJson => self.maker.captioned(sample, file),
             };
             made.map_err(|source| PackerError::Caption {
-                path: path.clone(),
+                path: path.to_path_buf(),
                 key: sample.key.to_string(),
                 source,
             })

@@ -188,8 +188,8 @@ mod tests {
             input_ids: (-200..).take(index as usize).collect(),
             length: index * 7,
             images: (0..num_images).map(place).collect(),
-            record: (index % 2 == 0).then(|| place(1)),
-            caption: (index % 5 == 0).then(|| place(2)),
+            record: index.is_multiple_of(2).then(|| place(1)),
+            caption: index.is_multiple_of(5).then(|| place(2)),
         }
     }
 

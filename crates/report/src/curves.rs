@@ -10,7 +10,7 @@ pub(crate) const METRICS_FILE: &str = "metrics.jsonl";
 /// Points of a curve on the page.
 const MAX_POINTS: usize = 40;
 /// Characters of rising height.
-const BARS: [char; 8] = ['▁', '▂', '▃', '▄', '▅', '▆', '▇', '█'];
+pub(crate) const BARS: [char; 8] = ['▁', '▂', '▃', '▄', '▅', '▆', '▇', '█'];
 
 /// A line of `metrics.jsonl`; other fields are left alone.
 #[derive(Debug, Clone, PartialEq, Deserialize)]

@@ -1,6 +1,8 @@
 //! The whole page for people: `report.md`.
 
 use crate::RunReport;
+use crate::curves::BARS;
+use crate::run_report::PACKING_DISTRIBUTIONS;
 use serde_json::Value;
 use std::fmt::Display;
 
@@ -165,9 +167,34 @@ fn counts(report: &RunReport) -> Option<String> {
 }
 
 fn packing(report: &RunReport) -> Option<String> {
-    let numbers = report.packing.as_ref()?;
-    let rows = numbers.iter().map(|(key, value)| vec![words(key), number(value)]);
-    Some(format!("## Packing\n\n{}", table(&["measure", "value"], rows)))
+    let packing = report.packing.as_ref()?;
+    let numbers = packing.iter().filter(|(_, value)| value.is_number());
+    let rows = numbers.map(|(key, value)| vec![words(key), number(value)]);
+    let mut text = format!("## Packing\n\n{}", table(&["measure", "value"], rows));
+    let lines: Vec<String> = PACKING_DISTRIBUTIONS
+        .iter()
+        .filter_map(|(key, what)| Some(format!("{what:<20} {}", distribution(packing.get(*key)?)?)))
+        .collect();
+    if !lines.is_empty() {
+        text += &format!("\n\n```text\n{}\n```", lines.join("\n"));
+    }
+    Some(text)
+}
+
+/// Counts as bars from the first to the last that is not 0, with what these two stand for.
+fn distribution(value: &Value) -> Option<String> {
+    let width = value.get("bin_tokens").map_or(Some(1), Value::as_u64)?;
+    let counts = value.get("counts").unwrap_or(value).as_array()?;
+    let counts: Vec<u64> = counts.iter().map(Value::as_u64).collect::<Option<_>>()?;
+    let first = counts.iter().position(|&count| count > 0)?;
+    let last = counts.iter().rposition(|&count| count > 0)?;
+    let most = *counts.iter().max()?;
+    let bar = |&count: &u64| match count {
+        0 => ' ',
+        _ => BARS[(u128::from(count) * BARS.len() as u128).div_ceil(u128::from(most)) as usize - 1],
+    };
+    let bars: String = counts[first..=last].iter().map(bar).collect();
+    Some(format!("{:>5} {bars} {}", first as u64 * width, last as u64 * width))
 }
 
 fn training(report: &RunReport) -> Option<String> {
@@ -233,6 +260,7 @@ fn definitions(report: &RunReport) -> Option<String> {
     }
     if report.packing.is_some() {
         lines.push("Packing efficiency: tokens that are not padding per token of all packs.");
+        lines.push("Bars count from the number on the left to the one on the right; the highest is the most frequent.");
     }
     let list: Vec<String> = lines.into_iter().map(|line| format!("- {line}")).collect();
     Some(format!("## How to read the numbers\n\n{}", list.join("\n")))

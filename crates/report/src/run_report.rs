@@ -27,6 +27,14 @@ pub struct Counts {
     pub rejected: BTreeMap<String, u64>,
 }
 
+/// The packer's distributions with what they count: lists of counts, or objects with `bin_tokens` and `counts`.
+pub(crate) const PACKING_DISTRIBUTIONS: [(&str, &str); 4] = [
+    ("length_histogram", "documents by tokens"),
+    ("fill_histogram", "packs by tokens"),
+    ("documents_by_images", "documents by images"),
+    ("packs_by_images", "packs by images"),
+];
+
 /// A subset of the pool, as the mixer reports it.
 #[derive(Debug, Clone, PartialEq, Serialize, serde::Deserialize)]
 pub struct Subset {
@@ -68,7 +76,8 @@ pub struct RunReport {
     /// The subsets the mixer selected from, with their thresholds and sizes.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub subsets: Vec<Subset>,
-    /// The packer's numbers, `efficiency` among them: tokens that are not padding per token of all packs.
+    /// The packer's numbers, `efficiency` among them (tokens that are not padding per token of all packs), and its
+    /// distributions.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub packing: Option<Map<String, Value>>,
     /// Loss curves by training stage.
@@ -156,10 +165,14 @@ fn subsets_of(mixer: &FinishedStage) -> Vec<Subset> {
     subsets.and_then(|subsets| serde_json::from_value(subsets).ok()).unwrap_or_default()
 }
 
-/// The packer's numbers; `efficiency` must be one of them.
+/// The packer's numbers, of which `efficiency` must be one, then its distributions.
 fn packing_numbers(packer: &FinishedStage) -> Result<Map<String, Value>, ReportError> {
     packer.number("efficiency")?;
-    Ok(packer.numbers())
+    let mut packing = packer.numbers();
+    for (key, _) in PACKING_DISTRIBUTIONS {
+        packing.extend(packer.manifest.report.get(key).map(|value| (key.to_owned(), value.clone())));
+    }
+    Ok(packing)
 }
 
 fn read_curves(stages: &[FinishedStage]) -> Result<BTreeMap<String, LossCurve>, ReportError> {

@@ -65,7 +65,11 @@ fn small_world(work_dir: &Path) -> ReportConfig {
     let subset: UidSubset = [uid(0)].into_iter().collect();
     subset.write(&work_dir.join("mixer/mlm.npy")).unwrap();
 
-    finish(work_dir, "packer", json!({"num_packs": 4, "efficiency": 0.98, "algorithm": "ffd"}), &[]);
+    let packing = json!({
+        "num_packs": 4, "efficiency": 0.98, "algorithm": "ffd", "packs_by_images": [0, 1, 0, 8],
+        "fill_histogram": {"bin_tokens": 64, "counts": [0, 0, 1, 3, 0, 0]},
+    });
+    finish(work_dir, "packer", packing, &[]);
     finish(work_dir, "trainer", json!({}), &["metrics.jsonl"]);
     let steps = "{\"step\":1,\"loss\":4.0,\"tokens\":9}\n{\"step\":2,\"loss\":2.0,\"tokens\":9}\n";
     write_atomic(&work_dir.join("trainer/metrics.jsonl"), steps.as_bytes()).unwrap();
@@ -130,6 +134,7 @@ fn the_json_has_the_promised_keys() {
         ("/filters/mlm_precision", json!(1.0)),
         ("/filters/mlm_recall", json!(1.0)),
         ("/packing/efficiency", json!(0.98)),
+        ("/packing/fill_histogram/bin_tokens", json!(64)),
         ("/training/trainer/last_loss", json!(2.0)),
         ("/eval/multiple_choice", json!(0.75)),
         ("/eval/multiple_choice_blank", json!(0.25)),
@@ -156,6 +161,7 @@ fn the_page_has_every_section_and_whole_tables() {
     for part in [
         "| mlm | 85.000 | 1 |",
         "## Packing",
+        "packs by tokens        128 ▃█ 192\npacks by images          1 ▁ █ 3\n",
         "## Training",
         "█▁",
         "### multiple choice by category",
