@@ -1,7 +1,7 @@
 //! Where the workspace and its binaries are, and how cargo is called.
 
 use crate::exit::Exit;
-use crate::stages::StageName;
+use crate::stages::{STAGES, StageName};
 use crate::units;
 use anyhow::Context;
 use std::ffi::OsString;
@@ -48,10 +48,20 @@ pub(crate) fn command(args: &[&str]) -> Command {
 
 /// Builds the binaries of the stages, in the release profile.
 pub(crate) fn build_stages(stages: &[StageName]) -> anyhow::Result<()> {
+    let packages = stages.iter().flat_map(|stage| ["--package".to_owned(), stage.package()]);
+    build_bins(&packages.collect::<Vec<_>>())
+}
+
+/// Builds all stages and the package `tool` beside them, in the release profile: together, so that dependencies keep
+/// the features they were built with for the stages.
+pub(crate) fn build_stages_and(tool: &str) -> anyhow::Result<()> {
+    let packages = STAGES.into_iter().map(StageName::package).chain([tool.to_owned()]);
+    build_bins(&packages.flat_map(|package| ["--package".to_owned(), package]).collect::<Vec<_>>())
+}
+
+fn build_bins(packages: &[String]) -> anyhow::Result<()> {
     let mut build = command(&["build", "--release", "--bins"]);
-    for stage in stages {
-        build.args(["--package", &stage.package()]);
-    }
+    build.args(packages);
     // On a terminal cargo's own bar tells best what it does; in a log one line a minute is enough.
     let on_terminal = std::io::stderr().is_terminal();
     if !on_terminal {

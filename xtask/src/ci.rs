@@ -3,7 +3,7 @@
 //! Everything is built in the release profile: clippy and rustdoc share one set of checked dependencies, tests and
 //! stages share one set of compiled ones. A tool that is not installed is reported as skipped, never as passed.
 
-use crate::{cargo, test, tidy, units};
+use crate::{bench, cargo, test, tidy, units};
 use anyhow::Context;
 use std::process::{Command, Stdio};
 use std::time::Instant;
@@ -22,7 +22,7 @@ enum Outcome {
     Skipped(String),
 }
 
-const STEPS: [Step; 9] = [
+const STEPS: [Step; 10] = [
     Step { name: "fmt", run: || run_cargo(&["fmt", "--all", "--check"]) },
     Step { name: "tidy", run: || tidy::run().map(|()| Outcome::Passed) },
     Step { name: "typos", run: || run_tool("typos", &["--version"], Command::new("typos")) },
@@ -31,6 +31,7 @@ const STEPS: [Step; 9] = [
     Step { name: "doc", run: doc },
     Step { name: "package", run: package },
     Step { name: "test", run: || test::workspace().map(Outcome::PassedWithSkips) },
+    Step { name: "peers", run: peers },
     Step { name: "pipeline", run: || test::pipeline().map(Outcome::PassedWithSkips) },
 ];
 
@@ -85,6 +86,14 @@ fn doc() -> anyhow::Result<Outcome> {
 /// whoever publishes: it compiles the whole workspace a second time.
 fn package() -> anyhow::Result<Outcome> {
     run_cargo(&["package", "--workspace", "--no-verify", "--allow-dirty", "--quiet"])
+}
+
+/// The side-by-side runs on tiny input: that they work and that both sides agree, not how fast they are.
+fn peers() -> anyhow::Result<Outcome> {
+    Ok(match bench::peers::smoke()? {
+        None => Outcome::Passed,
+        Some(why) => Outcome::Skipped(why),
+    })
 }
 
 fn run_cargo(args: &[&str]) -> anyhow::Result<Outcome> {

@@ -1,15 +1,17 @@
-//! Runner of the project: `cargo xtask reproduce | ablate | test | ci | tidy`.
+//! Runner of the project: `cargo xtask reproduce | ablate | bench | fuzz | test | ci | tidy`.
 //!
 //! It links no stage: it drives the stage binaries through their flags, their exit codes and the files they leave,
 //! exactly as a person or a cluster script would.
 #![expect(clippy::print_stdout, reason = "a command-line runner talks to a person")]
 
 mod ablate;
+mod bench;
 mod cargo;
 mod child_output;
 mod ci;
 mod config;
 mod exit;
+mod fuzz;
 mod headline;
 mod interrupt;
 mod json_file;
@@ -41,6 +43,10 @@ enum Command {
     Reproduce(reproduce::Args),
     /// Measure what each idea of the paper buys: runs of equal compute over three seeds; writes docs/ablations.md
     Ablate(ablate::Args),
+    /// Measure against others: `bench peers` runs the data stages beside the Python tools they replace
+    Bench(bench::Args),
+    /// Feed hostile bytes to the readers until a promise breaks or the time is up
+    Fuzz(fuzz::Args),
     /// Run every test: unit, property, doc, stage and pipeline tests
     Test(test::Args),
     /// Run everything a change must pass, cheapest first
@@ -53,6 +59,8 @@ fn main() -> ExitCode {
     let outcome = match Cli::parse().command {
         Command::Reproduce(args) => reproduce::run(&args),
         Command::Ablate(args) => ablate::run(&args),
+        Command::Bench(args) => bench::run(&args),
+        Command::Fuzz(args) => fuzz::run(&args),
         Command::Test(args) => test::run(&args),
         Command::Ci => ci::run(),
         Command::Tidy => tidy::run(),

@@ -45,6 +45,19 @@ pub enum ShardError {
         /// Where the missing header, member or padding starts.
         offset: u64,
     },
+    /// The tar ends where a member could begin, but without the zero block that closes a tar: whoever wrote it was
+    /// stopped, and samples may be missing. What is there is whole, and has been handed out.
+    #[error(
+        "{path}: ends at byte {offset}, after `{member}`, without the closing block of a tar: samples may be missing"
+    )]
+    Unterminated {
+        /// The tar.
+        path: PathBuf,
+        /// The last member; `(start)` in an empty file.
+        member: String,
+        /// Where the closing block should be.
+        offset: u64,
+    },
     /// A tar header that is not one: wrong checksum, a size that is no number, a malformed pax record.
     #[error("{path}: damaged tar header at byte {offset}, after `{member}`: {problem}")]
     Header {
@@ -192,6 +205,16 @@ pub enum ShardError {
 }
 
 impl ShardError {
+    /// The reason under which a stage counts a shard that it reads up to this error: `unterminated-shard` if
+    /// everything that is there could be read, `damaged-shard` if not.
+    #[must_use]
+    pub fn shard_reason(&self) -> &'static str {
+        match self {
+            ShardError::Unterminated { .. } => "unterminated-shard",
+            _ => "damaged-shard",
+        }
+    }
+
     /// Wraps an operating-system error with the path it concerns; for use in `map_err`.
     pub(crate) fn io(path: &Path) -> impl FnOnce(io::Error) -> ShardError + '_ {
         move |source| ShardError::Io { path: path.to_path_buf(), source }

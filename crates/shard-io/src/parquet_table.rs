@@ -1,6 +1,7 @@
 //! Parquet as this crate writes it: deterministic bytes, named columns, string metadata.
 
 use std::fs::File;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -9,6 +10,7 @@ use arrow_schema::{Schema, SchemaRef};
 use parquet::arrow::ArrowWriter;
 use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
 use parquet::basic::{Compression, ZstdLevel};
+use parquet::errors::ParquetError;
 use parquet::file::metadata::KeyValue;
 use parquet::file::properties::WriterProperties;
 
@@ -67,7 +69,7 @@ pub(crate) struct TableFile {
 impl TableFile {
     pub(crate) fn open(path: &Path) -> Result<TableFile, ShardError> {
         let file = File::open(path).map_err(ShardError::io(path))?;
-        let builder = ParquetRecordBatchReaderBuilder::try_new(file).map_err(ShardError::parquet(path))?;
+        let builder = without_panic(path, || ParquetRecordBatchReaderBuilder::try_new(file))?;
         Ok(TableFile { path: path.to_path_buf(), builder })
     }
 
@@ -93,9 +95,28 @@ impl TableFile {
         batch_rows: usize,
     ) -> Result<impl Iterator<Item = Result<RecordBatch, ShardError>>, ShardError> {
         let TableFile { path, builder } = self;
-        let reader = builder.with_batch_size(batch_rows).build().map_err(ShardError::parquet(&path))?;
-        Ok(reader.map(move |batch| batch.map_err(|error| ShardError::parquet(&path)(error.into()))))
+        let mut reader = Some(without_panic(&path, || builder.with_batch_size(batch_rows).build())?);
+        Ok(std::iter::from_fn(move || {
+            let from = reader.as_mut()?;
+            let batch = without_panic(&path, || Ok(from.next().transpose()?)).transpose();
+            if !matches!(batch, Some(Ok(_))) {
+                // What a decoder holds after an error is of no more use.
+                reader = None;
+            }
+            batch
+        }))
     }
+}
+
+/// Runs a piece of the parquet library and turns a panic of it into an error: it checks most of what a file claims,
+/// but not all, and a damaged file must not take the stage with it.
+fn without_panic<T>(path: &Path, read: impl FnOnce() -> Result<T, ParquetError>) -> Result<T, ShardError> {
+    // A reader that has panicked is not used again.
+    catch_unwind(AssertUnwindSafe(read))
+        .unwrap_or_else(|_| {
+            Err(ParquetError::General("the parquet library panicked on this file".to_owned()))
+        })
+        .map_err(ShardError::parquet(path))
 }
 
 /// The column `name` of `batch` as an array of type `A`, without nulls.

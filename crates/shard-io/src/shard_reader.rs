@@ -30,26 +30,33 @@ impl Default for ReadLimits {
 
 /// The samples of a shard, one after the other.
 ///
-/// Consecutive members with the same directory and the same file name up to its first dot are one sample; an
-/// extension seen twice starts a new sample (the rule of the Python `webdataset` library and of the DataComp
-/// resharder, which also lower-case extensions).
+/// Consecutive members with the same directory and the same file name up to its first dot are one sample: in
+/// `a.b/c.seg.PNG` the directory is `a.b`, the key `c`, the extension `seg.png`. An extension seen twice starts a new
+/// sample (the rule of the Python `webdataset` library and of the DataComp resharder, which also lower-case
+/// extensions). Files without a key or without an extension (`README`, `.DS_Store`, `._c.jpg`) are passed over, as
+/// `webdataset` does, and [counted](ShardReader::num_passed_over).
 ///
 /// A sample is handed out once the start of the next, or the end of the archive, shows that it is complete.
-/// After an error the iterator ends: behind a damaged header nothing can be trusted.
+/// After an error the iterator ends: behind a damaged header nothing can be trusted. The error of a tar that was cut
+/// between two members, [`ShardError::Unterminated`], comes after all its samples.
 #[derive(Debug)]
 pub struct ShardReader<R> {
     entries: TarEntries<R>,
     limits: ReadLimits,
     /// An entry that starts the next sample; its content is still in the stream.
     lookahead: Option<NamedEntry>,
+    /// What ended the archive, once a sample that was complete has been handed out before it.
+    pending: Option<ShardError>,
     finished: bool,
+    num_passed_over: u64,
 }
 
 /// A file entry with its name taken apart.
 #[derive(Debug)]
 struct NamedEntry {
     entry: FileEntry,
-    key: SampleKey,
+    /// Length of the directory at the start of the entry's name, its slash included.
+    directory_len: usize,
     /// Length of the directory and key at the start of the entry's name: what groups members.
     group_len: usize,
     extension: String,
@@ -59,7 +66,14 @@ impl NamedEntry {
     fn group(&self) -> &str {
         &self.entry.name[..self.group_len]
     }
+
+    fn key(&self) -> &str {
+        &self.entry.name[self.directory_len..self.group_len]
+    }
 }
+
+/// How much of a shard is read from the disk at once.
+const BUFFER_BYTES: usize = 1 << 18;
 
 impl ShardReader<BufReader<File>> {
     /// Opens the tar at `path` with the default limits.
@@ -79,7 +93,7 @@ impl ShardReader<BufReader<File>> {
     pub fn open_at(path: &Path, offset: u64) -> Result<Self, ShardError> {
         let mut file = File::open(path).map_err(ShardError::io(path))?;
         file.seek(SeekFrom::Start(offset)).map_err(ShardError::io(path))?;
-        let reader = BufReader::with_capacity(1 << 16, file);
+        let reader = BufReader::with_capacity(BUFFER_BYTES, file);
         Ok(ShardReader::starting_at(reader, path.to_path_buf(), ReadLimits::default(), offset))
     }
 }
@@ -93,10 +107,19 @@ impl<R: Read> ShardReader<R> {
 
     fn starting_at(reader: R, path: PathBuf, limits: ReadLimits, position: u64) -> ShardReader<R> {
         let entries = TarEntries::new(reader, path, position);
-        ShardReader { entries, limits, lookahead: None, finished: false }
+        ShardReader { entries, limits, lookahead: None, pending: None, finished: false, num_passed_over: 0 }
+    }
+
+    /// Files passed over so far because their names have no key or no extension.
+    #[must_use]
+    pub fn num_passed_over(&self) -> u64 {
+        self.num_passed_over
     }
 
     fn next_sample(&mut self) -> Result<Option<Sample>, ShardError> {
+        if let Some(error) = self.pending.take() {
+            return Err(error);
+        }
         let first = match self.lookahead.take() {
             Some(entry) => entry,
             None => match self.next_entry()? {
@@ -104,35 +127,67 @@ impl<R: Read> ShardReader<R> {
                 None => return Ok(None),
             },
         };
-        let group = first.group().to_owned();
-        let mut sample = Sample::new(first.key.clone());
+        let mut sample =
+            Sample::new(SampleKey::new(first.key()).expect("names are checked when they are split"));
         sample.offset = first.entry.start_offset;
-        let mut sample_bytes = 0;
-        let mut next = Some(first);
-        while let Some(named) = next {
+        let mut sample_bytes = self.check_limits(&first, &sample, 0)?;
+        self.take_member(&mut sample, first.entry.data_offset, first.entry.num_bytes, first.extension)?;
+        let group = &first.entry.name[..first.group_len];
+        loop {
+            let named = match self.next_entry() {
+                Ok(Some(named)) => named,
+                Ok(None) => {
+                    self.finished = true;
+                    return Ok(Some(sample));
+                }
+                // Everything that is there has been read: the sample is as whole as any.
+                Err(error @ ShardError::Unterminated { .. }) => {
+                    self.pending = Some(error);
+                    return Ok(Some(sample));
+                }
+                Err(error) => return Err(error),
+            };
             if named.group() != group || sample.member(&named.extension).is_some() {
                 self.lookahead = Some(named);
                 return Ok(Some(sample));
             }
             sample_bytes += self.check_limits(&named, &sample, sample_bytes)?;
-            let data = self.entries.read_data(named.entry.num_bytes)?;
-            sample.members.push(Member { extension: named.extension, data, offset: named.entry.data_offset });
-            next = self.next_entry()?;
+            self.take_member(&mut sample, named.entry.data_offset, named.entry.num_bytes, named.extension)?;
         }
-        self.finished = true;
-        Ok(Some(sample))
     }
 
+    /// Reads the content of the entry just met into the sample.
+    fn take_member(
+        &mut self,
+        sample: &mut Sample,
+        offset: u64,
+        num_bytes: u64,
+        extension: String,
+    ) -> Result<(), ShardError> {
+        let data = self.entries.read_data(num_bytes)?;
+        sample.members.push(Member { extension, data, offset });
+        Ok(())
+    }
+
+    /// The next file that belongs to a sample.
     fn next_entry(&mut self) -> Result<Option<NamedEntry>, ShardError> {
-        let Some(entry) = self.entries.next_file()? else { return Ok(None) };
-        match split_name(&entry.name) {
-            Ok((group_len, key, extension)) => Ok(Some(NamedEntry { key, group_len, extension, entry })),
-            Err(problem) => Err(ShardError::MemberName {
+        loop {
+            let Some(entry) = self.entries.next_file()? else { return Ok(None) };
+            let problem = match split_name(&entry.name) {
+                Ok(Some(parts)) => return Ok(Some(parts.of(entry))),
+                Ok(None) => {
+                    self.num_passed_over += 1;
+                    self.entries.skip_data(entry.num_bytes)?;
+                    continue;
+                }
+                Err(problem) => problem,
+            };
+            return Err(ShardError::MemberName {
                 path: self.entries.path().clone(),
                 member: printable(&entry.name),
                 offset: entry.header_offset,
                 problem,
-            }),
+            });
         }
     }
 
@@ -154,7 +209,7 @@ impl<R: Read> ShardReader<R> {
             if found > limit {
                 return Err(ShardError::Limit {
                     path: self.entries.path().clone(),
-                    key: named.key.to_string(),
+                    key: named.key().to_owned(),
                     offset: named.entry.header_offset,
                     what,
                     found,
@@ -183,21 +238,32 @@ impl<R: Read> Iterator for ShardReader<R> {
 
 impl<R: Read> std::iter::FusedIterator for ShardReader<R> {}
 
-/// Takes a member name apart: length of directory plus key, the key, the lower-cased extension.
-fn split_name(name: &str) -> Result<(usize, SampleKey, String), &'static str> {
+/// Where the parts of a member name are.
+struct NameParts {
+    directory_len: usize,
+    group_len: usize,
+    extension: String,
+}
+
+impl NameParts {
+    fn of(self, entry: FileEntry) -> NamedEntry {
+        let NameParts { directory_len, group_len, extension } = self;
+        NamedEntry { entry, directory_len, group_len, extension }
+    }
+}
+
+/// Takes a member name apart; `None` if it has no key or no extension, and so belongs to no sample.
+fn split_name(name: &str) -> Result<Option<NameParts>, &'static str> {
     if name.starts_with('/') {
         return Err("it is an absolute path");
     }
     if name.split('/').any(|component| component == "..") {
         return Err("it points outside the shard");
     }
-    let file_start = name.rfind('/').map_or(0, |slash| slash + 1);
-    let file_name = &name[file_start..];
-    let Some((key, extension)) = file_name.split_once('.') else {
-        return Err("it has no extension");
-    };
-    if extension.is_empty() {
-        return Err("it has no extension");
+    let directory_len = name.rfind('/').map_or(0, |slash| slash + 1);
+    let Some((key, extension)) = name[directory_len..].split_once('.') else { return Ok(None) };
+    if key.is_empty() || extension.is_empty() {
+        return Ok(None);
     }
     if extension.chars().any(char::is_control) {
         return Err("its extension contains a control character");
@@ -207,12 +273,7 @@ fn split_name(name: &str) -> Result<(usize, SampleKey, String), &'static str> {
         return Err("its extension is longer than 255 bytes");
     }
     match key_problem(key) {
-        // The empty key is a hidden file: `.DS_Store`, `._000000000.jpg`.
-        Some("it is empty") => Err("it has no key before the first dot"),
         Some(problem) => Err(problem),
-        None => {
-            let valid = SampleKey::new(key).expect("the key was checked in this match");
-            Ok((file_start + key.len(), valid, extension))
-        }
+        None => Ok(Some(NameParts { directory_len, group_len: directory_len + key.len(), extension })),
     }
 }

@@ -66,7 +66,9 @@ impl<R: Read> TarEntries<R> {
         &self.path
     }
 
-    /// The next plain file, or `None` at the end of the archive (with or without its closing zero blocks).
+    /// The next plain file, or `None` at the zero block that closes the archive.
+    ///
+    /// An archive that ends where a header could stand, but without that block, is [`ShardError::Unterminated`].
     ///
     /// The content must be taken with [`read_data`](TarEntries::read_data) before the next call.
     pub(crate) fn next_file(&mut self) -> Result<Option<FileEntry>, ShardError> {
@@ -74,13 +76,13 @@ impl<R: Read> TarEntries<R> {
         let mut overrides = Overrides::default();
         loop {
             let header_offset = self.position;
-            let Some(header) = self.read_header()? else {
-                // An extension header announces an entry: the archive must not end between them.
-                return if overrides.name.is_some() || overrides.num_bytes.is_some() {
-                    Err(self.truncated())
-                } else {
-                    Ok(None)
-                };
+            // An extension header announces an entry: the archive must not end between them.
+            let announced = overrides.name.is_some() || overrides.num_bytes.is_some();
+            let header = match self.read_header() {
+                Ok(Some(header)) => header,
+                Ok(None) | Err(ShardError::Unterminated { .. }) if announced => return Err(self.truncated()),
+                Ok(None) => return Ok(None),
+                Err(error) => return Err(error),
             };
             let claimed = parse_number(&header.as_old().size)
                 .map_err(|problem| self.bad_header(header_offset, problem))?;
@@ -139,7 +141,8 @@ impl<R: Read> TarEntries<R> {
         Ok(data)
     }
 
-    fn skip_data(&mut self, num_bytes: u64) -> Result<(), ShardError> {
+    /// Passes over the content of the entry that [`next_file`](TarEntries::next_file) just returned.
+    pub(crate) fn skip_data(&mut self, num_bytes: u64) -> Result<(), ShardError> {
         self.discard(num_bytes)?;
         self.discard(padding_bytes(num_bytes))
     }
@@ -152,7 +155,7 @@ impl<R: Read> TarEntries<R> {
         if copied < num_bytes { Err(self.truncated()) } else { Ok(()) }
     }
 
-    /// The next header with a correct checksum; `None` at a zero block or at the end of the file.
+    /// The next header with a correct checksum; `None` at a zero block.
     fn read_header(&mut self) -> Result<Option<tar::Header>, ShardError> {
         let offset = self.position;
         let mut header = tar::Header::new_old();
@@ -168,7 +171,11 @@ impl<R: Read> TarEntries<R> {
         }
         self.position += filled as u64;
         if filled == 0 {
-            return Ok(None);
+            return Err(ShardError::Unterminated {
+                path: self.path.clone(),
+                member: self.last_member.clone(),
+                offset,
+            });
         }
         if filled < block.len() {
             return Err(self.truncated());

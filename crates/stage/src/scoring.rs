@@ -97,8 +97,8 @@ where
         for (sample, answer) in batch.iter().zip(answers) {
             push(&mut table, sample.key.as_str(), uid(sample), answer);
         }
-        if damage.is_some() {
-            push(&mut table, &shard.display().to_string(), None, Err("damaged-shard".to_owned()));
+        if let Some(error) = &damage {
+            push(&mut table, &shard.display().to_string(), None, Err(error.shard_reason().to_owned()));
         }
         if ended {
             return Ok(table);
