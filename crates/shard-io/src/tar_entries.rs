@@ -51,14 +51,14 @@ pub(crate) struct TarEntries<R> {
     path: PathBuf,
     /// Bytes consumed so far.
     position: u64,
-    /// Name of the last entry whose header was read, for error messages.
-    last_member: String,
+    /// Name of the last file whose header was read, for error messages; its memory is used again for the next.
+    last_member: Option<String>,
 }
 
 impl<R: Read> TarEntries<R> {
     /// Starts where `reader` stands, `position` bytes into the tar; `path` is only for messages.
     pub(crate) fn new(reader: R, path: PathBuf, position: u64) -> TarEntries<R> {
-        TarEntries { reader, path, position, last_member: "(start)".to_owned() }
+        TarEntries { reader, path, position, last_member: None }
     }
 
     /// The path given for messages.
@@ -173,7 +173,7 @@ impl<R: Read> TarEntries<R> {
         if filled == 0 {
             return Err(ShardError::Unterminated {
                 path: self.path.clone(),
-                member: self.last_member.clone(),
+                member: self.last_member(),
                 offset,
             });
         }
@@ -238,7 +238,7 @@ impl<R: Read> TarEntries<R> {
     fn decode_name(&mut self, raw_name: Vec<u8>, header_offset: u64) -> Result<String, ShardError> {
         match String::from_utf8(raw_name) {
             Ok(name) => {
-                self.last_member = printable(&name);
+                self.last_member.get_or_insert_default().clone_from(&name);
                 Ok(name)
             }
             Err(error) => Err(ShardError::MemberName {
@@ -250,22 +250,23 @@ impl<R: Read> TarEntries<R> {
         }
     }
 
+    /// The last file, as a message shows it.
+    fn last_member(&self) -> String {
+        self.last_member.as_deref().map_or("(start)".to_owned(), printable)
+    }
+
     fn truncated(&self) -> ShardError {
-        ShardError::Truncated {
-            path: self.path.clone(),
-            member: self.last_member.clone(),
-            offset: self.position,
-        }
+        ShardError::Truncated { path: self.path.clone(), member: self.last_member(), offset: self.position }
     }
 
     fn bad_header(&self, offset: u64, problem: &'static str) -> ShardError {
-        ShardError::Header { path: self.path.clone(), member: self.last_member.clone(), offset, problem }
+        ShardError::Header { path: self.path.clone(), member: self.last_member(), offset, problem }
     }
 
     fn read_failed(&self, source: io::Error) -> ShardError {
         ShardError::Read {
             path: self.path.clone(),
-            member: self.last_member.clone(),
+            member: self.last_member(),
             offset: self.position,
             source,
         }
@@ -285,9 +286,11 @@ pub(crate) fn padding_bytes(num_bytes: u64) -> u64 {
 
 /// The sum of the header's bytes, its checksum field counted as blanks.
 fn checksum(block: &[u8; 512]) -> u64 {
-    let blanks = CHECKSUM_FIELD.len() as u64 * u64::from(b' ');
-    let field: u64 = block[CHECKSUM_FIELD].iter().map(|&byte| u64::from(byte)).sum();
-    block.iter().map(|&byte| u64::from(byte)).sum::<u64>() - field + blanks
+    let blanks = CHECKSUM_FIELD.len() as u32 * u32::from(b' ');
+    let field: u32 = block[CHECKSUM_FIELD].iter().map(|&byte| u32::from(byte)).sum();
+    // 512 bytes fit 32 bits, which the compiler adds up twice as many at a time as 64.
+    let all: u32 = block.iter().map(|&byte| u32::from(byte)).sum();
+    u64::from(all - field + blanks)
 }
 
 /// A numeric header field: octal digits between blanks or zero bytes, or GNU base-256.
