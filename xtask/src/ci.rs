@@ -3,7 +3,7 @@
 //! Everything is built in the release profile: clippy and rustdoc share one set of checked dependencies, tests and
 //! stages share one set of compiled ones. A tool that is not installed is reported as skipped, never as passed.
 
-use crate::{bench, cargo, test, tidy, units};
+use crate::{cargo, test, tidy, units};
 use anyhow::Context;
 use std::process::{Command, Stdio};
 use std::time::Instant;
@@ -31,7 +31,7 @@ const STEPS: [Step; 10] = [
     Step { name: "doc", run: doc },
     Step { name: "package", run: package },
     Step { name: "test", run: || test::workspace().map(Outcome::PassedWithSkips) },
-    Step { name: "peers", run: peers },
+    Step { name: "peers", run: || test::peers().map(Outcome::PassedWithSkips) },
     Step { name: "pipeline", run: || test::pipeline().map(Outcome::PassedWithSkips) },
 ];
 
@@ -86,14 +86,6 @@ fn doc() -> anyhow::Result<Outcome> {
 /// whoever publishes: it compiles the whole workspace a second time.
 fn package() -> anyhow::Result<Outcome> {
     run_cargo(&["package", "--workspace", "--no-verify", "--allow-dirty", "--quiet"])
-}
-
-/// The side-by-side runs on tiny input: that they work and that both sides agree, not how fast they are.
-fn peers() -> anyhow::Result<Outcome> {
-    Ok(match bench::peers::smoke()? {
-        None => Outcome::Passed,
-        Some(why) => Outcome::Skipped(why),
-    })
 }
 
 fn run_cargo(args: &[&str]) -> anyhow::Result<Outcome> {

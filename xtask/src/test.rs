@@ -1,6 +1,6 @@
 //! `cargo xtask test`: every test of the project, and a list of those that were skipped.
 
-use crate::cargo;
+use crate::{bench, cargo};
 use anyhow::Context;
 use std::io::{BufRead, BufReader, Write};
 use std::process::Stdio;
@@ -21,6 +21,7 @@ pub(crate) struct Args {
 /// Runs the command.
 pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     let mut skipped = workspace()?;
+    skipped.extend(peers()?);
     if args.no_pipeline {
         skipped.push("the pipeline tests (--no-pipeline)".to_owned());
     } else {
@@ -33,6 +34,12 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
 /// Unit, property, golden, stage and doc tests. Returns what was skipped.
 pub(crate) fn workspace() -> anyhow::Result<Vec<String>> {
     run_tests(&["test", "--release", "--workspace"], &["--show-output"])
+}
+
+/// The runs beside Python peers on tiny input: that they work and that both sides agree. Returns what was skipped.
+pub(crate) fn peers() -> anyhow::Result<Vec<String>> {
+    let skipped = bench::peers::smoke()?;
+    Ok(skipped.into_iter().map(|why| format!("the runs beside Python peers: {why}")).collect())
 }
 
 /// The micro reproduction with its bounds, kill and resume, thread counts. Returns what was skipped.

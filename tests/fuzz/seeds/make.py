@@ -1,5 +1,7 @@
 """Makes the seeds: small files of every kind the readers know, written by other tools than ours.
 
+The files in `parquet/` are not made here: the fuzzer found them.
+
     python make.py        (Pillow 13.0.0, NumPy 2.4.6, webdataset 0.2.31)
 """
 

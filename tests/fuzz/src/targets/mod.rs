@@ -25,7 +25,7 @@ pub struct Target {
 }
 
 /// A function that mends an input in place.
-pub struct Fixup(pub fn(&mut Vec<u8>));
+pub struct Fixup(pub fn(&mut [u8]));
 
 impl fmt::Debug for Fixup {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

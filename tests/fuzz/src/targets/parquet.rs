@@ -1,6 +1,6 @@
 //! Score sidecars and pack plans: parquet files that are anything.
 
-use super::{Fixup, Target, scratch, with_file};
+use super::{Fixup, Target, scratch, seed_files, with_file};
 use oqvl_shard_io::{ImageRef, Pack, PackInfo, ScoreTable, ShardError, read_plan, write_plan};
 use std::path::Path;
 
@@ -98,7 +98,7 @@ fn kind(error: &ShardError) -> String {
 }
 
 /// Writes the magic and a footer length that fits at the end.
-fn mend_footer(input: &mut Vec<u8>) {
+fn mend_footer(input: &mut [u8]) {
     if input.len() < 12 {
         return;
     }
@@ -133,7 +133,11 @@ fn score_seeds() -> Vec<Vec<u8>> {
         )],
         texts: vec![("raw".into(), (0..rows).map(|row| Some(format!("{row}\n"))).collect())],
     };
-    [0, 1, 40].map(|rows| written(|path| table(rows).write(path).expect("a good table"))).to_vec()
+    let mut seeds =
+        [0, 1, 40].map(|rows| written(|path| table(rows).write(path).expect("a good table"))).to_vec();
+    // The parquet library panics on it: a level of more bits than there are.
+    seeds.extend(seed_files!("parquet/bit_width.parquet"));
+    seeds
 }
 
 fn plan_seeds() -> Vec<Vec<u8>> {
@@ -154,10 +158,13 @@ fn plan_seeds() -> Vec<Vec<u8>> {
             num_bytes: 700,
         }],
     };
-    [0, 1, 20]
+    let mut seeds = [0, 1, 20]
         .map(|packs| {
             let packs: Vec<Pack> = (0..packs).map(pack).collect();
             written(|path| write_plan(path, &info, &packs).expect("a good plan"))
         })
-        .to_vec()
+        .to_vec();
+    // The parquet library panics on it: a page shorter than its lengths say.
+    seeds.extend(seed_files!("parquet/short_page.parquet"));
+    seeds
 }

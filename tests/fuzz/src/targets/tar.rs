@@ -146,7 +146,7 @@ impl Read for Trickle<'_> {
 }
 
 /// Writes the right checksum into every block that could be a header.
-fn mend_checksums(input: &mut Vec<u8>) {
+fn mend_checksums(input: &mut [u8]) {
     for block in input.chunks_exact_mut(512) {
         // Contents are left alone: a header has a name and ends in zeros.
         if block[0] == 0 || block[500..].iter().any(|&byte| byte != 0) {

@@ -138,3 +138,20 @@ fn capitalised(text: &str) -> String {
         .next()
         .map_or(String::new(), |first| first.to_uppercase().collect::<String>() + characters.as_str())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::bench::peers::works::WORKS;
+
+    #[test]
+    fn the_page_has_room_for_the_results_and_names_every_work() {
+        let page =
+            std::fs::read_to_string(crate::cargo::workspace_root().join("docs/benchmarks.md")).unwrap();
+        let begin = page.find(BEGIN).expect("a line where results begin");
+        assert!(page[begin..].contains(END), "a line where results end");
+        for work in WORKS {
+            assert!(page.contains(&format!("| `{}` |", work.name)), "{} is not described", work.name);
+        }
+    }
+}
