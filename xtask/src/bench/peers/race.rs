@@ -144,8 +144,12 @@ pub(super) struct Measurement {
 }
 
 impl Measurement {
-    fn loop_wall_seconds(&self) -> Option<f64> {
-        self.figures.as_ref()?.get("loop_wall_seconds")?.as_f64()
+    /// Wall time of the loop, for as many items as the race has: a side may go through them several times.
+    fn loop_seconds(&self, num_items: u64) -> Option<f64> {
+        let figures = self.figures.as_ref()?;
+        let seconds = figures.get("loop_wall_seconds")?.as_f64()?;
+        let done = figures.get("num_items").and_then(Value::as_f64).filter(|done| *done > 0.0)?;
+        Some(seconds * num_items as f64 / done)
     }
 }
 
@@ -178,16 +182,17 @@ impl Race {
                 runs.push(run);
             }
         }
-        let mut records = sides.iter().zip(runs).map(|(side, runs)| (side, summarise(&side.name, runs)));
+        let summary = |(side, runs): (&&Side, _)| (*side, summarise(&side.name, self.num_items, runs));
+        let mut records = sides.iter().zip(runs).map(summary);
         let (_, peer) = records.next().context("a race has a peer")?;
         let ours = records.map(|(side, record)| compare(&peer, record, side.target)).collect();
         Ok(RaceRecord { name: self.name.clone(), num_items: self.num_items, peer, ours })
     }
 }
 
-fn summarise(name: &str, runs: Vec<Measurement>) -> SideRecord {
+fn summarise(name: &str, num_items: u64, runs: Vec<Measurement>) -> SideRecord {
     let of = |value: &dyn Fn(&Measurement) -> f64| median(runs.iter().map(value).collect());
-    let loops: Option<Vec<f64>> = runs.iter().map(Measurement::loop_wall_seconds).collect();
+    let loops: Option<Vec<f64>> = runs.iter().map(|run| run.loop_seconds(num_items)).collect();
     SideRecord {
         name: name.to_owned(),
         cpu_seconds: of(&|run| run.cpu_seconds),
@@ -244,7 +249,8 @@ mod tests {
             max_rss_bytes: 1 << 20,
             num_memory_samples: 3,
             exit_code: 0,
-            figures: loop_seconds.map(|seconds| serde_json::json!({ "loop_wall_seconds": seconds })),
+            figures: loop_seconds
+                .map(|seconds| serde_json::json!({ "loop_wall_seconds": seconds, "num_items": 5 })),
         }
     }
 
@@ -257,10 +263,10 @@ mod tests {
 
     #[test]
     fn ratios_say_how_many_times_less_we_take() {
-        let peer = summarise("peer", vec![run(10.0, 8.0, Some(6.0)), run(12.0, 8.0, Some(6.0))]);
+        let peer = summarise("peer", 5, vec![run(10.0, 8.0, Some(6.0)), run(12.0, 8.0, Some(6.0))]);
         assert_eq!((peer.wall_seconds, peer.loop_seconds), (11.0, Some(6.0)));
         let ask = Ask { metric: Metric::PeerLoopToOurWall, at_least: 3.0 };
-        let ours = compare(&peer, summarise("ours", vec![run(2.0, 1.0, None)]), Some(ask));
+        let ours = compare(&peer, summarise("ours", 5, vec![run(2.0, 1.0, None)]), Some(ask));
         assert_eq!(
             (ours.ratios.cpu_seconds, ours.ratios.wall_seconds, ours.ratios.loop_seconds),
             (8.0, 5.5, None)
@@ -270,8 +276,14 @@ mod tests {
     }
 
     #[test]
+    fn a_loop_over_more_items_is_scaled_down() {
+        let twice = run(1.0, 1.0, Some(6.0)).loop_seconds(1);
+        assert_eq!(twice, Some(1.2));
+    }
+
+    #[test]
     fn a_side_without_a_loop_time_cannot_meet_a_bound_on_it() {
-        let side = |name| summarise(name, vec![run(1.0, 1.0, None)]);
+        let side = |name| summarise(name, 5, vec![run(1.0, 1.0, None)]);
         let ask = Ask { metric: Metric::LoopSeconds, at_least: 1.0 };
         assert!(compare(&side("peer"), side("ours"), Some(ask)).target.is_none());
     }
