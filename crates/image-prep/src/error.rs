@@ -1,6 +1,6 @@
 //! What can be wrong with an image file, a pixel buffer, or a geometry.
 
-use crate::ImageFormat;
+use crate::{ImageFormat, Layout};
 
 /// Why bytes are not an image one can use. Every variant has a stable [`reason`](DecodeError::reason) for counting.
 #[derive(Debug, thiserror::Error)]
@@ -69,6 +69,36 @@ impl DecodeError {
     }
 }
 
+/// Why an image was not written.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum EncodeError {
+    /// A side is longer than the format, or its encoder, can hold.
+    #[error("a {format} file cannot hold {width} x {height} pixels: sides end at {max_side}")]
+    TooLarge {
+        /// The format asked for.
+        format: ImageFormat,
+        /// Pixels per row.
+        width: u32,
+        /// Rows.
+        height: u32,
+        /// The longest side that can be written.
+        max_side: u32,
+    },
+    /// The quality or level is not one the format has.
+    #[error("{setting} must be from {min} to {max}, got {found}")]
+    Setting {
+        /// Which setting.
+        setting: &'static str,
+        /// Its least value.
+        min: u8,
+        /// Its greatest value.
+        max: u8,
+        /// What was asked for.
+        found: u8,
+    },
+}
+
 /// Why width, height and bytes are not an image.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
@@ -81,14 +111,19 @@ pub enum ShapeError {
         /// Rows.
         height: u32,
     },
-    /// The buffer does not hold three bytes per pixel.
-    #[error("an RGB image of {width} x {height} pixels needs {expected} bytes, got {found}")]
+    /// The buffer does not hold all samples, or holds more.
+    #[error("{} image of {width} x {height} pixels needs {expected} bytes, got {found}", match layout {
+        Layout::Gray => "a gray",
+        Layout::Rgb => "an RGB",
+    })]
     NumBytes {
+        /// Which samples make a pixel.
+        layout: Layout,
         /// Pixels per row.
         width: u32,
         /// Rows.
         height: u32,
-        /// `width * height * 3`.
+        /// `width * height` times the bytes of a pixel.
         expected: usize,
         /// Length of the buffer.
         found: usize,

@@ -2,7 +2,7 @@
 
 use std::io::Cursor;
 
-use image::codecs::{jpeg::JpegDecoder, png::PngDecoder, tiff::TiffDecoder, webp::WebPDecoder};
+use image::codecs::{png::PngDecoder, tiff::TiffDecoder, webp::WebPDecoder};
 use image::metadata::Orientation;
 use image::{ImageDecoder, ImageResult};
 
@@ -19,7 +19,7 @@ pub fn exif_orientation(bytes: &[u8]) -> Option<u8> {
 fn read(format: ImageFormat, bytes: &[u8]) -> ImageResult<Option<Orientation>> {
     let file = Cursor::new(bytes);
     let exif = match format {
-        ImageFormat::Jpeg => JpegDecoder::new(file)?.exif_metadata()?,
+        ImageFormat::Jpeg => jpeg_exif(bytes).map(<[u8]>::to_vec),
         ImageFormat::Png => PngDecoder::new(file)?.exif_metadata()?,
         ImageFormat::WebP => WebPDecoder::new(file)?.exif_metadata()?,
         ImageFormat::Tiff => return TiffDecoder::new(file)?.orientation().map(Some),
@@ -27,6 +27,28 @@ fn read(format: ImageFormat, bytes: &[u8]) -> ImageResult<Option<Orientation>> {
     };
     // Some WebP writers keep the prefix that JPEG puts before the block.
     Ok(exif.and_then(|exif| Orientation::from_exif_chunk(exif.strip_prefix(b"Exif\0\0").unwrap_or(&exif))))
+}
+
+/// The EXIF block of a JPEG file: the APP1 segment before the first scan that begins with `Exif`.
+fn jpeg_exif(bytes: &[u8]) -> Option<&[u8]> {
+    const APP1: u8 = 0xe1;
+    const START_OF_SCAN: u8 = 0xda;
+    let mut rest = bytes.get(2..)?;
+    while let Some((&[first, marker, high, low], after)) = rest.split_first_chunk() {
+        let is_segment = first == 0xff && !matches!(marker, 0x00 | 0x01 | 0xd0..=0xd8 | 0xff);
+        if !is_segment {
+            // Fill bytes and junk between segments occur in the wild.
+            rest = &rest[1..];
+            continue;
+        }
+        let payload = after.get(..usize::from(u16::from_be_bytes([high, low])).checked_sub(2)?)?;
+        match (marker, payload.strip_prefix(b"Exif\0\0")) {
+            (APP1, Some(exif)) => return Some(exif),
+            (START_OF_SCAN, _) => return None,
+            _ => rest = &after[payload.len()..],
+        }
+    }
+    None
 }
 
 #[cfg(test)]

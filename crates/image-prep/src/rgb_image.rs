@@ -2,7 +2,8 @@
 
 use std::fmt;
 
-use crate::ShapeError;
+use crate::raster::check_shape;
+use crate::{Layout, ShapeError};
 
 /// Longest side of an [`RgbImage`]: what a JPEG file can hold.
 pub const MAX_SIDE: u32 = 65_535;
@@ -21,13 +22,7 @@ impl RgbImage {
     /// # Errors
     /// If a side is 0 or over [`MAX_SIDE`], or `pixels` does not hold `width * height * 3` bytes.
     pub fn new(width: u32, height: u32, pixels: Vec<u8>) -> Result<Self, ShapeError> {
-        if !(1..=MAX_SIDE).contains(&width) || !(1..=MAX_SIDE).contains(&height) {
-            return Err(ShapeError::Side { width, height });
-        }
-        let expected = width as usize * height as usize * 3;
-        if pixels.len() != expected {
-            return Err(ShapeError::NumBytes { width, height, expected, found: pixels.len() });
-        }
+        check_shape(width, height, Layout::Rgb, pixels.len())?;
         Ok(Self { width, height, pixels })
     }
 

@@ -1,10 +1,10 @@
-//! GIF files. Read with the `gif` crate itself, because what Pillow shows where the first frame leaves the canvas
-//! uncovered (a palette colour) needs the palette.
+//! GIF files. Read with the `gif` crate itself, because what is shown where the first frame leaves the canvas uncovered
+//! (a palette colour, to Pillow another one than to OpenCV) needs the palette.
 
 use gif::{ColorOutput, DecodeOptions, Decoder, DecodingError, Frame, MemoryLimit};
 
-use super::{DecodeLimits, Size, rgb_image, truncated_or_corrupt};
-use crate::{DecodeError, ImageFormat, RgbImage};
+use super::{Channels, DecodeLimits, Reader, Samples, Size, truncated_or_corrupt};
+use crate::{DecodeError, ImageFormat};
 
 const FORMAT: ImageFormat = ImageFormat::Gif;
 
@@ -15,21 +15,29 @@ pub(super) fn probe(bytes: &[u8]) -> Result<Size, DecodeError> {
     Ok(canvas_size(screen, &frame))
 }
 
-pub(super) fn decode(bytes: &[u8], limits: &DecodeLimits) -> Result<RgbImage, DecodeError> {
+pub(super) fn decode(bytes: &[u8], limits: &DecodeLimits, reader: Reader) -> Result<Samples, DecodeError> {
     let mut decoder = open(bytes)?;
     let screen = screen_size(&decoder);
     limits.check(FORMAT, screen, 1)?;
     let frame = first_frame(&mut decoder)?;
     let size = canvas_size(screen, &frame);
-    limits.check(FORMAT, size, 1)?;
+    let channels = if frame.transparent.is_some() { Channels::Rgba } else { Channels::Rgb };
+    limits.check(FORMAT, size, if frame.transparent.is_some() { 4 } else { 3 })?;
 
     let mut frame_indices = vec![0; usize::from(frame.width) * usize::from(frame.height)];
     decoder.read_into_buffer(&mut frame_indices).map_err(to_decode_error)?;
     let palette = frame.palette.as_deref().or(decoder.global_palette()).unwrap_or_default();
 
-    // Pillow fills the canvas with the transparent index, or 0, and draws the first frame over it.
+    // Pillow fills the canvas with the transparent index, or 0, and draws the first frame over it; OpenCV fills it with
+    // the background colour.
+    let uncovered = match reader {
+        Reader::Pillow => frame.transparent.unwrap_or(0),
+        Reader::OpenCv => {
+            frame.transparent.or_else(|| decoder.bg_color().and_then(|idx| idx.try_into().ok())).unwrap_or(0)
+        }
+    };
     let width = size.width as usize;
-    let mut indices = vec![frame.transparent.unwrap_or(0); width * size.height as usize];
+    let mut indices = vec![uncovered; width * size.height as usize];
     let frame_width = usize::from(frame.width);
     if frame_width > 0 {
         let rows = indices.chunks_exact_mut(width).skip(usize::from(frame.top));
@@ -37,8 +45,18 @@ pub(super) fn decode(bytes: &[u8], limits: &DecodeLimits) -> Result<RgbImage, De
             row[usize::from(frame.left)..][..frame_width].copy_from_slice(frame_row);
         }
     }
-    let pixels = indices.into_iter().flat_map(|index| color(palette, index)).collect();
-    rgb_image(FORMAT, size, pixels)
+    let colors: [[u8; 3]; 256] = std::array::from_fn(|idx| color(palette, idx as u8));
+    let samples = match frame.transparent {
+        None => indices.iter().flat_map(|&idx| colors[usize::from(idx)]).collect(),
+        Some(transparent) => indices
+            .iter()
+            .flat_map(|&idx| {
+                let [red, green, blue] = colors[usize::from(idx)];
+                [red, green, blue, if idx == transparent { 0 } else { 255 }]
+            })
+            .collect(),
+    };
+    Ok(Samples { size, channels, samples })
 }
 
 /// The palette's colour; an index beyond it is a shade of gray, which is what Pillow's palettes are before they are

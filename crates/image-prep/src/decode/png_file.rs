@@ -5,8 +5,8 @@ use std::io::Cursor;
 
 use png::{BitDepth, ColorType, DecodingError, Transformations};
 
-use super::{Channels, DecodeLimits, Size, rgb_image, truncated_or_corrupt};
-use crate::{DecodeError, ImageFormat, RgbImage};
+use super::{Channels, DecodeLimits, Samples, Size, truncated_or_corrupt};
+use crate::{DecodeError, ImageFormat};
 
 const FORMAT: ImageFormat = ImageFormat::Png;
 
@@ -16,7 +16,7 @@ pub(super) fn probe(bytes: &[u8]) -> Result<Size, DecodeError> {
     Ok(Size { width: header.width, height: header.height })
 }
 
-pub(super) fn decode(bytes: &[u8], limits: &DecodeLimits) -> Result<RgbImage, DecodeError> {
+pub(super) fn decode(bytes: &[u8], limits: &DecodeLimits) -> Result<Samples, DecodeError> {
     let max_bytes = usize::try_from(limits.max_alloc_bytes).unwrap_or(usize::MAX);
     let mut decoder = open(bytes, max_bytes);
     let header = decoder.read_header_info().map_err(to_decode_error)?;
@@ -25,6 +25,8 @@ pub(super) fn decode(bytes: &[u8], limits: &DecodeLimits) -> Result<RgbImage, De
     limits.check(FORMAT, size, 1)?;
 
     let mut reader = decoder.read_info().map_err(to_decode_error)?;
+    // A gray file without an alpha channel may name one transparent level; neither Pillow's RGB nor OpenCV show it.
+    let is_gray = reader.info().color_type == ColorType::Grayscale;
     let (channels, depth) = reader.output_color_type();
     let bytes_per_sample = if depth == BitDepth::Sixteen { 2 } else { 1 };
     limits.check(FORMAT, size, channels.samples() as u64 * bytes_per_sample)?;
@@ -33,16 +35,20 @@ pub(super) fn decode(bytes: &[u8], limits: &DecodeLimits) -> Result<RgbImage, De
     reader.next_frame(&mut samples).map_err(to_decode_error)?;
 
     if depth == BitDepth::Sixteen {
-        samples = samples.into_iter().step_by(2).collect(); // big-endian: the first byte is the high one
+        samples = samples.iter().copied().step_by(2).collect(); // big-endian: the first byte is the high one
     }
     let channels = match channels {
         ColorType::Grayscale => Channels::Gray,
+        ColorType::GrayscaleAlpha if is_gray => {
+            samples = samples.iter().copied().step_by(2).collect();
+            Channels::Gray
+        }
         ColorType::GrayscaleAlpha => Channels::GrayAlpha,
         ColorType::Rgb => Channels::Rgb,
         ColorType::Rgba => Channels::Rgba,
         ColorType::Indexed => unreachable!("palettes are expanded"),
     };
-    rgb_image(FORMAT, size, channels.to_rgb(samples))
+    Ok(Samples { size, channels, samples })
 }
 
 fn open(bytes: &[u8], max_bytes: usize) -> png::Decoder<Cursor<&[u8]>> {
@@ -62,7 +68,7 @@ fn to_decode_error(error: DecodingError) -> DecodeError {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::encode_png;
+    use crate::{RgbImage, decode, encode_png};
 
     #[test]
     fn a_wrong_checksum_is_overlooked_wrong_pixels_are_not() {

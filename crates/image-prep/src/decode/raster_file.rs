@@ -1,12 +1,12 @@
-//! Formats that the decoders of the `image` crate read as Pillow does: WebP, BMP and TIFF; and the last step of JPEG.
+//! Formats that the decoders of the `image` crate read as Pillow does: WebP, BMP and TIFF.
 
 use std::io::Cursor;
 
 use image::codecs::{bmp::BmpDecoder, tiff::TiffDecoder, webp::WebPDecoder};
 use image::{ColorType, ImageDecoder};
 
-use super::{Channels, DecodeLimits, Size, from_image_error, rgb_image};
-use crate::{DecodeError, ImageFormat, RgbImage};
+use super::{Channels, DecodeLimits, Samples, Size, from_image_error};
+use crate::{DecodeError, ImageFormat};
 
 /// # Panics
 /// If `format` is not WebP, BMP or TIFF.
@@ -21,8 +21,25 @@ pub(super) fn decode(
     format: ImageFormat,
     bytes: &[u8],
     limits: &DecodeLimits,
-) -> Result<RgbImage, DecodeError> {
-    read(format, open(format, bytes)?, limits)
+) -> Result<Samples, DecodeError> {
+    let mut samples = read(format, open(format, bytes)?, limits)?;
+    // The decoder expands palettes; OpenCV keeps bitmaps with a palette of grays gray.
+    if format == ImageFormat::Bmp && has_palette(bytes) && is_gray(&samples) {
+        samples.samples = samples.samples.into_iter().step_by(3).collect();
+        samples.channels = Channels::Gray;
+    }
+    Ok(samples)
+}
+
+/// Whether a bitmap's pixels are indices: its bits per pixel, at byte 28 after either form of the header that browsers
+/// write.
+fn has_palette(bytes: &[u8]) -> bool {
+    matches!(bytes.get(28..30), Some(&[1..=8, 0]))
+}
+
+fn is_gray(samples: &Samples) -> bool {
+    samples.channels == Channels::Rgb
+        && samples.samples.as_chunks().0.iter().all(|&[red, green, blue]| red == green && green == blue)
 }
 
 fn open(format: ImageFormat, bytes: &[u8]) -> Result<Box<dyn ImageDecoder + '_>, DecodeError> {
@@ -39,11 +56,11 @@ fn open(format: ImageFormat, bytes: &[u8]) -> Result<Box<dyn ImageDecoder + '_>,
 }
 
 /// The pixels of an opened file, after the limits.
-pub(super) fn read(
+fn read(
     format: ImageFormat,
     mut decoder: impl ImageDecoder,
     limits: &DecodeLimits,
-) -> Result<RgbImage, DecodeError> {
+) -> Result<Samples, DecodeError> {
     let (width, height) = decoder.dimensions();
     let size = Size { width, height };
     let color = decoder.color_type();
@@ -75,7 +92,7 @@ pub(super) fn read(
     if depth == 16 {
         samples = high_bytes(&samples);
     }
-    rgb_image(format, size, channels.to_rgb(samples))
+    Ok(Samples { size, channels, samples })
 }
 
 /// The high byte of each 16-bit sample in the machine's byte order.

@@ -1,0 +1,268 @@
+//! Thousands of images against what Pillow and OpenCV made of them: `fixtures/image_goldens.txt` and
+//! `fixtures/shared_goldens.txt`, whose headers name the script and the versions. The second lists the real images of the
+//! shared data folder, which is not part of this repository: without it those tests say so and pass.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use oqvl_image_prep::{
+    DecodeError, DecodeLimits, Encoding, Filter, Interpolation, Layout, Raster, decode, decode_on_white,
+    encode, probe, resize, resize_opencv,
+};
+use sha2::{Digest as _, Sha256};
+
+const GENERATED: &str = include_str!("fixtures/image_goldens.txt");
+const SHARED: &str = include_str!("fixtures/shared_goldens.txt");
+
+/// The limit of the list of awkward files: its bombs are far above, its photographs far below.
+const LIMITS: DecodeLimits =
+    DecodeLimits { max_width: 65_535, max_height: 65_535, max_pixels: 400_000_000, max_alloc_bytes: 1 << 30 };
+
+/// The fields of the lines of one kind.
+fn lines<'a>(goldens: &'a str, kind: &str) -> Vec<Vec<&'a str>> {
+    let fields = goldens.lines().map(|line| line.split(' ').collect());
+    let found: Vec<Vec<&str>> = fields.filter(|fields: &Vec<&str>| fields[0] == kind).collect();
+    assert!(!found.is_empty(), "no `{kind}` lines");
+    found.into_iter().map(|fields| fields[1..].to_vec()).collect()
+}
+
+fn digest(bytes: &[u8]) -> String {
+    Sha256::digest(bytes)[..8].iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+fn number(field: &str) -> u32 {
+    field.parse().unwrap()
+}
+
+/// Bytes from a hash of their place, as `pattern` of the script makes them.
+fn pattern(name: &str, width: u32, height: u32, layout: Layout) -> Raster {
+    let channels = layout.num_channels() as u64;
+    let noise = |place: u64| {
+        let mixed = (place + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        let mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        mixed >> 56
+    };
+    let (width_, height_) = (u64::from(width), u64::from(height));
+    let pixels = (0..width_ * height_ * channels).map(|place| match name {
+        "noise" => noise(place) as u8,
+        "edges" => {
+            if noise(place) < 128 {
+                0
+            } else {
+                255
+            }
+        }
+        "soft" => {
+            let pixel = place / channels;
+            ((pixel % width_) * 200 / width_ + (pixel / width_) * 40 / height_ + noise(place) % 16) as u8
+        }
+        other => panic!("unknown pattern {other}"),
+    });
+    Raster::new(width, height, layout, pixels.collect()).unwrap()
+}
+
+fn layout(channels: &str) -> Layout {
+    match channels {
+        "1" => Layout::Gray,
+        "3" => Layout::Rgb,
+        other => panic!("{other} channels"),
+    }
+}
+
+/// Fails with all differences, sorted by kind.
+fn report(what: &str, num_cases: usize, differences: Vec<String>) {
+    eprintln!("{what}: {num_cases} cases, {} differ", differences.len());
+    assert!(
+        differences.is_empty(),
+        "{what}: {} of {num_cases} differ:\n{}",
+        differences.len(),
+        differences.join("\n")
+    );
+}
+
+/// Where the files of a list lie; `None`, and a word about it, if they are not there.
+fn root_of(goldens: &str) -> Option<PathBuf> {
+    if goldens == GENERATED {
+        return Some(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/jpeg"));
+    }
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../../shared/data");
+    if !root.is_dir() {
+        eprintln!("skipped: {} is not there", root.display());
+        return None;
+    }
+    Some(root)
+}
+
+fn check_pillow_decode(goldens: &str, except: &[&str]) {
+    let Some(root) = root_of(goldens) else { return };
+    let mut differences = Vec::new();
+    let decoded = lines(goldens, "pillow-decode");
+    let resized: BTreeMap<&str, &str> =
+        lines(goldens, "pillow-384").iter().map(|fields| (fields[0], fields[1])).collect();
+    let num_cases = decoded.len();
+    for fields in decoded {
+        let name = fields[0];
+        let found = decode(&std::fs::read(root.join(name)).unwrap(), &LIMITS);
+        let difference = match (&fields[1..], &found) {
+            (["error"], Err(_)) => None,
+            ([width, height, expected], Ok(image)) => {
+                let size = (image.width(), image.height());
+                let small = resize(image, 384, 384, Filter::Bicubic);
+                (size != (number(width), number(height)) || digest(image.pixels()) != *expected)
+                    .then(|| format!("{image:?} has other pixels than {width} x {height} {expected}"))
+                    .or_else(|| (digest(small.pixels()) != resized[name]).then(|| "resized".to_owned()))
+            }
+            (expected, found) => Some(format!("{expected:?}, {found:?}")),
+        };
+        differences
+            .extend(difference.filter(|_| !except.contains(&name)).map(|text| format!("{name}: {text}")));
+    }
+    report("decode as Pillow", num_cases, differences);
+}
+
+fn check_opencv_decode(goldens: &str) {
+    let Some(root) = root_of(goldens) else { return };
+    let mut differences = Vec::new();
+    let decoded = lines(goldens, "opencv-decode");
+    let num_cases = decoded.len();
+    for fields in decoded {
+        let name = fields[0];
+        let file = std::fs::read(root.join(name)).unwrap();
+        let found = decode_on_white(&file, &LIMITS).map(|image| image.raster);
+        let difference = match (&fields[1..], &found) {
+            (["error"], Err(_)) => None,
+            ([channels, width, height, expected], Ok(raster)) => {
+                let same = (raster.layout(), raster.width(), raster.height())
+                    == (layout(channels), number(width), number(height))
+                    && digest(raster.pixels()) == *expected;
+                (!same).then(|| format!("{raster:?} is not {channels} {width} x {height} {expected}"))
+            }
+            (expected, found) => Some(format!("{expected:?}, {found:?}")),
+        };
+        differences.extend(difference.map(|text| format!("{name}: {text}")));
+    }
+    report("decode as OpenCV", num_cases, differences);
+}
+
+#[test]
+fn jpeg_files_decode_as_in_pillow() {
+    check_pillow_decode(GENERATED, &[]);
+}
+
+#[test]
+fn jpeg_files_decode_as_in_opencv() {
+    check_opencv_decode(GENERATED);
+}
+
+#[test]
+fn real_files_decode_and_resize_as_in_pillow() {
+    // 16-bit gray, which Pillow cuts off at 255: it is white but for its darkest levels.
+    check_pillow_decode(SHARED, &["awkward/image-rs_basi0g16.png"]);
+}
+
+#[test]
+fn real_files_decode_as_in_opencv() {
+    check_opencv_decode(SHARED);
+}
+
+/// What decodes can be probed, with the same size; what fails does so by a reason.
+#[test]
+fn probing_agrees_with_decoding() {
+    for goldens in [GENERATED, SHARED] {
+        let Some(root) = root_of(goldens) else { continue };
+        for fields in lines(goldens, "pillow-decode") {
+            let file = std::fs::read(root.join(fields[0])).unwrap();
+            match decode(&file, &LIMITS) {
+                Ok(image) => {
+                    let (_, width, height) = probe(&file).unwrap();
+                    assert_eq!((width, height), (image.width(), image.height()), "{}", fields[0]);
+                }
+                Err(error) => {
+                    assert!(!matches!(error, DecodeError::DecoderPanicked { .. }), "{}", fields[0]);
+                    let on_white = decode_on_white(&file, &LIMITS).unwrap_err();
+                    assert_eq!(error.reason(), on_white.reason(), "{}", fields[0]);
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn resize_equals_pillow() {
+    let cases = lines(GENERATED, "pillow-resize");
+    let num_cases = cases.len();
+    assert!(num_cases >= 2000);
+    let mut differences = Vec::new();
+    for fields in cases {
+        let filter = match fields[0] {
+            "box" => Filter::Box,
+            "bilinear" => Filter::Bilinear,
+            "bicubic" => Filter::Bicubic,
+            "lanczos" => Filter::Lanczos,
+            other => panic!("unknown filter {other}"),
+        };
+        let source = pattern(fields[1], number(fields[2]), number(fields[3]), Layout::Rgb).into_rgb();
+        let resized = resize(&source, number(fields[4]), number(fields[5]), filter);
+        if digest(resized.pixels()) != fields[6] {
+            differences.push(fields.join(" "));
+        }
+    }
+    report("resize as Pillow", num_cases, differences);
+}
+
+#[test]
+fn resize_equals_opencv() {
+    let cases = lines(GENERATED, "opencv-resize");
+    let num_cases = cases.len();
+    let mut differences = Vec::new();
+    for fields in cases {
+        let interpolation = match fields[0] {
+            "nearest" => Interpolation::Nearest,
+            "linear" => Interpolation::Linear,
+            "cubic" => Interpolation::Cubic,
+            "area" => Interpolation::Area,
+            "lanczos" => Interpolation::Lanczos,
+            other => panic!("unknown interpolation {other}"),
+        };
+        let source = pattern(fields[2], number(fields[3]), number(fields[4]), layout(fields[1]));
+        let resized = resize_opencv(&source, number(fields[5]), number(fields[6]), interpolation);
+        if digest(resized.pixels()) != fields[7] {
+            differences.push(fields.join(" "));
+        }
+    }
+    report("resize as OpenCV", num_cases, differences);
+}
+
+fn check_encode(kind: &str, encoding_of: fn(u8) -> Encoding, bytes_of: fn(&[u8]) -> Vec<u8>) {
+    let cases = lines(GENERATED, kind);
+    let num_cases = cases.len();
+    let mut differences = Vec::new();
+    for fields in cases {
+        let image = pattern(fields[2], number(fields[3]), number(fields[4]), layout(fields[1]));
+        let file = encode(&image, encoding_of(fields[0].parse().unwrap())).unwrap();
+        if digest(&bytes_of(&file)) != fields[5] {
+            differences.push(fields.join(" "));
+        }
+    }
+    report(kind, num_cases, differences);
+}
+
+#[test]
+fn jpeg_files_are_those_of_pillow() {
+    check_encode("pillow-jpeg", |quality| Encoding::Jpeg { quality }, <[u8]>::to_vec);
+}
+
+#[test]
+fn jpeg_files_are_those_of_opencv() {
+    check_encode("opencv-jpeg", |quality| Encoding::Jpeg { quality }, <[u8]>::to_vec);
+}
+
+#[test]
+fn webp_files_show_what_those_of_opencv_show() {
+    check_encode(
+        "opencv-webp",
+        |quality| Encoding::WebpLossy { quality },
+        |file| decode(file, &LIMITS).unwrap().into_pixels(),
+    );
+}
