@@ -67,7 +67,7 @@ impl HttpClient {
     pub(crate) fn new(config: &DataFetchConfig, resolver: &GuardedResolver) -> Result<Self, DataFetchError> {
         let builder = || -> ClientBuilder {
             Client::builder()
-                .user_agent(&config.user_agent)
+                .user_agent(config.user_agent_header())
                 .redirect(redirect::Policy::none()) // each hop is checked and queued by `fetch`
                 .retry(reqwest::retry::never()) // retries are counted, so they are ours alone
                 .referer(false)
@@ -86,7 +86,7 @@ impl HttpClient {
                 .build()
                 .map_err(|source| DataFetchError::Client { source: source.into() })
         })?;
-        let opt_out = OptOutPolicy::new(&config.robots_agents, &config.disallowed_header_directives);
+        let opt_out = OptOutPolicy::new(&config.robots_names(), &config.disallowed_header_directives);
         Ok(Self { client, opt_out, max_body_bytes: config.max_body_bytes })
     }
 

@@ -1,5 +1,11 @@
 //! The `[data-fetch]` table.
 
+mod checks;
+mod choices;
+
+pub use choices::{ComputeHash, EncodeFormat, InputFormat, ResizeMode};
+
+use checks::in_range;
 use oqvl_stage::{ConfigError, StageConfig};
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
@@ -9,7 +15,7 @@ pub const DEFAULT_IMAGE_SIZE: u32 = 512;
 /// Rows of the list per shard (img2dataset `number_sample_per_shard`).
 pub const DEFAULT_NUMBER_SAMPLE_PER_SHARD: u32 = 10_000;
 /// Digits of a shard's name (img2dataset `oom_shard_count`); the DataComp downloader takes 8.
-pub const DEFAULT_SHARD_DIGITS: u32 = 5;
+pub const DEFAULT_OOM_SHARD_COUNT: u32 = 5;
 /// JPEG quality (img2dataset `encode_quality`).
 pub const DEFAULT_ENCODE_QUALITY: u8 = 95;
 /// Most pixels an image may have before it is decoded: twice Pillow's decompression-bomb warning, which is
@@ -49,98 +55,6 @@ pub const DEFAULT_DISALLOWED_DIRECTIVES: [&str; 4] = ["noai", "noimageai", "noin
 /// kind.
 pub const DEFAULT_ROBOTS_AGENTS: [&str; 2] = ["oqvl-data-fetch", "img2dataset"];
 
-/// Column names the stage writes itself; an additional column cannot have one of them (img2dataset's list).
-const RESERVED_COLUMNS: [&str; 13] = [
-    "key",
-    "caption",
-    "url",
-    "width",
-    "height",
-    "original_width",
-    "original_height",
-    "status",
-    "error_message",
-    "exif",
-    "md5",
-    "sha256",
-    "sha512",
-];
-
-/// Longest duration accepted anywhere: a week. It keeps every sum of durations far from overflow.
-const MAX_SECONDS: f64 = 7.0 * 24.0 * 3600.0;
-
-/// Format of a URL list; with `.gz` appended to the file name, any but parquet may be compressed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum InputFormat {
-    /// One URL per line, no captions.
-    Txt,
-    /// Comma-separated, with a header line.
-    Csv,
-    /// Tab-separated, with a header line, quoted as CSV is.
-    Tsv,
-    /// One JSON object per line.
-    Jsonl,
-    /// One JSON list of objects.
-    Json,
-    /// Parquet.
-    Parquet,
-}
-
-impl InputFormat {
-    /// The name in the config.
-    pub(crate) fn name(self) -> &'static str {
-        match self {
-            Self::Txt => "txt",
-            Self::Csv => "csv",
-            Self::Tsv => "tsv",
-            Self::Jsonl => "jsonl",
-            Self::Json => "json",
-            Self::Parquet => "parquet",
-        }
-    }
-}
-
-/// How an image is brought to `image_size`; names and meaning of img2dataset.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum ResizeMode {
-    /// Not at all.
-    No,
-    /// Longer side to `image_size`, then white borders to a square.
-    Border,
-    /// Shorter side to `image_size`.
-    KeepRatio,
-    /// Longer side to `image_size`.
-    KeepRatioLargest,
-    /// Shorter side to `image_size`, then the middle square.
-    CenterCrop,
-}
-
-/// Format of the stored images.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum EncodeFormat {
-    /// JPEG at `encode_quality`.
-    Jpg,
-    /// PNG.
-    Png,
-    /// Lossless WebP.
-    Webp,
-}
-
-impl EncodeFormat {
-    /// Extension of the tar member.
-    #[must_use]
-    pub fn extension(self) -> &'static str {
-        match self {
-            Self::Jpg => "jpg",
-            Self::Png => "png",
-            Self::Webp => "webp",
-        }
-    }
-}
-
 /// The `[data-fetch]` table. Every key but `url_list` has a default; the `DEFAULT_*` constants say where it
 /// comes from.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -151,17 +65,22 @@ pub struct DataFetchConfig {
     /// Format of the list; by default what each file's extension says.
     pub input_format: Option<InputFormat>,
     /// Column of the URLs.
-    pub url_column: String,
+    pub url_col: String,
     /// Column of the captions; by default `caption` where there is such a column.
-    pub caption_column: Option<String>,
+    pub caption_col: Option<String>,
     /// Column of the uids, stored as `uid`; by default `uid` where there is such a column.
-    pub uid_column: Option<String>,
+    pub uid_col: Option<String>,
     /// Further columns to carry into the samples' metadata, after `uid`.
     pub save_additional_columns: Vec<String>,
     /// Rows of the list per shard; the last shard of each file is shorter.
     pub number_sample_per_shard: u32,
     /// Digits of a shard's name, zero-padded.
-    pub shard_digits: u32,
+    pub oom_shard_count: u32,
+    /// Digest of the downloaded bytes that is stored, in a column of this name.
+    pub compute_hash: ComputeHash,
+    /// Column of the list with the digests the downloaded bytes must have, and their kind, which must be that
+    /// of `compute_hash`. The column is not carried along: the computed digests stand in its place.
+    pub verify_hash: Option<(String, ComputeHash)>,
 
     /// Target size of a side, in pixels; which side, `resize_mode` says.
     pub image_size: u32,
@@ -210,6 +129,8 @@ pub struct DataFetchConfig {
 
     /// What the servers see.
     pub user_agent: String,
+    /// A name to be known by: it is appended to `user_agent`, and an `X-Robots-Tag` that addresses it means us.
+    pub user_agent_token: Option<String>,
     /// Agent names in an `X-Robots-Tag` that mean us.
     pub robots_agents: Vec<String>,
     /// `X-Robots-Tag` directives that forbid keeping an image; an empty list ignores the header.
@@ -227,12 +148,14 @@ impl Default for DataFetchConfig {
         Self {
             url_list: PathBuf::new(),
             input_format: None,
-            url_column: "url".to_owned(),
-            caption_column: None,
-            uid_column: None,
+            url_col: "url".to_owned(),
+            caption_col: None,
+            uid_col: None,
             save_additional_columns: Vec::new(),
             number_sample_per_shard: DEFAULT_NUMBER_SAMPLE_PER_SHARD,
-            shard_digits: DEFAULT_SHARD_DIGITS,
+            oom_shard_count: DEFAULT_OOM_SHARD_COUNT,
+            compute_hash: ComputeHash::Sha256,
+            verify_hash: None,
             image_size: DEFAULT_IMAGE_SIZE,
             resize_mode: ResizeMode::KeepRatio,
             resize_only_if_bigger: true,
@@ -255,6 +178,7 @@ impl Default for DataFetchConfig {
             max_redirects: DEFAULT_MAX_REDIRECTS,
             reorder_buffer_bytes: DEFAULT_REORDER_BUFFER_BYTES,
             user_agent: DEFAULT_USER_AGENT.to_owned(),
+            user_agent_token: None,
             robots_agents: owned(&DEFAULT_ROBOTS_AGENTS),
             disallowed_header_directives: owned(&DEFAULT_DISALLOWED_DIRECTIVES),
             allow_private_addresses: false,
@@ -271,78 +195,26 @@ impl DataFetchConfig {
     pub fn sample_key(&self, shard_idx: usize, row_idx: usize) -> String {
         let row_digits = row_digits(self.number_sample_per_shard);
         let number = shard_idx as u128 * 10_u128.pow(row_digits) + row_idx as u128;
-        format!("{number:0width$}", width = (row_digits + self.shard_digits) as usize)
+        format!("{number:0width$}", width = (row_digits + self.oom_shard_count) as usize)
+    }
+
+    /// The `User-Agent` header: `user_agent`, and the token in img2dataset's form.
+    pub(crate) fn user_agent_header(&self) -> String {
+        match &self.user_agent_token {
+            Some(token) => format!("{} (compatible; {token})", self.user_agent),
+            None => self.user_agent.clone(),
+        }
+    }
+
+    /// The agent names in an `X-Robots-Tag` that mean us.
+    pub(crate) fn robots_names(&self) -> Vec<String> {
+        self.robots_agents.iter().chain(&self.user_agent_token).cloned().collect()
     }
 
     /// The name of a shard's files, without extension.
     #[must_use]
     pub fn shard_name(&self, shard_idx: usize) -> String {
-        format!("{shard_idx:0width$}", width = self.shard_digits as usize)
-    }
-
-    fn check_columns(&self) -> Result<(), ConfigError> {
-        if self.url_column.is_empty() {
-            return Err(ConfigError::new("url_column", "must name a column"));
-        }
-        let mut seen = std::collections::BTreeSet::new();
-        for name in &self.save_additional_columns {
-            if RESERVED_COLUMNS.contains(&name.as_str()) {
-                return Err(ConfigError::new(
-                    "save_additional_columns",
-                    format!("`{name}` is a name the stage writes itself"),
-                ));
-            }
-            if name == "uid" {
-                let message = "`uid` is always carried along; name its column with `uid_column`";
-                return Err(ConfigError::new("save_additional_columns", message));
-            }
-            if !seen.insert(name) {
-                return Err(ConfigError::new("save_additional_columns", format!("`{name}` is there twice")));
-            }
-        }
-        Ok(())
-    }
-
-    fn check_image(&self) -> Result<(), ConfigError> {
-        // 65,500 is the largest side libjpeg writes.
-        in_range("image_size", u64::from(self.image_size), 1, 65_500)?;
-        in_range("encode_quality", u64::from(self.encode_quality), 1, 100)?;
-        // Above 2^30 the pixels of one image alone would take 3 GiB.
-        in_range("max_decoded_pixels", self.max_decoded_pixels, 1, 1 << 30)?;
-        if let Some(ratio) = self.max_aspect_ratio
-            && (ratio.is_nan() || ratio < 1.0)
-        {
-            return Err(ConfigError::new("max_aspect_ratio", format!("must be at least 1, got {ratio}")));
-        }
-        Ok(())
-    }
-
-    fn check_network(&self) -> Result<(), ConfigError> {
-        in_range("in_flight", self.in_flight as u64, 1, 100_000)?;
-        in_range("per_host_in_flight", self.per_host_in_flight as u64, 1, 100_000)?;
-        in_range("max_body_bytes", self.max_body_bytes, 1, 1 << 32)?;
-        in_range("retries", u64::from(self.retries), 0, 100)?;
-        in_range("max_redirects", u64::from(self.max_redirects), 0, 100)?;
-        for (key, seconds, least) in [
-            ("connect_timeout_seconds", self.connect_timeout_seconds, 0.001),
-            ("deadline_seconds", self.deadline_seconds, 0.001),
-            ("backoff_seconds", self.backoff_seconds, 0.0),
-            ("max_backoff_seconds", self.max_backoff_seconds, 0.0),
-            ("max_retry_after_seconds", self.max_retry_after_seconds, 0.0),
-        ] {
-            if !(least..=MAX_SECONDS).contains(&seconds) {
-                return Err(ConfigError::new(
-                    key,
-                    format!("must be from {least} to {MAX_SECONDS}, got {seconds}"),
-                ));
-            }
-        }
-        // What an HTTP header may hold (RFC 9110 section 5.5), without the obsolete rest.
-        let is_header_text = |byte: u8| byte == b' ' || byte.is_ascii_graphic();
-        if self.user_agent.is_empty() || !self.user_agent.bytes().all(is_header_text) {
-            return Err(ConfigError::new("user_agent", "must be printable ASCII and not empty"));
-        }
-        Ok(())
+        format!("{shard_idx:0width$}", width = self.oom_shard_count as usize)
     }
 }
 
@@ -355,8 +227,9 @@ impl StageConfig for DataFetchConfig {
             ));
         }
         in_range("number_sample_per_shard", u64::from(self.number_sample_per_shard), 1, 10_000_000)?;
-        in_range("shard_digits", u64::from(self.shard_digits), 1, 18)?;
+        in_range("oom_shard_count", u64::from(self.oom_shard_count), 1, 18)?;
         self.check_columns()?;
+        self.check_hashes()?;
         self.check_image()?;
         self.check_network()
     }
@@ -371,102 +244,5 @@ fn row_digits(count: u32) -> u32 {
     count.saturating_sub(1).checked_ilog10().map_or(0, |exponent| exponent + 1)
 }
 
-fn in_range(key: &str, value: u64, least: u64, most: u64) -> Result<(), ConfigError> {
-    if (least..=most).contains(&value) {
-        return Ok(());
-    }
-    Err(ConfigError::new(key, format!("must be from {least} to {most}, got {value}")))
-}
-
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use oqvl_stage::ConfigFile;
-
-    fn check(lines: &str) -> Result<DataFetchConfig, String> {
-        let file = ConfigFile::parse(&format!("seed = 1\n[data-fetch]\n{lines}")).unwrap();
-        file.stage("data-fetch").map_err(|error| error.to_string())
-    }
-
-    #[test]
-    fn formats_are_called_what_the_config_calls_them() {
-        use InputFormat::{Csv, Json, Jsonl, Parquet, Tsv, Txt};
-        for format in [Txt, Csv, Tsv, Jsonl, Json, Parquet] {
-            assert_eq!(serde_json::to_value(format).unwrap(), format.name());
-        }
-    }
-
-    #[test]
-    fn keys_are_those_of_img2dataset() {
-        let key = |per_shard, digits, shard, row| {
-            let config = DataFetchConfig {
-                number_sample_per_shard: per_shard,
-                shard_digits: digits,
-                ..Default::default()
-            };
-            config.sample_key(shard, row)
-        };
-        assert_eq!(key(10_000, 5, 0, 0), "000000000");
-        assert_eq!(key(10_000, 8, 0, 0), "000000000000");
-        assert_eq!(key(1_000, 5, 0, 1), "00000001");
-        assert_eq!(key(10_000, 5, 1302, 9999), "013029999");
-        assert_eq!(key(10_001, 5, 1, 10_000), "0000110000");
-        assert_eq!(key(1, 5, 7, 0), "00007");
-        assert_eq!(key(10, 1, 123, 4), "1234");
-    }
-
-    #[test]
-    fn keys_are_unique_and_ordered() {
-        for per_shard in [1, 2, 9, 10, 11, 1000] {
-            let config = DataFetchConfig { number_sample_per_shard: per_shard, ..Default::default() };
-            let keys: Vec<_> =
-                (0..3).flat_map(|shard| (0..per_shard as usize).map(move |row| (shard, row))).collect();
-            let keys: Vec<_> = keys.into_iter().map(|(shard, row)| config.sample_key(shard, row)).collect();
-            assert!(keys.windows(2).all(|pair| pair[0] < pair[1]), "{per_shard}");
-        }
-    }
-
-    #[test]
-    fn a_list_is_all_one_must_name() {
-        let config = check("url_list = \"urls.txt\"").unwrap();
-        assert_eq!(config, DataFetchConfig { url_list: "urls.txt".into(), ..Default::default() });
-        assert_eq!(config.inputs(), [PathBuf::from("urls.txt")]);
-        assert!(check("").unwrap_err().starts_with("data-fetch.url_list: is missing"));
-    }
-
-    #[test]
-    fn choices_have_the_names_of_img2dataset() {
-        let config =
-            check("url_list = \"u\"\nresize_mode = \"keep_ratio_largest\"\nencode_format = \"webp\"")
-                .unwrap();
-        assert_eq!(
-            (config.resize_mode, config.encode_format),
-            (ResizeMode::KeepRatioLargest, EncodeFormat::Webp)
-        );
-        assert!(
-            check("url_list = \"u\"\nresize_mode = \"largest\"").unwrap_err().contains("keep_ratio_largest")
-        );
-    }
-
-    #[test]
-    fn wrong_values_name_their_key() {
-        for (line, key) in [
-            ("image_size = 0", "image_size"),
-            ("encode_quality = 101", "encode_quality"),
-            ("max_aspect_ratio = nan", "max_aspect_ratio"),
-            ("max_aspect_ratio = 0.5", "max_aspect_ratio"),
-            ("deadline_seconds = 0.0", "deadline_seconds"),
-            ("deadline_seconds = inf", "deadline_seconds"),
-            ("backoff_seconds = -1.0", "backoff_seconds"),
-            ("in_flight = 0", "in_flight"),
-            ("user_agent = \"a\\nb\"", "user_agent"),
-            ("number_sample_per_shard = 0", "number_sample_per_shard"),
-            ("save_additional_columns = [\"sha256\"]", "save_additional_columns"),
-            ("save_additional_columns = [\"a\", \"a\"]", "save_additional_columns"),
-            ("url_colum = \"u\"", "(table)"),
-        ] {
-            let error = check(&format!("url_list = \"u\"\n{line}")).unwrap_err();
-            assert!(error.starts_with(&format!("data-fetch.{key}: ")), "{line}: {error}");
-        }
-    }
-}
+mod tests;

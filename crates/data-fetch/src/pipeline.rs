@@ -19,7 +19,7 @@ use crate::reorder::RowOutcome;
 use crate::resolver::{AddressPolicy, GuardedResolver, Hosts};
 use crate::shard::{ShardJob, ShardPaths, Written};
 use crate::transform::{StoredImage, transform};
-use crate::url_list::{ShardRows, UrlList};
+use crate::url_list::{ShardRows, UrlList, UrlRow};
 use oqvl_stage::{Interrupted, Progress, RunContext};
 use std::ops::ControlFlow;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
@@ -219,7 +219,7 @@ async fn row_task(
         Ok(url) => {
             let rows_per_shard = u64::from(shared.config.number_sample_per_shard);
             let url_idx = shard.shard_idx as u64 * rows_per_shard + row_idx as u64;
-            shared.fetch_row(url, url_idx, row_idx).await
+            shared.fetch_row(&shard.rows[row_idx], url, url_idx, row_idx).await
         }
         Err(reject) => (RowOutcome::rejected(row_idx, *reject), None),
     };
@@ -230,13 +230,20 @@ async fn row_task(
 }
 
 impl Shared {
-    async fn fetch_row(&self, url: &str, url_idx: u64, row_idx: usize) -> (RowOutcome, Option<Slot>) {
+    async fn fetch_row(
+        &self,
+        row: &UrlRow,
+        url: &str,
+        url_idx: u64,
+        row_idx: usize,
+    ) -> (RowOutcome, Option<Slot>) {
         let fetched = self.fetcher.fetch(url, url_idx).await;
         let num_retries = fetched.num_retries;
         match fetched.outcome {
             Ok((body, slot)) => {
                 let num_bytes = body.bytes.len() as u64;
-                let result = transform_on_pool(body, Arc::clone(&self.config), url).await;
+                let result =
+                    transform_on_pool(body, row.expected_hash.clone(), Arc::clone(&self.config), url).await;
                 (RowOutcome { row_idx, result, num_retries, num_bytes }, Some(slot))
             }
             Err(reject) => (RowOutcome { row_idx, result: Err(reject), num_retries, num_bytes: 0 }, None),
@@ -247,12 +254,13 @@ impl Shared {
 /// Runs [`transform`] on rayon's pool. A decoder that panics costs one image.
 async fn transform_on_pool(
     body: Body,
+    expected_hash: Option<String>,
     config: Arc<DataFetchConfig>,
     url: &str,
 ) -> Result<StoredImage, Reject> {
     let (sender, result) = oneshot::channel();
     rayon::spawn(move || {
-        let result = catch_unwind(AssertUnwindSafe(|| transform(&body, &config)));
+        let result = catch_unwind(AssertUnwindSafe(|| transform(&body, expected_hash.as_deref(), &config)));
         // Nobody waits for it any more when the run was interrupted.
         let _ = sender.send(result);
     });
@@ -293,7 +301,6 @@ impl Shown {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::url_list::UrlRow;
 
     /// Every row of up to three open shards is a task, most of them waiting.
     #[tokio::test]
@@ -302,7 +309,12 @@ mod tests {
         let resolver = GuardedResolver::new(Hosts::default(), AddressPolicy::PublicOnly);
         let fetcher = Fetcher::new(&config, resolver, 7).unwrap();
         let shared = Arc::new(Shared { config: Arc::new(config), fetcher, counters: Counters::default() });
-        let row = UrlRow { url: Ok("http://a.test/x".to_owned()), caption: None, extra: Vec::new() };
+        let row = UrlRow {
+            url: Ok("http://a.test/x".to_owned()),
+            caption: None,
+            expected_hash: None,
+            extra: Vec::new(),
+        };
         let shard = Arc::new(ShardRows { shard_idx: 0, rows: vec![row] });
         let (sender, _outcomes) = mpsc::channel(1);
         let task = row_task(shared, shard, 0, sender);

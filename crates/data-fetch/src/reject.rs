@@ -70,6 +70,8 @@ pub enum Reject {
     TooManyBytes,
     /// `empty-body`: success, but not one byte.
     EmptyBody,
+    /// `hash-mismatch`: the bytes have another digest than the list says.
+    HashMismatch,
     /// `not-an-image`: the bytes are in no image format we know.
     NotAnImage,
     /// `corrupt-image`: an image format, but the data are damaged or cut off.
@@ -108,6 +110,7 @@ impl Reject {
             Self::TruncatedBody => "truncated-body",
             Self::TooManyBytes => "too-many-bytes",
             Self::EmptyBody => "empty-body",
+            Self::HashMismatch => "hash-mismatch",
             Self::NotAnImage => "not-an-image",
             Self::CorruptImage => "corrupt-image",
             Self::ImageTooLarge => "image-too-large",

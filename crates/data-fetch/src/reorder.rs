@@ -153,7 +153,7 @@ mod tests {
             bytes: vec![row_idx as u8; row_idx % 7],
             size,
             original_size: size,
-            sha256: row_idx.to_string(),
+            digest: Some(row_idx.to_string()),
             label: ContentLabel::Honest,
         };
         let result = if row_idx % 5 == 4 { Err(Reject::NotFound) } else { Ok(image) };

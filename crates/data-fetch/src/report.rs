@@ -1,7 +1,7 @@
 //! What a run says of itself, put together from the finished shards alone, so that a run that was killed and
 //! resumed reports what an undisturbed one does.
 
-use crate::config::DataFetchConfig;
+use crate::config::{ComputeHash, DataFetchConfig};
 use crate::error::DataFetchError;
 use crate::sample_table::for_each_row;
 use crate::shard::{ShardNetwork, ShardPaths, ShardStats};
@@ -33,7 +33,8 @@ pub struct DataFetchReport {
     pub content_type_mismatch: u64,
     /// Kept images whose downloaded bytes equal those of another kept image that is counted already:
     /// placeholders, copies. They are kept; removing them is for a later stage.
-    pub duplicate_sha256: u64,
+    /// Unknown without `compute_hash`.
+    pub duplicate_downloads: Option<u64>,
     /// Requests sent again after a transient failure: the one number that may differ when the same list is
     /// fetched again.
     pub retries: u64,
@@ -63,8 +64,10 @@ impl DataFetchReport {
             report.retries += retries_of(&paths)?;
             tables.push(paths.table);
         }
-        report.list_rejects(&tables)?;
-        report.count_duplicates(&tables, run)?;
+        report.list_rejects(&tables, config.compute_hash)?;
+        if config.compute_hash != ComputeHash::None {
+            report.duplicate_downloads = Some(report.count_duplicates(&tables, config.compute_hash, run)?);
+        }
         report.tally.assert_balanced();
         Ok(report)
     }
@@ -81,12 +84,12 @@ impl DataFetchReport {
     }
 
     /// Names the first rejected rows; the tally knows how many it wants.
-    fn list_rejects(&mut self, tables: &[PathBuf]) -> Result<(), DataFetchError> {
+    fn list_rejects(&mut self, tables: &[PathBuf], compute_hash: ComputeHash) -> Result<(), DataFetchError> {
         let mut listed = Tally::default();
         for table in tables {
             let before = listed.rejects.len();
             let mut num_rejected = 0;
-            for_each_row(table, &mut |row| {
+            for_each_row(table, compute_hash, &mut |row| {
                 if let Some(reason) = row.error_message {
                     num_rejected += 1;
                     listed.reject(row.key, reason);
@@ -102,16 +105,21 @@ impl DataFetchReport {
 
     /// Kept images less distinct digests. The digests are compared in as many passes as keep the set small,
     /// each pass taking those with its remainder; half of each digest is enough to tell them apart.
-    fn count_duplicates(&mut self, tables: &[PathBuf], run: &RunContext) -> Result<(), DataFetchError> {
+    fn count_duplicates(
+        &self,
+        tables: &[PathBuf],
+        compute_hash: ComputeHash,
+        run: &RunContext,
+    ) -> Result<u64, DataFetchError> {
         let num_passes = self.tally.kept.div_ceil(DIGESTS_PER_PASS);
         let mut num_distinct = 0;
         for pass in 0..num_passes {
             let mut digests = HashSet::new();
             for table in tables {
                 run.check_interrupt()?;
-                for_each_row(table, &mut |row| {
+                for_each_row(table, compute_hash, &mut |row| {
                     let digest =
-                        row.sha256.and_then(|digest| u128::from_str_radix(digest.get(..32)?, 16).ok());
+                        row.digest.and_then(|digest| u128::from_str_radix(digest.get(..32)?, 16).ok());
                     if let Some(digest) = digest
                         && digest % u128::from(num_passes) == u128::from(pass)
                     {
@@ -121,8 +129,7 @@ impl DataFetchReport {
             }
             num_distinct += digests.len() as u64;
         }
-        self.duplicate_sha256 = self.tally.kept.saturating_sub(num_distinct);
-        Ok(())
+        Ok(self.tally.kept.saturating_sub(num_distinct))
     }
 }
 

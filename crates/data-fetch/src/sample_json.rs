@@ -4,6 +4,7 @@
 //! everything outside printable ASCII escaped. (Two kinds of carried values are the exception: floats with an
 //! exponent, which Python writes as `1e+16`, and NaN.)
 
+use crate::config::ComputeHash;
 use crate::reject::RowStatus;
 use crate::transform::StoredImage;
 use crate::url_list::CarriedColumn;
@@ -13,7 +14,8 @@ use serde_json::{Map, Serializer, Value};
 use std::io;
 
 /// Metadata of a kept sample, keys in img2dataset's order: carried columns, `caption`, `url`, `key`,
-/// `status`, `error_message`, `width`, `height`, `original_width`, `original_height`, `exif`, `sha256`.
+/// `status`, `error_message`, `width`, `height`, `original_width`, `original_height`, `exif`, and the digest under
+/// the name of its kind.
 ///
 /// `exif` is always null: the text form of all EXIF tags that img2dataset stores there is not produced yet.
 pub(crate) fn metadata(
@@ -23,6 +25,7 @@ pub(crate) fn metadata(
     url: &str,
     key: &str,
     image: &StoredImage,
+    compute_hash: ComputeHash,
 ) -> Map<String, Value> {
     let mut map = Map::new();
     for (column, value) in columns.iter().zip(extra) {
@@ -40,9 +43,11 @@ pub(crate) fn metadata(
         ("original_width", sizes.1.width.into()),
         ("original_height", sizes.1.height.into()),
         ("exif", Value::Null),
-        ("sha256", image.sha256.as_str().into()),
     ] {
         map.insert(name.to_owned(), value);
+    }
+    if let Some(column) = compute_hash.column() {
+        map.insert(column.to_owned(), image.digest.as_deref().into());
     }
     map
 }

@@ -2,9 +2,10 @@
 //!
 //! Columns as img2dataset writes them: the carried ones with their types, `caption`, `url`, `key`, `status`,
 //! `error_message` (text), `width`, `height`, `original_width`, `original_height` (32-bit integers), `exif`
-//! and `sha256` (text). Two deviations: `caption` is always there, and a shard is one row group (img2dataset
+//! (text), and the digest (text) under the name of its kind. Two deviations: `caption` is always there, and a shard is one row group (img2dataset
 //! flushes every 100 rows). Snappy-compressed.
 
+use crate::config::ComputeHash;
 use crate::error::DataFetchError;
 use crate::reject::{Reject, RowStatus};
 use crate::transform::StoredImage;
@@ -34,7 +35,7 @@ pub(crate) struct SampleTable {
     /// `width`, `height`, `original_width`, `original_height`.
     sizes: [Int32Builder; 4],
     exif: StringBuilder,
-    sha256: StringBuilder,
+    digest: Option<(&'static str, StringBuilder)>,
 }
 
 enum CarriedBuilder {
@@ -51,11 +52,11 @@ pub(crate) struct TableRow<'a> {
     /// The reason, for a rejected row.
     pub(crate) error_message: Option<&'a str>,
     /// Digest of the downloaded bytes, for a kept row.
-    pub(crate) sha256: Option<&'a str>,
+    pub(crate) digest: Option<&'a str>,
 }
 
 impl SampleTable {
-    pub(crate) fn new(columns: &[CarriedColumn]) -> Self {
+    pub(crate) fn new(columns: &[CarriedColumn], compute_hash: ComputeHash) -> Self {
         Self {
             carried: columns
                 .iter()
@@ -68,7 +69,7 @@ impl SampleTable {
             error_message: StringBuilder::new(),
             sizes: std::array::from_fn(|_| Int32Builder::new()),
             exif: StringBuilder::new(),
-            sha256: StringBuilder::new(),
+            digest: compute_hash.column().map(|name| (name, StringBuilder::new())),
         }
     }
 
@@ -92,7 +93,9 @@ impl SampleTable {
             builder.append_option(sides.map(|sides| i32::try_from(sides[idx]).unwrap_or(i32::MAX)));
         }
         self.exif.append_null();
-        self.sha256.append_option(image.map(|image| image.sha256.as_str()));
+        if let Some((_, digest)) = &mut self.digest {
+            digest.append_option(image.and_then(|image| image.digest.as_deref()));
+        }
     }
 
     /// Writes the table under its final name.
@@ -127,7 +130,9 @@ impl SampleTable {
             add(name, Arc::new(builder.finish()));
         }
         add("exif", text(self.exif));
-        add("sha256", text(self.sha256));
+        if let Some((name, digest)) = self.digest {
+            add(name, text(digest));
+        }
         Ok(RecordBatch::try_from_iter_with_nullable(
             columns.into_iter().map(|(name, column)| (name, column, true)),
         )?)
@@ -168,12 +173,17 @@ impl CarriedBuilder {
 }
 
 /// Calls `on_row` with every row of a finished shard's table.
-pub(crate) fn for_each_row(path: &Path, on_row: &mut dyn FnMut(TableRow<'_>)) -> Result<(), DataFetchError> {
+pub(crate) fn for_each_row(
+    path: &Path,
+    compute_hash: ComputeHash,
+    on_row: &mut dyn FnMut(TableRow<'_>),
+) -> Result<(), DataFetchError> {
     let broken = DataFetchError::table;
     let file = File::open(path).map_err(DataFetchError::io(path))?;
     let builder = ParquetRecordBatchReaderBuilder::try_new(file).map_err(broken(path))?;
-    let names = ["key", "error_message", "sha256"];
-    let roots = names.iter().filter_map(|name| builder.schema().index_of(name).ok());
+    let names = ["key", "error_message"];
+    let hash_column = compute_hash.column();
+    let roots = names.iter().chain(&hash_column).filter_map(|name| builder.schema().index_of(name).ok());
     let mask = ProjectionMask::roots(builder.parquet_schema(), roots);
     for batch in builder.with_projection(mask).build().map_err(broken(path))? {
         let batch = batch.map_err(|error| broken(path)(error.into()))?;
@@ -181,15 +191,19 @@ pub(crate) fn for_each_row(path: &Path, on_row: &mut dyn FnMut(TableRow<'_>)) ->
             let found = batch.column_by_name(name).and_then(|column| column.as_string_opt::<i32>());
             found.ok_or_else(|| broken(path)(ParquetError::General(format!("no text column `{name}`"))))
         };
-        let (keys, messages, digests) = (column(names[0])?, column(names[1])?, column(names[2])?);
+        let (keys, messages) = (column(names[0])?, column(names[1])?);
+        let digests = hash_column.map(column).transpose()?;
         for row_idx in 0..batch.num_rows() {
-            let has = |column: &StringArray| column.is_valid(row_idx);
             on_row(TableRow {
                 key: keys.value(row_idx),
-                error_message: has(messages).then(|| messages.value(row_idx)),
-                sha256: has(digests).then(|| digests.value(row_idx)),
+                error_message: text_at(messages, row_idx),
+                digest: digests.and_then(|digests| text_at(digests, row_idx)),
             });
         }
     }
     Ok(())
+}
+
+fn text_at(column: &StringArray, row_idx: usize) -> Option<&str> {
+    column.is_valid(row_idx).then(|| column.value(row_idx))
 }

@@ -134,7 +134,7 @@ impl ShardJob {
     pub(crate) fn write(&self, outcomes: &mut mpsc::Receiver<RowOutcome>) -> Result<Written, DataFetchError> {
         let paths = ShardPaths::new(&self.out_dir, &self.config, self.shard.shard_idx);
         let mut tar = ShardWriter::create(&paths.tar)?;
-        let mut table = SampleTable::new(&self.columns);
+        let mut table = SampleTable::new(&self.columns, self.config.compute_hash);
         let mut stats = ShardStats::default();
         let mut network = ShardNetwork { start_time: unix_seconds(), ..ShardNetwork::default() };
         let mut buffer = ReorderBuffer::new(&self.out_dir, self.config.reorder_buffer_bytes);
@@ -170,7 +170,8 @@ impl ShardJob {
         let caption = row.caption.as_deref();
         // A row that was fetched has a URL.
         let url = row.url.as_deref().unwrap_or_default();
-        let metadata = metadata(&self.columns, &row.extra, caption, url, key, &image);
+        let hash = self.config.compute_hash;
+        let metadata = metadata(&self.columns, &row.extra, caption, url, key, &image, hash);
         let mut sample = Sample::new(SampleKey::new(key)?);
         sample.push(self.config.encode_format.extension(), image.bytes);
         sample.push("json", to_python_json(&metadata));

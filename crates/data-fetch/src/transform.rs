@@ -15,7 +15,6 @@ use crate::reject::Reject;
 use crate::resize_policy::{ResizePlan, Size, check_size, max_side, plan};
 use image::{DynamicImage, ImageDecoder as _, ImageReader};
 use oqvl_image_prep::{DecodeError, DecodeLimits, Filter, ImageFormat, RgbImage};
-use sha2::{Digest as _, Sha256};
 use std::io::Cursor;
 
 /// An image ready for the tar.
@@ -27,8 +26,8 @@ pub(crate) struct StoredImage {
     pub(crate) size: Size,
     /// Size as downloaded.
     pub(crate) original_size: Size,
-    /// SHA-256 of the downloaded bytes, in lower-case hexadecimal.
-    pub sha256: String,
+    /// Digest of the downloaded bytes, if the config wants one.
+    pub(crate) digest: Option<String>,
     /// Whether the server called the image something it is not.
     pub(crate) label: ContentLabel,
 }
@@ -46,8 +45,16 @@ pub(crate) enum ContentLabel {
 ///
 /// # Errors
 /// The reason why there is no image, or none that the config accepts.
-pub(crate) fn transform(body: &Body, config: &DataFetchConfig) -> Result<StoredImage, Reject> {
+pub(crate) fn transform(
+    body: &Body,
+    expected_hash: Option<&str>,
+    config: &DataFetchConfig,
+) -> Result<StoredImage, Reject> {
     let bytes = body.bytes.as_slice();
+    let digest = config.compute_hash.digest(bytes);
+    if expected_hash.is_some_and(|expected| digest.as_deref() != Some(expected)) {
+        return Err(Reject::HashMismatch);
+    }
     let (format, width, height) = oqvl_image_prep::probe(bytes).map_err(|error| reject_of(&error))?;
     let original_size = Size { width, height };
     check_size(original_size, config)?;
@@ -65,7 +72,7 @@ pub(crate) fn transform(body: &Body, config: &DataFetchConfig) -> Result<StoredI
     }
     let stored = if stored_as_is { bytes.to_vec() } else { encode(&resized, config) };
     let label = content_label(body.media_type.as_deref(), format);
-    Ok(StoredImage { bytes: stored, size, original_size, sha256: sha256_hex(bytes), label })
+    Ok(StoredImage { bytes: stored, size, original_size, digest, label })
 }
 
 /// Whether an image has transparency to put on a ground.
@@ -213,19 +220,10 @@ fn reject_of(error: &DecodeError) -> Reject {
     }
 }
 
-fn sha256_hex(bytes: &[u8]) -> String {
-    use std::fmt::Write as _;
-    let mut text = String::with_capacity(64);
-    for byte in Sha256::digest(bytes) {
-        write!(text, "{byte:02x}").expect("writing to a string cannot fail");
-    }
-    text
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::ResizeMode;
+    use crate::config::{ComputeHash, ResizeMode};
     use image::ExtendedColorType;
 
     /// A `width` by `height` image, black on the left half and red on the right.
@@ -256,21 +254,23 @@ mod tests {
     #[test]
     fn a_small_jpeg_is_stored_as_it_came() {
         let bytes = oqvl_image_prep::encode_jpeg(&picture(20, 30), 40);
-        let stored = transform(&body(bytes.clone()), &config()).unwrap();
+        let stored = transform(&body(bytes.clone()), None, &config()).unwrap();
         assert_eq!(stored.bytes, bytes);
         assert_eq!(
             (stored.size, stored.original_size),
             (Size { width: 20, height: 30 }, Size { width: 20, height: 30 })
         );
         let reencoded =
-            transform(&body(bytes.clone()), &DataFetchConfig { skip_reencode: false, ..config() }).unwrap();
+            transform(&body(bytes.clone()), None, &DataFetchConfig { skip_reencode: false, ..config() })
+                .unwrap();
         assert_ne!(reencoded.bytes, bytes);
-        assert_eq!(reencoded.sha256, stored.sha256, "the digest is that of the downloaded bytes");
+        assert_eq!(reencoded.digest, stored.digest, "the digest is that of the downloaded bytes");
     }
 
     #[test]
     fn a_large_image_is_scaled_and_reencoded() {
-        let stored = transform(&body(oqvl_image_prep::encode_png(&picture(100, 64))), &config()).unwrap();
+        let stored =
+            transform(&body(oqvl_image_prep::encode_png(&picture(100, 64))), None, &config()).unwrap();
         assert_eq!(stored.size, Size { width: 50, height: 32 });
         assert_eq!(stored.original_size, Size { width: 100, height: 64 });
         assert_eq!(ImageFormat::sniff(&stored.bytes), Some(ImageFormat::Jpeg));
@@ -285,7 +285,8 @@ mod tests {
             (EncodeFormat::Webp, ImageFormat::WebP),
         ] {
             let config = DataFetchConfig { encode_format, ..config() };
-            let stored = transform(&body(oqvl_image_prep::encode_png(&picture(64, 64))), &config).unwrap();
+            let stored =
+                transform(&body(oqvl_image_prep::encode_png(&picture(64, 64))), None, &config).unwrap();
             assert_eq!(ImageFormat::sniff(&stored.bytes), Some(format));
         }
     }
@@ -295,11 +296,11 @@ mod tests {
         let png = oqvl_image_prep::encode_png(&picture(128, 64));
         let config =
             |resize_mode| DataFetchConfig { resize_mode, encode_format: EncodeFormat::Png, ..config() };
-        let bordered = pixels_of(&transform(&body(png.clone()), &config(ResizeMode::Border)).unwrap());
+        let bordered = pixels_of(&transform(&body(png.clone()), None, &config(ResizeMode::Border)).unwrap());
         assert_eq!((bordered.width(), bordered.height()), (32, 32));
         assert_eq!((bordered.pixel(0, 7), bordered.pixel(0, 8)), ([255; 3], [0; 3]));
         assert_eq!((bordered.pixel(31, 23), bordered.pixel(31, 24)), ([250, 0, 0], [255; 3]));
-        let cropped = pixels_of(&transform(&body(png), &config(ResizeMode::CenterCrop)).unwrap());
+        let cropped = pixels_of(&transform(&body(png), None, &config(ResizeMode::CenterCrop)).unwrap());
         assert_eq!((cropped.width(), cropped.height()), (32, 32));
         assert_eq!((cropped.pixel(0, 0), cropped.pixel(31, 31)), ([0; 3], [250, 0, 0]));
     }
@@ -308,11 +309,11 @@ mod tests {
     fn transparency_is_put_on_white() {
         let config = DataFetchConfig { encode_format: EncodeFormat::Png, ..config() };
         let rgba = [10, 20, 30, 0, 10, 20, 30, 255, 0, 0, 0, 128];
-        let stored = transform(&body(png(&rgba, 3, ExtendedColorType::Rgba8)), &config).unwrap();
+        let stored = transform(&body(png(&rgba, 3, ExtendedColorType::Rgba8)), None, &config).unwrap();
         // 128 / 255 * 0 + 255 - 128 = 127.
         assert_eq!(pixels_of(&stored).pixels(), [255, 255, 255, 10, 20, 30, 127, 127, 127]);
         let wide: Vec<u8> = [0x8000_u16, 0xffff].iter().flat_map(|value| value.to_ne_bytes()).collect();
-        let stored = transform(&body(png(&wide, 1, ExtendedColorType::La16)), &config).unwrap();
+        let stored = transform(&body(png(&wide, 1, ExtendedColorType::La16)), None, &config).unwrap();
         assert_eq!(pixels_of(&stored).pixels(), [0x80; 3]);
     }
 
@@ -330,11 +331,23 @@ mod tests {
             (bomb, vec![Reject::ImageTooLarge, Reject::CorruptImage]),
             (oqvl_image_prep::encode_png(&picture(1025, 1024)), vec![Reject::ImageTooLarge]),
         ] {
-            let reject = transform(&body(bytes), &config()).unwrap_err();
+            let reject = transform(&body(bytes), None, &config()).unwrap_err();
             assert!(expected.contains(&reject), "{reject:?}, expected {expected:?}");
         }
         let small = DataFetchConfig { min_image_size: 41, ..config() };
-        assert_eq!(transform(&body(png), &small).unwrap_err(), Reject::ImageTooSmall);
+        assert_eq!(transform(&body(png), None, &small).unwrap_err(), Reject::ImageTooSmall);
+    }
+
+    #[test]
+    fn a_digest_is_verified_before_anything_else() {
+        let bytes = oqvl_image_prep::encode_jpeg(&picture(20, 20), 90);
+        let config = DataFetchConfig { compute_hash: ComputeHash::Md5, ..config() };
+        let digest = ComputeHash::Md5.digest(&bytes);
+        let stored = transform(&body(bytes.clone()), digest.as_deref(), &config).unwrap();
+        assert_eq!(stored.digest, digest);
+        for (bytes, expected) in [(bytes, ""), (b"no image".to_vec(), "0123")] {
+            assert_eq!(transform(&body(bytes), Some(expected), &config).unwrap_err(), Reject::HashMismatch);
+        }
     }
 
     #[test]
@@ -349,7 +362,7 @@ mod tests {
             for position in 0..file.len() {
                 let before = file[position];
                 file[position] = before.wrapping_add(101);
-                let _ = transform(&body(file.clone()), &config());
+                let _ = transform(&body(file.clone()), None, &config());
                 file[position] = before;
             }
         }
@@ -367,13 +380,7 @@ mod tests {
             (Some("text/html"), ContentLabel::Mismatch),
         ] {
             let body = Body { bytes: bytes.clone(), media_type: media_type.map(str::to_owned) };
-            assert_eq!(transform(&body, &config()).unwrap().label, expected, "{media_type:?}");
+            assert_eq!(transform(&body, None, &config()).unwrap().label, expected, "{media_type:?}");
         }
-    }
-
-    #[test]
-    fn the_digest_is_sha256() {
-        // FIPS 180-2, appendix B.1.
-        assert_eq!(sha256_hex(b"abc"), "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad");
     }
 }

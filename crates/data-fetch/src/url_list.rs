@@ -40,6 +40,8 @@ pub struct UrlRow {
     pub url: Result<String, Reject>,
     /// The caption, if the row has one.
     pub caption: Option<String>,
+    /// The digest the downloaded bytes must have, if the config names a column of digests.
+    pub expected_hash: Option<String>,
     /// Values of the [carried columns](UrlList::columns), null where the row has none.
     pub extra: Vec<Value>,
 }
@@ -69,6 +71,8 @@ pub struct UrlList {
     files: Vec<ListFile>,
     wanted: Vec<String>,
     columns: Vec<CarriedColumn>,
+    /// Position of the digests to verify among the wanted columns.
+    hash_idx: Option<usize>,
     rows_per_shard: u64,
 }
 
@@ -93,11 +97,15 @@ impl UrlList {
         check_interrupt: &dyn Fn() -> Result<(), DataFetchError>,
     ) -> Result<Self, DataFetchError> {
         let mut wanted = vec![
-            config.url_column.clone(),
-            config.caption_column.clone().unwrap_or_else(|| "caption".to_owned()),
-            config.uid_column.clone().unwrap_or_else(|| "uid".to_owned()),
+            config.url_col.clone(),
+            config.caption_col.clone().unwrap_or_else(|| "caption".to_owned()),
+            config.uid_col.clone().unwrap_or_else(|| "uid".to_owned()),
         ];
         wanted.extend(config.save_additional_columns.iter().cloned());
+        let hash_idx = config.verify_hash.as_ref().map(|(column, _)| {
+            wanted.push(column.clone());
+            wanted.len() - 1
+        });
         let rows_per_shard = u64::from(config.number_sample_per_shard);
         let mut types = vec![ColumnType::Empty; wanted.len()];
         let mut found = vec![false; wanted.len()];
@@ -105,7 +113,7 @@ impl UrlList {
         let mut next_shard = 0;
         for (path, format) in list_files(path, config.input_format)? {
             let survey = survey_file(&path, format, &wanted, check_interrupt)?;
-            survey.check_required(config, &path, &wanted)?;
+            survey.check_required(config, &path, &wanted, hash_idx)?;
             for idx in 0..wanted.len() {
                 types[idx] = types[idx].merged(survey.types[idx]);
                 found[idx] |= survey.found[idx];
@@ -120,7 +128,8 @@ impl UrlList {
             });
             next_shard += num_shards;
         }
-        let carried = (UID_IDX..wanted.len()).filter(|idx| *idx != UID_IDX || found[UID_IDX]);
+        let carried = (UID_IDX..wanted.len())
+            .filter(|idx| (*idx != UID_IDX || found[UID_IDX]) && Some(*idx) != hash_idx);
         let columns = carried
             .map(|idx| CarriedColumn {
                 name: if idx == UID_IDX { "uid".to_owned() } else { wanted[idx].clone() },
@@ -128,7 +137,7 @@ impl UrlList {
                 wanted_idx: idx,
             })
             .collect();
-        Ok(Self { files, wanted, columns, rows_per_shard })
+        Ok(Self { files, wanted, columns, hash_idx, rows_per_shard })
     }
 
     /// The columns carried into the metadata: `uid` first, if the list has it, then the additional columns.
@@ -220,6 +229,7 @@ impl UrlList {
                 return UrlRow {
                     url: Err(reject),
                     caption: None,
+                    expected_hash: None,
                     extra: vec![Value::Null; self.columns.len()],
                 };
             }
@@ -229,9 +239,13 @@ impl UrlList {
             _ => Err(Reject::BadUrl),
         };
         let caption = values[CAPTION_IDX].take().filter(|value| !value.is_null()).map(column_type::text_of);
+        // A row without a digest cannot be verified and does not pass, as in img2dataset.
+        let expected_hash = self.hash_idx.map(|idx| {
+            values[idx].take().filter(|value| !value.is_null()).map(column_type::text_of).unwrap_or_default()
+        });
         let extra =
             self.columns.iter().map(|column| values[column.wanted_idx].take().unwrap_or_default()).collect();
-        UrlRow { url, caption, extra }
+        UrlRow { url, caption, expected_hash, extra }
     }
 }
 
@@ -253,11 +267,13 @@ impl FileSurvey {
         config: &DataFetchConfig,
         path: &Path,
         wanted: &[String],
+        hash_idx: Option<usize>,
     ) -> Result<(), DataFetchError> {
         let key = |idx: usize| match idx {
-            URL_IDX => Some("url_column"),
-            CAPTION_IDX => config.caption_column.as_ref().map(|_| "caption_column"),
-            UID_IDX => config.uid_column.as_ref().map(|_| "uid_column"),
+            _ if Some(idx) == hash_idx => Some("verify_hash"),
+            URL_IDX => Some("url_col"),
+            CAPTION_IDX => config.caption_col.as_ref().map(|_| "caption_col"),
+            UID_IDX => config.uid_col.as_ref().map(|_| "uid_col"),
             _ => Some("save_additional_columns"),
         };
         for (idx, column) in wanted.iter().enumerate() {

@@ -21,6 +21,8 @@ pub struct RunContext {
     pub threads: usize,
     /// This process's share of the shards; `None` for all.
     pub shards: Option<ShardRange>,
+    /// Digest of everything the output depends on: stage, version, seed, config and inputs.
+    pub fingerprint: String,
     stage: &'static str,
     interrupted: Arc<AtomicBool>,
 }
@@ -32,10 +34,20 @@ impl RunContext {
         seed: u64,
         threads: usize,
         shards: Option<ShardRange>,
+        fingerprint: &str,
         interrupted: Arc<AtomicBool>,
     ) -> Self {
         let out_dir = work_dir.join(stage);
-        Self { work_dir: work_dir.to_path_buf(), out_dir, seed, threads, shards, stage, interrupted }
+        Self {
+            work_dir: work_dir.to_path_buf(),
+            out_dir,
+            seed,
+            threads,
+            shards,
+            fingerprint: fingerprint.to_owned(),
+            stage,
+            interrupted,
+        }
     }
 
     /// A context for calling [`Stage::run`] from a library or a test, without flags, manifest or signal handler.
@@ -44,7 +56,7 @@ impl RunContext {
     /// If the output directory cannot be created.
     pub fn for_test<S: Stage>(work_dir: &Path, seed: u64) -> std::io::Result<Self> {
         let threads = std::thread::available_parallelism().map_or(1, usize::from);
-        let run = Self::new(S::NAME, work_dir, seed, threads, None, Arc::default());
+        let run = Self::new(S::NAME, work_dir, seed, threads, None, "", Arc::default());
         std::fs::create_dir_all(&run.out_dir)?;
         Ok(run)
     }

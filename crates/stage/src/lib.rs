@@ -117,4 +117,33 @@ pub trait StageConfig: DeserializeOwned + Serialize {
     /// Files and directories the stage reads. Relative paths are under the work directory; the path of another
     /// stage's output (or of something inside it) makes this stage wait for that one.
     fn inputs(&self) -> Vec<PathBuf>;
+
+    /// Keys that say how the work is done and not what comes out of it, such as waiting times: they are not part of the
+    /// fingerprint, so that a change of them leaves finished output as it is.
+    fn keys_without_effect(&self) -> &'static [&'static str] {
+        &[]
+    }
+
+    /// What becomes of the output of an earlier run.
+    fn earlier_output(&self) -> EarlierOutput {
+        EarlierOutput::Complete
+    }
+
+    /// Whether the stage has something to do even where its output is finished.
+    fn revisits_finished_output(&self) -> bool {
+        false
+    }
+}
+
+/// What becomes of the output of an earlier run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum EarlierOutput {
+    /// Output of the same request stays and is completed; output of another one is discarded.
+    #[default]
+    Complete,
+    /// All of it is discarded.
+    Discard,
+    /// All of it stays; the stage adds to it. The stage itself tells the requests apart, by
+    /// [`fingerprint`](RunContext::fingerprint).
+    Extend,
 }

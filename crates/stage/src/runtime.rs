@@ -5,7 +5,7 @@ use crate::error::{Interrupted, StageError};
 use crate::fingerprint;
 use crate::logging::{self, LogFormat};
 use crate::process_env;
-use crate::{ConfigError, RunContext, Stage};
+use crate::{ConfigError, EarlierOutput, RunContext, Stage, StageConfig as _};
 use anyhow::Context as _;
 use oqvl_shard_io::{Manifest, TEMPORARY_PREFIX, read_json, write_json_atomic};
 use std::collections::BTreeMap;
@@ -156,15 +156,18 @@ impl<S: Stage> Job<S> {
 
     fn execute(&self) -> anyhow::Result<()> {
         let (fingerprint, inputs) = self.fingerprint()?;
+        self.check_share()?;
         if self.flags.shards.is_none() && self.status(&fingerprint)? == Status::UpToDate {
             tell(&format!("{}: up to date, {}", S::NAME, self.out_dir.display()));
             return Ok(());
         }
         let interrupted = watch_signals()?;
+        survive_file_size_limit()?;
         let _lock = self.prepare_out_dir(&fingerprint)?;
         let threads = configure_threads(self.threads)?;
         let work_dir = &self.flags.work_dir;
-        let run = RunContext::new(S::NAME, work_dir, self.seed, threads, self.flags.shards, interrupted);
+        let shards = self.flags.shards;
+        let run = RunContext::new(S::NAME, work_dir, self.seed, threads, shards, &fingerprint, interrupted);
 
         let started = Instant::now();
         let report = S::run(&self.config, &run)?;
@@ -195,11 +198,23 @@ impl<S: Stage> Job<S> {
     }
 
     fn fingerprint(&self) -> Result<(String, BTreeMap<String, String>), StageError> {
-        use crate::StageConfig as _;
         let inputs = fingerprint::digest_inputs(&self.flags.work_dir, &self.config.inputs())?;
-        let fingerprint =
-            fingerprint::fingerprint(S::NAME, S::VERSION, self.seed, &self.config_json, &inputs);
+        let mut config = self.config_json.clone();
+        if let Some(table) = config.as_object_mut() {
+            table.retain(|key, _| !self.config.keys_without_effect().contains(&key.as_str()));
+        }
+        let fingerprint = fingerprint::fingerprint(S::NAME, S::VERSION, self.seed, &config, &inputs);
         Ok((fingerprint, inputs))
+    }
+
+    /// What concerns the whole output cannot be done to a part of it.
+    fn check_share(&self) -> Result<(), ConfigError> {
+        if self.flags.shards.is_some() && self.config.earlier_output() != EarlierOutput::Complete {
+            let message =
+                "a config that discards or extends the output of earlier runs is for whole runs only";
+            return Err(ConfigError::flag("--shards", message));
+        }
+        Ok(())
     }
 
     /// A partial run names no outputs: its neighbours' files come and go meanwhile, and every one of many would read all
@@ -232,6 +247,12 @@ impl<S: Stage> Job<S> {
         }
         if fingerprint::changed_outputs(&self.out_dir, &manifest, Path::new("")).next().is_some() {
             return Ok(Status::Pending("some of its output is gone or has another size"));
+        }
+        if self.config.earlier_output() == EarlierOutput::Discard {
+            return Ok(Status::Pending("its output is to be made anew"));
+        }
+        if self.config.revisits_finished_output() {
+            return Ok(Status::Pending("its output is to be gone through again"));
         }
         Ok(Status::UpToDate)
     }
@@ -282,23 +303,31 @@ impl<S: Stage> Job<S> {
         let stamp_lock = File::create(&stamp_lock_path).map_err(StageError::io(&stamp_lock_path))?;
         stamp_lock.lock().map_err(StageError::io(&stamp_lock_path))?;
         let stamp_path = out_dir.join(FINGERPRINT_FILE);
+        let policy = self.config.earlier_output();
         match self.stamp()? {
-            Some(stamp) if stamp.fingerprint == fingerprint => {
+            Some(stamp) if stamp.fingerprint == fingerprint && policy != EarlierOutput::Discard => {
                 // Temporary files of a killed run; a partial run must leave those of its neighbours alone.
                 if self.flags.shards.is_none() {
                     remove_temporary_files(out_dir)?;
                     self.reopen_finished_output()?;
+                } else if self.config.revisits_finished_output() {
+                    // What this share changes is no longer what the manifest says.
+                    remove_file_if_there(&out_dir.join(Manifest::FILE_NAME))?;
                 }
                 return Ok(lock);
             }
             Some(_) if self.flags.shards.is_some() => {
                 return Err(StageError::StaleOutput { path: out_dir.clone() });
             }
+            Some(_) if policy == EarlierOutput::Extend => {
+                remove_temporary_files(out_dir)?;
+                self.reopen_finished_output()?;
+            }
             Some(_) => {
                 if let Some(path) = self.foreign_file()? {
                     return Err(StageError::ForeignFile { path, stage: S::NAME });
                 }
-                if out_dir.join(Manifest::FILE_NAME).exists() {
+                if policy == EarlierOutput::Complete && out_dir.join(Manifest::FILE_NAME).exists() {
                     let shown = out_dir.display();
                     tell(&format!(
                         "{}: its config or its inputs have changed; {shown} is made anew",
@@ -384,6 +413,21 @@ fn configure_threads(threads: usize) -> anyhow::Result<usize> {
         .build_global()
         .context("cannot start the thread pool")?;
     Ok(threads)
+}
+
+/// A file that reaches the limit on file sizes (`ulimit -f`) kills the process by a signal; caught, it makes the write
+/// fail, which has a path and a sentence.
+#[cfg(unix)]
+fn survive_file_size_limit() -> anyhow::Result<()> {
+    signal_hook::flag::register(signal_hook::consts::SIGXFSZ, Arc::default())
+        .map(drop)
+        .context("cannot listen for SIGXFSZ")
+}
+
+/// Elsewhere there is no such limit.
+#[cfg(not(unix))]
+fn survive_file_size_limit() -> anyhow::Result<()> {
+    Ok(())
 }
 
 /// First Ctrl-C or SIGTERM: the stage stops at the next safe point. Second: at once.

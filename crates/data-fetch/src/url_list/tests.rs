@@ -148,7 +148,7 @@ fn json_lines_keep_broken_rows_in_place() {
 fn json_list_is_streamed_and_syntax_errors_are_fatal() {
     let text = br#"[{"text": "one", "url": "http://a/1"}, {"url": "http://a/2", "text": "two"}, 3]"#;
     let mut case = Case::new(&[("urls.json", text)]);
-    case.config.caption_column = Some("text".to_owned());
+    case.config.caption_col = Some("text".to_owned());
     assert_eq!(case.rows(), ["http://a/1|one|[]", "http://a/2|two|[]", "(bad-row)|-|[]"]);
     for broken in ["[{\"url\": \"http://a/1\"}, {\"url\"", "{\"url\": \"http://a/1\"}", "[] []", ""] {
         let error = Case::new(&[("urls.json", broken.as_bytes())]).survey().unwrap_err();
@@ -166,14 +166,14 @@ fn parquet_brings_its_types() {
         ("score", Arc::new(Float32Array::from(vec![0.5, f32::NAN, 2.0]))),
     ]);
     let mut case = Case::new(&[("part.parquet", &bytes)]);
-    case.config.caption_column = Some("text".to_owned());
+    case.config.caption_col = Some("text".to_owned());
     case.config.save_additional_columns = vec!["score".to_owned()];
     assert_eq!(
         case.rows(),
         ["http://a/1|one|[\"u1\",0.5]", "(bad-url)|two|[\"u2\",null]", "http://a/3|-|[\"u3\",2.0]"]
     );
     assert_eq!(case.survey().unwrap().columns()[1].column_type, ColumnType::Float);
-    case.config.url_column = "width".to_owned();
+    case.config.url_col = "width".to_owned();
     assert!(matches!(case.survey().unwrap_err(), DataFetchError::ColumnType { .. }));
 }
 
@@ -181,17 +181,14 @@ fn parquet_brings_its_types() {
 fn a_missing_column_is_named_with_its_key_and_the_alternatives() {
     let mut case = Case::new(&[("urls.csv", b"link,text\nhttp://a/1,one\n")]);
     let error = case.survey().unwrap_err().to_string();
-    assert!(
-        error.contains("`url_column` names column `url`, but the list has only `link`, `text`"),
-        "{error}"
-    );
-    case.config.url_column = "link".to_owned();
+    assert!(error.contains("`url_col` names column `url`, but the list has only `link`, `text`"), "{error}");
+    case.config.url_col = "link".to_owned();
     assert_eq!(case.rows(), ["http://a/1|-|[]"]);
-    case.config.caption_column = Some("alt".to_owned());
-    assert!(case.survey().unwrap_err().to_string().contains("caption_column"));
-    case.config.caption_column = None;
-    case.config.uid_column = Some("uid".to_owned());
-    assert!(case.survey().unwrap_err().to_string().contains("uid_column"));
+    case.config.caption_col = Some("alt".to_owned());
+    assert!(case.survey().unwrap_err().to_string().contains("caption_col"));
+    case.config.caption_col = None;
+    case.config.uid_col = Some("uid".to_owned());
+    assert!(case.survey().unwrap_err().to_string().contains("uid_col"));
 }
 
 #[test]
@@ -309,4 +306,22 @@ fn a_quote_that_is_never_closed_is_named_and_a_comma_too_many_is_a_bad_row() {
         case(&["5\" nail", "\"two\nlines\"", "three"]).rows(),
         ["http://a/0|5\" nail|[]", "http://a/1|two\nlines|[]", "http://a/2|three|[]"]
     );
+}
+
+#[test]
+fn digests_to_verify_stand_apart_from_what_is_carried() {
+    let mut case = Case::new(&[(
+        "a.csv",
+        b"url,digest,other\nhttp://a/1,00ff,x\nhttp://a/2,,y\nnot a row,1,2,3,4\n".as_slice(),
+    )]);
+    case.config.save_additional_columns = vec!["other".to_owned()];
+    assert!(case.shards()[0].rows.iter().all(|row| row.expected_hash.is_none()));
+    case.config.verify_hash = Some(("digest".to_owned(), crate::config::ComputeHash::Sha256));
+    let shards = case.shards();
+    let expected: Vec<_> =
+        shards.iter().flat_map(|shard| &shard.rows).map(|row| row.expected_hash.clone()).collect();
+    assert_eq!(expected, [Some("00ff".to_owned()), Some(String::new()), None]);
+    assert_eq!(case.rows()[0], "http://a/1|-|[\"x\"]");
+    case.config.verify_hash = Some(("missing".to_owned(), crate::config::ComputeHash::Sha256));
+    assert!(case.survey().unwrap_err().to_string().contains("`verify_hash` names column `missing`"));
 }

@@ -137,7 +137,7 @@ fn every_fault_has_its_reason_and_its_number_of_requests() {
     assert_eq!(report.failed_to_resize, 5, "html, cut-jpeg, tiny, huge, strip");
     assert_eq!(report.content_type_mismatch, 1);
     // All but `/lying-type` serve the same picture.
-    assert_eq!(report.duplicate_sha256, num_kept as u64 - 2);
+    assert_eq!(report.duplicate_downloads, Some(num_kept as u64 - 2));
     // Two each for 500, 408, truncated, closed, garbage and the three connections that fail; one each for the
     // two that are fine at the second attempt.
     let num_dns_and_connect = 2 * 2;

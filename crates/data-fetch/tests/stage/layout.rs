@@ -5,6 +5,7 @@ use crate::world::{World, jpeg, png};
 use arrow_array::cast::AsArray as _;
 use arrow_array::types::{Float64Type, Int32Type};
 use arrow_schema::DataType;
+use oqvl_data_fetch::ComputeHash;
 use oqvl_shard_io::{ShardReader, write_atomic};
 use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
 use std::fs::File;
@@ -191,4 +192,36 @@ fn carried_numbers_keep_their_type() {
     let batch = batches.next().unwrap().unwrap();
     let values = batch.column_by_name("clip").unwrap().as_primitive::<Float64Type>().values().to_vec();
     assert_eq!(values, [1.0, 0.5]);
+}
+
+#[test]
+fn digests_are_computed_and_verified() {
+    let mut world = World::new(&[], |_| Reply::ok(&jpeg(8, 30, 0)));
+    let digest = "0cc175b9c0f1b6a831c399e269772661";
+    let list =
+        format!("{{\"url\": \"http://a.test/0\", \"md\": \"{digest}\"}}\n{{\"url\": \"http://a.test/1\"}}\n");
+    write_atomic(&world.dir.path().join("urls.jsonl"), list.as_bytes()).unwrap();
+    world.config.compute_hash = ComputeHash::Md5;
+    let report = world.run();
+    assert_eq!((report.tally.kept, report.duplicate_downloads), (2, Some(1)));
+    let mut reader = ShardReader::open(&world.out_dir().join("00000.tar")).unwrap();
+    let metadata: serde_json::Value = reader.next().unwrap().unwrap().metadata().unwrap().unwrap();
+    let computed = metadata["md5"].as_str().unwrap().to_owned();
+    assert_eq!((computed.len(), metadata.get("sha256")), (32, None));
+
+    // The right digest passes, the wrong one and a missing one do not.
+    let list = format!(
+        "{{\"url\": \"http://a.test/0\", \"md\": \"{computed}\"}}\n{{\"url\": \"http://a.test/1\", \"md\": \"{digest}\"}}\n{{\"url\": \"http://a.test/2\"}}\n"
+    );
+    write_atomic(&world.dir.path().join("urls.jsonl"), list.as_bytes()).unwrap();
+    std::fs::remove_dir_all(world.out_dir()).unwrap();
+    world.config.verify_hash = Some(("md".to_owned(), ComputeHash::Md5));
+    let report = world.run();
+    assert_eq!((report.tally.kept, report.tally.rejected["hash-mismatch"]), (1, 2));
+    assert_eq!(report.failed_to_download, 2);
+
+    std::fs::remove_dir_all(world.out_dir()).unwrap();
+    world.config.verify_hash = None;
+    world.config.compute_hash = ComputeHash::None;
+    assert_eq!(world.run().duplicate_downloads, None);
 }

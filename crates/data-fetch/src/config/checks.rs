@@ -1,0 +1,126 @@
+//! What the types of the keys do not rule out.
+
+use super::{ComputeHash, DataFetchConfig};
+use oqvl_stage::ConfigError;
+
+/// Column names the stage writes itself; an additional column cannot have one of them (img2dataset's list).
+const RESERVED_COLUMNS: [&str; 13] = [
+    "key",
+    "caption",
+    "url",
+    "width",
+    "height",
+    "original_width",
+    "original_height",
+    "status",
+    "error_message",
+    "exif",
+    "md5",
+    "sha256",
+    "sha512",
+];
+
+/// Longest duration accepted anywhere: a week. It keeps every sum of durations far from overflow.
+const MAX_SECONDS: f64 = 7.0 * 24.0 * 3600.0;
+
+impl DataFetchConfig {
+    pub(super) fn check_columns(&self) -> Result<(), ConfigError> {
+        if self.url_col.is_empty() {
+            return Err(ConfigError::new("url_col", "must name a column"));
+        }
+        let mut seen = std::collections::BTreeSet::new();
+        for name in &self.save_additional_columns {
+            if RESERVED_COLUMNS.contains(&name.as_str()) {
+                return Err(ConfigError::new(
+                    "save_additional_columns",
+                    format!("`{name}` is a name the stage writes itself"),
+                ));
+            }
+            if name == "uid" {
+                let message = "`uid` is always carried along; name its column with `uid_col`";
+                return Err(ConfigError::new("save_additional_columns", message));
+            }
+            if !seen.insert(name) {
+                return Err(ConfigError::new("save_additional_columns", format!("`{name}` is there twice")));
+            }
+        }
+        Ok(())
+    }
+
+    pub(super) fn check_hashes(&self) -> Result<(), ConfigError> {
+        let Some((column, kind)) = &self.verify_hash else { return Ok(()) };
+        if column.is_empty() {
+            return Err(ConfigError::new("verify_hash", "must name a column"));
+        }
+        if *kind == ComputeHash::None || *kind != self.compute_hash {
+            let message = format!(
+                "verifies {}, but `compute_hash` is {}: the two must be the same",
+                kind.name(),
+                self.compute_hash.name()
+            );
+            return Err(ConfigError::new("verify_hash", message));
+        }
+        Ok(())
+    }
+
+    pub(super) fn check_image(&self) -> Result<(), ConfigError> {
+        // 65,500 is the largest side libjpeg writes.
+        in_range("image_size", u64::from(self.image_size), 1, 65_500)?;
+        in_range("encode_quality", u64::from(self.encode_quality), 1, 100)?;
+        // Above 2^30 the pixels of one image alone would take 3 GiB.
+        in_range("max_decoded_pixels", self.max_decoded_pixels, 1, 1 << 30)?;
+        if let Some(ratio) = self.max_aspect_ratio
+            && (ratio.is_nan() || ratio < 1.0)
+        {
+            return Err(ConfigError::new("max_aspect_ratio", format!("must be at least 1, got {ratio}")));
+        }
+        Ok(())
+    }
+
+    pub(super) fn check_network(&self) -> Result<(), ConfigError> {
+        in_range("in_flight", self.in_flight as u64, 1, 100_000)?;
+        in_range("per_host_in_flight", self.per_host_in_flight as u64, 1, 100_000)?;
+        in_range("max_body_bytes", self.max_body_bytes, 1, 1 << 32)?;
+        in_range("retries", u64::from(self.retries), 0, 100)?;
+        in_range("max_redirects", u64::from(self.max_redirects), 0, 100)?;
+        for (key, seconds, least) in [
+            ("connect_timeout_seconds", self.connect_timeout_seconds, 0.001),
+            ("deadline_seconds", self.deadline_seconds, 0.001),
+            ("backoff_seconds", self.backoff_seconds, 0.0),
+            ("max_backoff_seconds", self.max_backoff_seconds, 0.0),
+            ("max_retry_after_seconds", self.max_retry_after_seconds, 0.0),
+        ] {
+            if !(least..=MAX_SECONDS).contains(&seconds) {
+                return Err(ConfigError::new(
+                    key,
+                    format!("must be from {least} to {MAX_SECONDS}, got {seconds}"),
+                ));
+            }
+        }
+        // What an HTTP header may hold (RFC 9110 section 5.5), without the obsolete rest.
+        let is_header_text = |byte: u8| byte == b' ' || byte.is_ascii_graphic();
+        if self.user_agent.is_empty() || !self.user_agent.bytes().all(is_header_text) {
+            return Err(ConfigError::new("user_agent", "must be printable ASCII and not empty"));
+        }
+        // A product name, RFC 9110 section 5.6.2: with it an agent can be addressed.
+        let is_token = |byte: u8| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte);
+        if self
+            .user_agent_token
+            .as_ref()
+            .is_some_and(|token| token.is_empty() || !token.bytes().all(is_token))
+        {
+            return Err(ConfigError::new(
+                "user_agent_token",
+                "must be one word of ASCII letters, digits and hyphens",
+            ));
+        }
+        Ok(())
+    }
+}
+
+pub(super) fn in_range(key: &str, value: u64, least: u64, most: u64) -> Result<(), ConfigError> {
+    if (least..=most).contains(&value) {
+        return Ok(());
+    }
+    Err(ConfigError::new(key, format!("must be from {least} to {most}, got {value}")))
+}

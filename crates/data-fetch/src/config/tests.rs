@@ -1,0 +1,93 @@
+//! Keys, names and refusals.
+
+use super::*;
+use oqvl_stage::ConfigFile;
+
+fn check(lines: &str) -> Result<DataFetchConfig, String> {
+    let file = ConfigFile::parse(&format!("seed = 1\n[data-fetch]\n{lines}")).unwrap();
+    file.stage("data-fetch").map_err(|error| error.to_string())
+}
+
+#[test]
+fn formats_are_called_what_the_config_calls_them() {
+    use InputFormat::{Csv, Json, Jsonl, Parquet, Tsv, Txt};
+    for format in [Txt, Csv, Tsv, Jsonl, Json, Parquet] {
+        assert_eq!(serde_json::to_value(format).unwrap(), format.name());
+    }
+}
+
+#[test]
+fn keys_are_those_of_img2dataset() {
+    let key = |per_shard, digits, shard, row| {
+        let config = DataFetchConfig {
+            number_sample_per_shard: per_shard,
+            oom_shard_count: digits,
+            ..Default::default()
+        };
+        config.sample_key(shard, row)
+    };
+    assert_eq!(key(10_000, 5, 0, 0), "000000000");
+    assert_eq!(key(10_000, 8, 0, 0), "000000000000");
+    assert_eq!(key(1_000, 5, 0, 1), "00000001");
+    assert_eq!(key(10_000, 5, 1302, 9999), "013029999");
+    assert_eq!(key(10_001, 5, 1, 10_000), "0000110000");
+    assert_eq!(key(1, 5, 7, 0), "00007");
+    assert_eq!(key(10, 1, 123, 4), "1234");
+}
+
+#[test]
+fn keys_are_unique_and_ordered() {
+    for per_shard in [1, 2, 9, 10, 11, 1000] {
+        let config = DataFetchConfig { number_sample_per_shard: per_shard, ..Default::default() };
+        let keys: Vec<_> =
+            (0..3).flat_map(|shard| (0..per_shard as usize).map(move |row| (shard, row))).collect();
+        let keys: Vec<_> = keys.into_iter().map(|(shard, row)| config.sample_key(shard, row)).collect();
+        assert!(keys.windows(2).all(|pair| pair[0] < pair[1]), "{per_shard}");
+    }
+}
+
+#[test]
+fn a_list_is_all_one_must_name() {
+    let config = check("url_list = \"urls.txt\"").unwrap();
+    assert_eq!(config, DataFetchConfig { url_list: "urls.txt".into(), ..Default::default() });
+    assert_eq!(config.inputs(), [PathBuf::from("urls.txt")]);
+    assert!(check("").unwrap_err().starts_with("data-fetch.url_list: is missing"));
+}
+
+#[test]
+fn choices_have_the_names_of_img2dataset() {
+    let config =
+        check("url_list = \"u\"\nresize_mode = \"keep_ratio_largest\"\nencode_format = \"webp\"").unwrap();
+    assert_eq!(
+        (config.resize_mode, config.encode_format),
+        (ResizeMode::KeepRatioLargest, EncodeFormat::Webp)
+    );
+    assert!(check("url_list = \"u\"\nresize_mode = \"largest\"").unwrap_err().contains("keep_ratio_largest"));
+}
+
+#[test]
+fn wrong_values_name_their_key() {
+    for (line, key) in [
+        ("image_size = 0", "image_size"),
+        ("encode_quality = 101", "encode_quality"),
+        ("max_aspect_ratio = nan", "max_aspect_ratio"),
+        ("max_aspect_ratio = 0.5", "max_aspect_ratio"),
+        ("deadline_seconds = 0.0", "deadline_seconds"),
+        ("deadline_seconds = inf", "deadline_seconds"),
+        ("backoff_seconds = -1.0", "backoff_seconds"),
+        ("in_flight = 0", "in_flight"),
+        ("user_agent = \"a\\nb\"", "user_agent"),
+        ("user_agent_token = \"a b\"", "user_agent_token"),
+        ("verify_hash = [\"digest\", \"md5\"]", "verify_hash"),
+        ("verify_hash = [\"\", \"sha256\"]", "verify_hash"),
+        ("compute_hash = \"none\"\nverify_hash = [\"digest\", \"none\"]", "verify_hash"),
+        ("compute_hash = \"sha1\"", "(table)"),
+        ("number_sample_per_shard = 0", "number_sample_per_shard"),
+        ("save_additional_columns = [\"sha256\"]", "save_additional_columns"),
+        ("save_additional_columns = [\"a\", \"a\"]", "save_additional_columns"),
+        ("url_colum = \"u\"", "(table)"),
+    ] {
+        let error = check(&format!("url_list = \"u\"\n{line}")).unwrap_err();
+        assert!(error.starts_with(&format!("data-fetch.{key}: ")), "{line}: {error}");
+    }
+}
