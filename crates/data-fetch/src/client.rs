@@ -7,26 +7,36 @@ use crate::reject::Reject;
 use crate::resolver::{GuardedResolver, ResolveError};
 use crate::robots::OptOutPolicy;
 use reqwest::header::{CONTENT_TYPE, HeaderMap, LOCATION, RETRY_AFTER};
-use reqwest::{Client, ClientBuilder, Response, Url, redirect};
+use reqwest::{Certificate, Client, ClientBuilder, Response, Url, redirect};
 use std::borrow::Cow;
 use std::error::Error;
 use std::io;
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 /// How long an idle connection is kept. Short: the images of a list lie on very many hosts, and each open
 /// connection is a file descriptor.
 const IDLE_CONNECTION_SECONDS: u64 = 2;
-/// Memory set aside for a body before its first byte has arrived; the announced length is not believed beyond
-/// it.
-const MAX_RESERVED_BYTES: u64 = 1 << 20;
+/// Bytes of a body that cost nothing: most images have fewer. So many are set aside on the server's word alone.
+const FREE_BODY_BYTES: usize = 256 << 10;
+/// Bytes that all longer bodies may have in memory together.
+const LONG_BODIES_BYTES: u64 = 64 << 20;
+/// What an HTTP/2 server may send ahead, per image and per connection; the library's own defaults are 2 and 5 MiB.
+const HTTP2_STREAM_WINDOW: u32 = 256 << 10;
+const HTTP2_CONNECTION_WINDOW: u32 = 1 << 20;
+/// Bytes of headers an HTTP/2 server may send; HTTP/1 has 100 headers and about 400 KiB.
+const HTTP2_HEADER_BYTES: u32 = 64 << 10;
 
 /// A complete body.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug)]
 pub(crate) struct Body {
     /// The bytes, as sent.
     pub(crate) bytes: Vec<u8>,
     /// The media type in the `Content-Type` header, lower-case, without parameters.
     pub(crate) media_type: Option<String>,
+    /// A long body's share of the memory.
+    pub(crate) _memory: Option<OwnedSemaphorePermit>,
 }
 
 /// What a server answered.
@@ -59,12 +69,18 @@ pub(crate) struct HttpClient {
     client: Client,
     opt_out: OptOutPolicy,
     max_body_bytes: u64,
+    /// KiB left for long bodies.
+    long_bodies: Arc<Semaphore>,
 }
 
 impl HttpClient {
     /// # Errors
     /// [`DataFetchError::Client`] if the TLS library cannot be set up.
-    pub(crate) fn new(config: &DataFetchConfig, resolver: &GuardedResolver) -> Result<Self, DataFetchError> {
+    pub(crate) fn new(
+        config: &DataFetchConfig,
+        resolver: &GuardedResolver,
+        authorities: &[Certificate],
+    ) -> Result<Self, DataFetchError> {
         let builder = || -> ClientBuilder {
             Client::builder()
                 .user_agent(config.user_agent_header())
@@ -74,23 +90,29 @@ impl HttpClient {
                 .no_proxy() // a proxy would resolve names where the guard cannot look
                 .dns_resolver(resolver.clone())
                 .connect_timeout(Duration::from_secs_f64(config.connect_timeout_seconds))
+                .read_timeout(Duration::from_secs_f64(config.timeout))
+                .http2_initial_stream_window_size(HTTP2_STREAM_WINDOW)
+                .http2_initial_connection_window_size(HTTP2_CONNECTION_WINDOW)
+                .http2_max_header_list_size(HTTP2_HEADER_BYTES)
                 .pool_idle_timeout(Duration::from_secs(IDLE_CONNECTION_SECONDS))
                 .pool_max_idle_per_host(config.per_host_in_flight)
         };
-        let client = builder().build().or_else(|error| {
+        let client = builder().tls_certs_merge(authorities.to_vec()).build().or_else(|error| {
             tracing::warn!(
                 "no certificate authorities found ({error}): https URLs will be rejected as `tls-failed`"
             );
             builder()
-                .tls_certs_only([])
+                .tls_certs_only(authorities.to_vec())
                 .build()
                 .map_err(|source| DataFetchError::Client { source: source.into() })
         })?;
         let opt_out = OptOutPolicy::new(&config.robots_names(), &config.disallowed_header_directives);
-        Ok(Self { client, opt_out, max_body_bytes: config.max_body_bytes })
+        let max_body_bytes = config.max_body_bytes;
+        let long_bodies = Arc::new(Semaphore::new(kibibytes(LONG_BODIES_BYTES.max(max_body_bytes)) as usize));
+        Ok(Self { client, opt_out, max_body_bytes, long_bodies })
     }
 
-    /// Sends one GET and reads the answer to its end. There is no time limit here beyond that for connecting.
+    /// Sends one GET and reads the answer to its end. There is no limit here for the time as a whole.
     ///
     /// # Errors
     /// A [`Refusal`] with the reason.
@@ -117,7 +139,7 @@ impl HttpClient {
         let lines = headers.get_all("x-robots-tag");
         let lines: Vec<Cow<'_, str>> =
             lines.iter().map(|line| String::from_utf8_lossy(line.as_bytes())).collect();
-        self.opt_out.forbids(lines.iter().map(AsRef::as_ref))
+        self.opt_out.forbids(lines.iter().map(AsRef::as_ref), SystemTime::now())
     }
 
     async fn read_body(&self, mut response: Response) -> Result<Body, Reject> {
@@ -126,16 +148,41 @@ impl HttpClient {
         if announced.is_some_and(|length| length > self.max_body_bytes) {
             return Err(Reject::TooManyBytes);
         }
-        let reserved = announced.unwrap_or(0).min(MAX_RESERVED_BYTES);
-        let mut bytes = Vec::with_capacity(usize::try_from(reserved).unwrap_or(0));
+        let mut memory = None;
+        if let Some(length) = announced.filter(|length| *length > FREE_BODY_BYTES as u64) {
+            memory = Some(self.reserve(length).await);
+        }
+        let reserved = usize::try_from(announced.unwrap_or(0)).unwrap_or(0).min(FREE_BODY_BYTES);
+        let mut bytes = Vec::with_capacity(reserved);
         while let Some(chunk) = response.chunk().await.map_err(|error| reject_of(&error, Phase::Body))? {
-            if (bytes.len() + chunk.len()) as u64 > self.max_body_bytes {
+            let num_bytes = bytes.len() + chunk.len();
+            if num_bytes as u64 > self.max_body_bytes {
                 return Err(Reject::TooManyBytes);
+            }
+            if num_bytes > FREE_BODY_BYTES && memory.is_none() {
+                // All it may ever need, at once: bodies that each held some and waited for more would wait for
+                // ever.
+                memory = Some(self.reserve(self.max_body_bytes).await);
             }
             bytes.extend_from_slice(&chunk);
         }
-        if bytes.is_empty() { Err(Reject::EmptyBody) } else { Ok(Body { bytes, media_type }) }
+        if bytes.is_empty() {
+            Err(Reject::EmptyBody)
+        } else {
+            Ok(Body { bytes, media_type, _memory: memory })
+        }
     }
+
+    /// Waits, within the URL's deadline, until so many bytes may be held.
+    async fn reserve(&self, num_bytes: u64) -> OwnedSemaphorePermit {
+        let permits = Arc::clone(&self.long_bodies).acquire_many_owned(kibibytes(num_bytes)).await;
+        permits.expect("the semaphore is never closed")
+    }
+}
+
+/// Rounded up; `max_body_bytes` is at most 4 GiB.
+fn kibibytes(num_bytes: u64) -> u32 {
+    u32::try_from(num_bytes.div_ceil(1024)).unwrap_or(u32::MAX)
 }
 
 /// How far an exchange had come when it failed.

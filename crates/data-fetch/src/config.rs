@@ -27,6 +27,11 @@ pub const DEFAULT_MAX_BODY_BYTES: u64 = 20 << 20;
 pub const DEFAULT_IN_FLIGHT: usize = 128;
 /// Requests under way at the same time at one host.
 pub const DEFAULT_PER_HOST_IN_FLIGHT: usize = 8;
+/// Failures in a row after which a host is given up: twice [`DEFAULT_PER_HOST_IN_FLIGHT`], so that one burst of bad
+/// luck is not enough.
+pub const DEFAULT_MAX_HOST_FAILURES: u32 = 16;
+/// Seconds a server may be silent (img2dataset `timeout`).
+pub const DEFAULT_TIMEOUT: f64 = 10.0;
 /// Seconds until a connection must be established, name resolution and TLS included.
 pub const DEFAULT_CONNECT_TIMEOUT_SECONDS: f64 = 5.0;
 /// Seconds of network time per URL, over all attempts and redirects.
@@ -41,8 +46,9 @@ pub const DEFAULT_MAX_BACKOFF_SECONDS: f64 = 10.0;
 pub const DEFAULT_MAX_RETRY_AFTER_SECONDS: f64 = 60.0;
 /// Redirects followed per attempt (as urllib, hence img2dataset).
 pub const DEFAULT_MAX_REDIRECTS: u32 = 10;
-/// Out-of-order images a shard holds in memory before it spills them to a temporary file, in bytes.
-pub const DEFAULT_REORDER_BUFFER_BYTES: u64 = 128 << 20;
+/// Out-of-order images a shard holds in memory before it spills them to a temporary file, in bytes. The file costs
+/// little: it stays in the system's cache and has no name.
+pub const DEFAULT_REORDER_BUFFER_BYTES: u64 = 4 << 20;
 /// What the server sees. It says what we are; img2dataset claims to be Firefox 72.
 pub const DEFAULT_USER_AGENT: &str = concat!(
     "oqvl-data-fetch/",
@@ -54,6 +60,28 @@ pub const DEFAULT_DISALLOWED_DIRECTIVES: [&str; 4] = ["noai", "noimageai", "noin
 /// Agent names in an `X-Robots-Tag` that mean us. Sites that address img2dataset mean every downloader of its
 /// kind.
 pub const DEFAULT_ROBOTS_AGENTS: [&str; 2] = ["oqvl-data-fetch", "img2dataset"];
+
+/// Keys that decide how long one waits and how hard one tries: what comes out depends on the network's mood anyway, and
+/// a week's download must not be thrown away because somebody asked for fewer requests at a time.
+const KEYS_WITHOUT_EFFECT: [&str; 17] = [
+    "in_flight",
+    "per_host_in_flight",
+    "per_host_requests_per_second",
+    "max_host_failures",
+    "connect_timeout_seconds",
+    "timeout",
+    "deadline_seconds",
+    "retries",
+    "backoff_seconds",
+    "max_backoff_seconds",
+    "max_retry_after_seconds",
+    "max_redirects",
+    "reorder_buffer_bytes",
+    "user_agent",
+    "user_agent_token",
+    "hosts_file",
+    "ca_file",
+];
 
 /// The `[data-fetch]` table. Every key but `url_list` has a default; the `DEFAULT_*` constants say where it
 /// comes from.
@@ -110,8 +138,15 @@ pub struct DataFetchConfig {
     pub per_host_in_flight: usize,
     /// Longest body accepted, in bytes.
     pub max_body_bytes: u64,
+    /// Requests per second at one host in the long run; no limit by default.
+    pub per_host_requests_per_second: Option<f64>,
+    /// Failures in a row (over at least `deadline_seconds`) after which a host is left alone for ten minutes and
+    /// its URLs are rejected as `host-failing`; 0 for never.
+    pub max_host_failures: u32,
     /// Seconds until a connection must be established.
     pub connect_timeout_seconds: f64,
+    /// Seconds a server may be silent before an attempt is over (img2dataset's meaning, and its only limit).
+    pub timeout: f64,
     /// Seconds of network time per URL, over all attempts and redirects.
     pub deadline_seconds: f64,
     /// Further attempts after a transient failure.
@@ -140,6 +175,8 @@ pub struct DataFetchConfig {
     /// JSON map from host names to `address:port`, an `/etc/hosts` with ports; the addresses may be private.
     /// Read at start; its content is not part of the stage's fingerprint.
     pub hosts_file: Option<PathBuf>,
+    /// PEM file of certificate authorities to trust besides those of the system.
+    pub ca_file: Option<PathBuf>,
 }
 
 impl Default for DataFetchConfig {
@@ -169,7 +206,10 @@ impl Default for DataFetchConfig {
             in_flight: DEFAULT_IN_FLIGHT,
             per_host_in_flight: DEFAULT_PER_HOST_IN_FLIGHT,
             max_body_bytes: DEFAULT_MAX_BODY_BYTES,
+            per_host_requests_per_second: None,
+            max_host_failures: DEFAULT_MAX_HOST_FAILURES,
             connect_timeout_seconds: DEFAULT_CONNECT_TIMEOUT_SECONDS,
+            timeout: DEFAULT_TIMEOUT,
             deadline_seconds: DEFAULT_DEADLINE_SECONDS,
             retries: DEFAULT_RETRIES,
             backoff_seconds: DEFAULT_BACKOFF_SECONDS,
@@ -183,6 +223,7 @@ impl Default for DataFetchConfig {
             disallowed_header_directives: owned(&DEFAULT_DISALLOWED_DIRECTIVES),
             allow_private_addresses: false,
             hosts_file: None,
+            ca_file: None,
         }
     }
 }
@@ -236,6 +277,10 @@ impl StageConfig for DataFetchConfig {
 
     fn inputs(&self) -> Vec<PathBuf> {
         vec![self.url_list.clone()]
+    }
+
+    fn keys_without_effect(&self) -> &'static [&'static str] {
+        &KEYS_WITHOUT_EFFECT
     }
 }
 

@@ -79,6 +79,14 @@ pub enum DataFetchError {
         /// What is wrong with it.
         problem: String,
     },
+    /// The file of certificate authorities is missing or is not PEM.
+    #[error("`ca_file` {path}: {problem}")]
+    CaFile {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        problem: String,
+    },
     /// The HTTP client or its threads cannot be set up.
     #[error("cannot set up the HTTP client")]
     Client {

@@ -3,11 +3,11 @@
 use crate::client::{Answer, Body, HttpClient};
 use crate::config::DataFetchConfig;
 use crate::error::DataFetchError;
-use crate::host_gate::{HostGate, Slot};
+use crate::host_gate::{HostAnswer, HostGate, HostLimits, NoEntry, Slot};
 use crate::reject::Reject;
 use crate::resolver::GuardedResolver;
 use rand::Rng as _;
-use reqwest::Url;
+use reqwest::{Certificate, Url};
 use std::time::{Duration, Instant};
 
 /// What fetching one URL gave.
@@ -56,8 +56,8 @@ enum Failure {
     Refused(Reject),
     /// A request failed and its host is left alone for a while: the gate makes the next attempt wait.
     Postponed(Reject),
-    /// A host is pausing for longer than we wait, so no request was sent.
-    Paused,
+    /// The host lets nobody in, so no request was sent.
+    NoEntry(NoEntry),
 }
 
 impl Fetcher {
@@ -68,6 +68,7 @@ impl Fetcher {
     pub(crate) fn new(
         config: &DataFetchConfig,
         resolver: GuardedResolver,
+        authorities: &[Certificate],
         seed: u64,
     ) -> Result<Self, DataFetchError> {
         let limits = Limits {
@@ -78,8 +79,14 @@ impl Fetcher {
             patience: Duration::from_secs_f64(config.max_retry_after_seconds),
             max_redirects: config.max_redirects,
         };
-        let client = HttpClient::new(config, &resolver)?;
-        let gate = HostGate::new(config.in_flight, config.per_host_in_flight);
+        let client = HttpClient::new(config, &resolver, authorities)?;
+        let host_limits = HostLimits {
+            in_flight: config.per_host_in_flight,
+            requests_per_second: config.per_host_requests_per_second,
+            max_failures: config.max_host_failures,
+            failing_for: limits.deadline,
+        };
+        let gate = HostGate::new(config.in_flight, host_limits);
         Ok(Self { client, resolver, gate, limits, seed })
     }
 
@@ -104,10 +111,16 @@ impl Fetcher {
                 Ok(fetched) => return Ok(fetched),
                 Err(failure) => failure,
             };
-            let (Failure::Refused(reject) | Failure::Postponed(reject)) = failure else {
-                return Err(last_reject.unwrap_or(Reject::RateLimited));
+            let reject = match failure {
+                Failure::Refused(reject) | Failure::Postponed(reject) => reject,
+                Failure::NoEntry(NoEntry::PausedTooLong) => {
+                    return Err(last_reject.unwrap_or(Reject::RateLimited));
+                }
+                Failure::NoEntry(NoEntry::GivenUp) => {
+                    return Err(last_reject.unwrap_or(Reject::HostFailing));
+                }
             };
-            if !reject.is_transient() || num_retries >= self.limits.retries {
+            if !reject.is_transient() || num_retries >= self.limits.retries || budget.network.is_zero() {
                 return Err(reject);
             }
             if matches!(failure, Failure::Refused(_)) {
@@ -131,7 +144,7 @@ impl Fetcher {
             // A checked URL has a host.
             let host = url.host_str().unwrap_or_default().to_owned();
             let entered = self.gate.enter(&host, &mut budget.patience).await;
-            let mut slot = entered.map_err(|_| Failure::Paused)?;
+            let mut slot = entered.map_err(Failure::NoEntry)?;
             budget.num_attempts += u32::from(num_redirects == 0);
             let started = Instant::now();
             // Boxed, so that the thousands of tasks that wait at the gate are small.
@@ -141,6 +154,7 @@ impl Fetcher {
                 Err(_elapsed) => Reject::Timeout.into(),
                 Ok(Err(refusal)) => refusal,
                 Ok(Ok(Answer::Body(body))) => {
+                    self.gate.note(&host, HostAnswer::Useful);
                     slot.leave_host();
                     return Ok((body, slot));
                 }
@@ -156,6 +170,11 @@ impl Fetcher {
                     Err(reject) => reject.into(),
                 },
             };
+            let answer = if refusal.reject.is_transient() { HostAnswer::Failure } else { HostAnswer::Useful };
+            if self.gate.note(&host, answer) {
+                let reason = refusal.reject.reason();
+                tracing::warn!("{host} does nothing but fail (last: {reason}) and is left alone for a while");
+            }
             // A host that wants to be left alone is left alone by all its URLs, whether this one is retried
             // or not; and before the slot is free for the next.
             let pause = refusal.retry_after.or((refusal.reject == Reject::RateLimited).then_some(wait));

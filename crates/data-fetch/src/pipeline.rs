@@ -1,16 +1,19 @@
 //! The shards in flight: which rows are fetched when, where the work is done, how a run stops.
 //!
 //! - A reader thread hands out the rows of the shards to make, one shard ahead.
-//! - Up to [`MAX_OPEN_SHARDS`] shards are open, so the slow tail of one overlaps with the next. Every row of
-//!   an open shard is a small task that waits at the [gate](crate::host_gate).
+//! - A shard is opened when the rows of those that are open are all under way or waiting for hosts that are busy, up to
+//!   [`MAX_OPEN_SHARDS`]: the slow tail of one overlaps with the next. Rows wait in the
+//!   [dispatcher](crate::dispatch) and become tasks when their hosts have room; requests go through the
+//!   [gate](crate::host_gate).
 //! - Requests run on tokio; decoding, resizing and encoding on rayon's pool; each open shard has one writer
 //!   thread.
 //! - A row keeps its slot at the gate until the writer has its image. Memory is thus bounded: `in_flight`
-//!   bodies of at most `max_body_bytes`, one decoded image per thread, and `reorder_buffer_bytes` per open
-//!   shard.
+//!   bodies (of which the [client](crate::client) bounds the long ones together), one decoded image per thread and
+//!   `reorder_buffer_bytes` per open shard.
 
 use crate::client::Body;
 use crate::config::DataFetchConfig;
+use crate::dispatch::{Dispatcher, Ready};
 use crate::error::DataFetchError;
 use crate::fetch::Fetcher;
 use crate::host_gate::Slot;
@@ -21,17 +24,21 @@ use crate::shard::{ShardJob, ShardPaths, Written};
 use crate::transform::{StoredImage, transform};
 use crate::url_list::{ShardRows, UrlList, UrlRow};
 use oqvl_stage::{Interrupted, Progress, RunContext};
+use reqwest::{Certificate, Url};
 use std::ops::ControlFlow;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::{JoinError, JoinSet};
 
-/// Shards being made at the same time.
-const MAX_OPEN_SHARDS: usize = 3;
+/// Shards being made at the same time: many, so that a few slow hosts do not stop everything else.
+const MAX_OPEN_SHARDS: usize = 6;
+/// Rows that are tasks at the same time, per request that may be under way: the others wait for a pause or a rate to
+/// pass, or to try again.
+const TASKS_PER_REQUEST: usize = 8;
 /// Threads for network I/O: one serves thousands of requests per second, two hide each other's hiccups.
 const MAX_IO_THREADS: usize = 2;
 /// Outcomes on their way to a shard's writer.
@@ -59,6 +66,10 @@ pub(crate) fn fetch_shards(
         Some(path) => Hosts::read(&run.resolve(path))?,
         None => Hosts::default(),
     };
+    let authorities = match &config.ca_file {
+        Some(path) => read_authorities(&run.resolve(path))?,
+        None => Vec::new(),
+    };
     let policy = if config.allow_private_addresses { AddressPolicy::Any } else { AddressPolicy::PublicOnly };
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(run.threads.clamp(1, MAX_IO_THREADS))
@@ -68,7 +79,7 @@ pub(crate) fn fetch_shards(
     // The client registers with the runtime it is made in.
     let fetcher = {
         let _entered = runtime.enter();
-        Fetcher::new(config, GuardedResolver::new(hosts, policy), run.seed)?
+        Fetcher::new(config, GuardedResolver::new(hosts, policy), &authorities, run.seed)?
     };
     let pipeline = Pipeline {
         shared: Arc::new(Shared { config: Arc::new(config.clone()), fetcher, counters: Counters::default() }),
@@ -83,6 +94,13 @@ pub(crate) fn fetch_shards(
     runtime.shutdown_timeout(SHUTDOWN_GRACE);
     progress.finish();
     outcome
+}
+
+fn read_authorities(path: &Path) -> Result<Vec<Certificate>, DataFetchError> {
+    let wrong = |problem: String| DataFetchError::CaFile { path: path.to_path_buf(), problem };
+    let pem = std::fs::read(path).map_err(|error| wrong(error.to_string()))?;
+    let authorities = Certificate::from_pem_bundle(&pem).map_err(|error| wrong(error.to_string()))?;
+    if authorities.is_empty() { Err(wrong("holds no certificate".to_owned())) } else { Ok(authorities) }
 }
 
 struct Pipeline {
@@ -108,27 +126,51 @@ struct Counters {
     bytes: AtomicU64,
 }
 
+/// A row of an open shard.
+struct Row {
+    shard: Arc<ShardRows>,
+    row_idx: usize,
+    writer: mpsc::Sender<RowOutcome>,
+}
+
 impl Pipeline {
     async fn run(&self, run: &RunContext, progress: &Progress) -> Result<(), DataFetchError> {
+        let config = &self.shared.config;
+        let max_tasks = config.in_flight.saturating_mul(TASKS_PER_REQUEST);
         let (sender, mut shards) = mpsc::channel(1);
         let reader = self.spawn_reader(sender);
-        let mut open = JoinSet::new();
+        let mut dispatcher = Dispatcher::new(config.per_host_in_flight);
+        let mut rows = JoinSet::new();
+        let mut writers = JoinSet::new();
         let mut tick = tokio::time::interval(TICK);
         let mut shown = Shown { since: Instant::now(), done: 0 };
         let mut is_reading = true;
-        while is_reading || !open.is_empty() {
+        while is_reading || !writers.is_empty() {
+            while rows.len() < max_tasks
+                && let Some(Ready { row, host }) = dispatcher.pop()
+            {
+                rows.spawn(row_task(Arc::clone(&self.shared), row, host));
+            }
+            let has_room = !dispatcher.is_ready() && writers.len() < MAX_OPEN_SHARDS;
             tokio::select! {
                 _ = tick.tick() => {
                     run.check_interrupt()?;
                     shown.update(&self.shared.counters, progress);
                 }
-                Some(finished) = open.join_next() => {
-                    finished.unwrap_or_else(|error: JoinError| resume_unwind(error.into_panic()))?;
-                }
-                shard = shards.recv(), if is_reading && open.len() < MAX_OPEN_SHARDS => match shard {
-                    Some(shard) => {
-                        open.spawn(self.start_shard(shard));
+                Some(done) = rows.join_next() => {
+                    let host = done.unwrap_or_else(|error| resume_unwind(error.into_panic()));
+                    if let Some(host) = host {
+                        dispatcher.leave(host);
                     }
+                }
+                // A full disk ends the run at once, not after the downloads of whole shards.
+                Some(written) = writers.join_next() => match unwrap_written(written)? {
+                    Written::Finished => {}
+                    // Every row was sent, so the writer can only have been told to stop.
+                    Written::Abandoned => return Err(Interrupted.into()),
+                },
+                shard = shards.recv(), if is_reading && has_room => match shard {
+                    Some(shard) => self.open_shard(shard, &mut dispatcher, &mut writers),
                     None => is_reading = false,
                 },
             }
@@ -150,15 +192,14 @@ impl Pipeline {
         })
     }
 
-    /// Starts the rows of a shard and its writer; the future waits until the shard is written. Dropped, it
-    /// stops all of the rows.
-    ///
-    /// The rows are started here and not by the future, so that all rows of a shard stand in line before
-    /// those of the next: the queues of the runtime and of the gate are first come, first served.
-    fn start_shard(
+    /// Starts the writer of a shard and queues its rows. The writer ends when it has all of them, or when nobody is left
+    /// to send one.
+    fn open_shard(
         &self,
         shard: ShardRows,
-    ) -> impl Future<Output = Result<(), DataFetchError>> + Send + 'static {
+        dispatcher: &mut Dispatcher<Row>,
+        writers: &mut JoinSet<Result<Written, DataFetchError>>,
+    ) {
         let shard = Arc::new(shard);
         let job = ShardJob {
             config: Arc::clone(&self.shared.config),
@@ -167,36 +208,12 @@ impl Pipeline {
             out_dir: self.out_dir.clone(),
             cancelled: Arc::clone(&self.cancelled),
         };
-        let (sender, mut outcomes) = mpsc::channel(WRITER_QUEUE);
-        let mut writer = tokio::task::spawn_blocking(move || job.write(&mut outcomes));
-        let mut rows = JoinSet::new();
+        let (writer, mut outcomes) = mpsc::channel(WRITER_QUEUE);
+        writers.spawn_blocking(move || job.write(&mut outcomes));
         for row_idx in 0..shard.rows.len() {
-            rows.spawn(row_task(Arc::clone(&self.shared), Arc::clone(&shard), row_idx, sender.clone()));
-        }
-        async move {
-            // The rows hold the other ends: the writer is to notice when all of them are gone.
-            drop(sender);
-            let mut written = None;
-            loop {
-                tokio::select! {
-                    biased;
-                    row = rows.join_next() => match row {
-                        Some(row) => row.unwrap_or_else(|error| resume_unwind(error.into_panic())),
-                        None => break,
-                    },
-                    // A full disk ends the run at once, not after the downloads of whole shards.
-                    result = &mut writer, if written.is_none() => written = Some(unwrap_written(result)?),
-                }
-            }
-            let written = match written {
-                Some(written) => written,
-                None => unwrap_written(writer.await)?,
-            };
-            match written {
-                Written::Finished => Ok(()),
-                // Every row was sent, so the writer can only have been told to stop.
-                Written::Abandoned => Err(Interrupted.into()),
-            }
+            let url = shard.rows[row_idx].url.as_ref().ok().and_then(|url| Url::parse(url).ok());
+            let row = Row { shard: Arc::clone(&shard), row_idx, writer: writer.clone() };
+            dispatcher.push(url.as_ref().and_then(Url::host_str), row);
         }
     }
 }
@@ -208,13 +225,9 @@ fn unwrap_written(
     result.unwrap_or_else(|error| resume_unwind(error.into_panic()))
 }
 
-/// Fetches one row and sends what became of it to the writer of its shard.
-async fn row_task(
-    shared: Arc<Shared>,
-    shard: Arc<ShardRows>,
-    row_idx: usize,
-    writer: mpsc::Sender<RowOutcome>,
-) {
+/// Fetches one row and sends what became of it to the writer of its shard. Returns `host`.
+async fn row_task(shared: Arc<Shared>, row: Row, host: Option<Arc<str>>) -> Option<Arc<str>> {
+    let Row { shard, row_idx, writer } = row;
     let (outcome, slot) = match &shard.rows[row_idx].url {
         Ok(url) => {
             let rows_per_shard = u64::from(shared.config.number_sample_per_shard);
@@ -224,9 +237,10 @@ async fn row_task(
         Err(reject) => (RowOutcome::rejected(row_idx, *reject), None),
     };
     shared.counters.count(&outcome);
-    // The writer is gone only if it failed, which the shard's task reports.
+    // The writer is gone only if it failed, which ends the run.
     let _ = writer.send(outcome).await;
     drop(slot);
+    host
 }
 
 impl Shared {
@@ -302,12 +316,12 @@ impl Shown {
 mod tests {
     use super::*;
 
-    /// Every row of up to three open shards is a task, most of them waiting.
+    /// There are [`TASKS_PER_REQUEST`] of them for every request.
     #[tokio::test]
     async fn a_waiting_row_is_small() {
         let config = DataFetchConfig::default();
         let resolver = GuardedResolver::new(Hosts::default(), AddressPolicy::PublicOnly);
-        let fetcher = Fetcher::new(&config, resolver, 7).unwrap();
+        let fetcher = Fetcher::new(&config, resolver, &[], 7).unwrap();
         let shared = Arc::new(Shared { config: Arc::new(config), fetcher, counters: Counters::default() });
         let row = UrlRow {
             url: Ok("http://a.test/x".to_owned()),
@@ -316,8 +330,23 @@ mod tests {
             extra: Vec::new(),
         };
         let shard = Arc::new(ShardRows { shard_idx: 0, rows: vec![row] });
-        let (sender, _outcomes) = mpsc::channel(1);
-        let task = row_task(shared, shard, 0, sender);
-        assert!(size_of_val(&task) <= 2048, "{} bytes", size_of_val(&task));
+        let (writer, _outcomes) = mpsc::channel(1);
+        let row = Row { shard, row_idx: 0, writer };
+        assert!(size_of_val(&row) <= 24, "{} bytes in the queue", size_of_val(&row));
+        let task = row_task(shared, row, Some("a.test".into()));
+        assert!(size_of_val(&task) <= 2048, "{} bytes as a task", size_of_val(&task));
+    }
+
+    #[test]
+    fn a_file_without_certificates_is_refused_by_name() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("ca.pem");
+        for content in [None, Some(""), Some("-----BEGIN CERTIFICATE-----\n!\n-----END CERTIFICATE-----\n")] {
+            if let Some(content) = content {
+                oqvl_shard_io::write_atomic(&path, content.as_bytes()).unwrap();
+            }
+            let error = read_authorities(&path).unwrap_err().to_string();
+            assert!(error.starts_with("`ca_file`") && error.contains("ca.pem"), "{error}");
+        }
     }
 }

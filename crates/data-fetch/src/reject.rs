@@ -46,6 +46,8 @@ pub enum Reject {
     TlsFailed,
     /// `timeout`: the answer was not complete when the URL's deadline passed.
     Timeout,
+    /// `host-failing`: nothing but failures came from the host for a while, so it was not asked.
+    HostFailing,
     /// `bad-response`: the server closed the connection without an answer, or the answer is not HTTP.
     BadResponse,
     /// `redirect-loop`: more redirects than allowed.
@@ -98,6 +100,7 @@ impl Reject {
             Self::ConnectFailed => "connect-failed",
             Self::TlsFailed => "tls-failed",
             Self::Timeout => "timeout",
+            Self::HostFailing => "host-failing",
             Self::BadResponse => "bad-response",
             Self::RedirectLoop => "redirect-loop",
             Self::NotFound => "not-found",
@@ -132,14 +135,14 @@ impl Reject {
         }
     }
 
-    /// Whether asking again may help. Everything else (404, 410, opt-outs, bad schemes, …) is asked for once.
-    ///
-    /// A timeout is not transient: the deadline covers all attempts, so there is no time left.
+    /// Whether asking again at once may help. Everything else (404, 410, opt-outs, bad schemes, …) is asked for
+    /// once.
     #[must_use]
     pub fn is_transient(self) -> bool {
         match self {
             Self::DnsFailed
             | Self::ConnectFailed
+            | Self::Timeout
             | Self::BadResponse
             | Self::RateLimited
             | Self::ServerError

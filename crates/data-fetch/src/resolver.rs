@@ -11,16 +11,16 @@ use crate::reject::Reject;
 use reqwest::Url;
 use reqwest::dns::{Addrs, Name, Resolve, Resolving};
 use std::collections::HashMap;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, ToSocketAddrs as _};
 use std::path::Path;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
-use tokio::sync::Semaphore;
+use tokio::sync::{OnceCell, Semaphore};
 
 /// Lookups under way at the same time. Each occupies a thread in `getaddrinfo`.
 const MAX_LOOKUPS: usize = 64;
-/// How long an answer is used again. `getaddrinfo` does not tell the record's own time to live.
-const CACHE_SECONDS: u64 = 60;
+/// How long an answer is used again. `getaddrinfo` does not tell the record's own time to live; few are shorter.
+const CACHE_SECONDS: u64 = 300;
 /// Names remembered at most; above it the memory starts afresh.
 const MAX_CACHED_NAMES: usize = 1 << 16;
 
@@ -77,15 +77,26 @@ pub(crate) struct GuardedResolver {
 struct Inner {
     hosts: Hosts,
     policy: AddressPolicy,
-    lookups: Semaphore,
+    /// Each lookup holds a permit for as long as its thread runs, which may be longer than anybody waits for it.
+    lookups: Arc<Semaphore>,
     cache: Mutex<HashMap<String, (Instant, Vec<SocketAddr>)>>,
+    /// Lookups under way: whoever wants the same name waits for the same answer.
+    pending: Mutex<HashMap<String, Arc<AnswerCell>>>,
 }
+
+type AnswerCell = OnceCell<Result<Vec<SocketAddr>, ResolveError>>;
 
 impl GuardedResolver {
     /// Names in `hosts` have the address given there, whatever the policy says.
     #[must_use]
     pub(crate) fn new(hosts: Hosts, policy: AddressPolicy) -> Self {
-        let inner = Inner { hosts, policy, lookups: Semaphore::new(MAX_LOOKUPS), cache: Mutex::default() };
+        let inner = Inner {
+            hosts,
+            policy,
+            lookups: Arc::new(Semaphore::new(MAX_LOOKUPS)),
+            cache: Mutex::default(),
+            pending: Mutex::default(),
+        };
         Self { inner: Arc::new(inner) }
     }
 
@@ -124,10 +135,25 @@ impl GuardedResolver {
         if let Some(addresses) = self.cached(&host) {
             return Ok(addresses);
         }
-        let found = {
-            let _permit = self.inner.lookups.acquire().await.expect("the semaphore is never closed");
-            tokio::net::lookup_host((host.as_str(), 0)).await.map_err(|_| ResolveError::NoAddress)?
-        };
+        let waiting = Waiting::join(self, &host);
+        waiting.cell.get_or_init(|| self.ask(&host)).await.clone()
+    }
+
+    async fn ask(&self, host: &str) -> Result<Vec<SocketAddr>, ResolveError> {
+        let permit = Arc::clone(&self.inner.lookups).acquire_owned().await;
+        let permit = permit.expect("the semaphore is never closed");
+        let (resolver, name) = (self.clone(), host.to_owned());
+        let answer = tokio::task::spawn_blocking(move || {
+            let _permit = permit;
+            resolver.ask_system(&name)
+        });
+        // A thread that cannot be started or panics has no answer.
+        answer.await.unwrap_or(Err(ResolveError::NoAddress))
+    }
+
+    /// Blocks. An answer that comes when nobody waits any more is remembered all the same.
+    fn ask_system(&self, host: &str) -> Result<Vec<SocketAddr>, ResolveError> {
+        let found = (host, 0).to_socket_addrs().map_err(|_| ResolveError::NoAddress)?;
         let (allowed, forbidden): (Vec<_>, Vec<_>) = found.partition(|address| self.allows(address.ip()));
         if allowed.is_empty() {
             return Err(if forbidden.is_empty() {
@@ -136,8 +162,12 @@ impl GuardedResolver {
                 ResolveError::PrivateAddress
             });
         }
-        self.remember(host, allowed.clone());
+        self.remember(host.to_owned(), allowed.clone());
         Ok(allowed)
+    }
+
+    fn pending(&self) -> MutexGuard<'_, HashMap<String, Arc<AnswerCell>>> {
+        self.inner.pending.lock().expect("no thread panics while it holds the table")
     }
 
     fn cached(&self, host: &str) -> Option<Vec<SocketAddr>> {
@@ -152,6 +182,30 @@ impl GuardedResolver {
             cache.clear();
         }
         cache.insert(host, (Instant::now(), addresses));
+    }
+}
+
+/// Somebody who waits for a lookup; the last to go takes its cell with him.
+struct Waiting<'a> {
+    resolver: &'a GuardedResolver,
+    host: &'a str,
+    cell: Arc<AnswerCell>,
+}
+
+impl<'a> Waiting<'a> {
+    fn join(resolver: &'a GuardedResolver, host: &'a str) -> Self {
+        let cell = Arc::clone(resolver.pending().entry(host.to_owned()).or_default());
+        Self { resolver, host, cell }
+    }
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        let mut pending = self.resolver.pending();
+        // One count is the table's, one is ours.
+        if Arc::strong_count(&self.cell) == 2 {
+            pending.remove(self.host);
+        }
     }
 }
 
@@ -325,6 +379,31 @@ mod tests {
         assert!(open.cached("localhost").is_some());
         // A label of 64 letters is one too long for DNS: the lookup fails without asking anybody.
         assert_eq!(open.lookup(&"a".repeat(64)).await, Err(ResolveError::NoAddress));
+    }
+
+    #[tokio::test]
+    async fn one_lookup_serves_all_who_wait_for_it() {
+        let resolver = GuardedResolver::new(Hosts::default(), AddressPolicy::Any);
+        // No lookup can begin: all wait.
+        let permits = resolver.inner.lookups.acquire_many(MAX_LOOKUPS as u32).await.unwrap();
+        let waiting: Vec<_> = (0..20)
+            .map(|_| {
+                let resolver = resolver.clone();
+                tokio::spawn(async move { resolver.lookup("localhost").await })
+            })
+            .collect();
+        // One that is not waited for any more does not stop the others.
+        while resolver.pending().is_empty() {
+            tokio::task::yield_now().await;
+        }
+        waiting[0].abort();
+        assert_eq!(resolver.pending().len(), 1);
+        drop(permits);
+        for (idx, task) in waiting.into_iter().enumerate() {
+            assert!(task.await.is_ok_and(|answer| answer.is_ok()) || idx == 0);
+        }
+        assert!(resolver.pending().is_empty());
+        assert_eq!(resolver.inner.lookups.available_permits(), MAX_LOOKUPS);
     }
 
     #[test]

@@ -5,10 +5,16 @@
 //! own (`max-snippet: 50`, `unavailable_after: Fri, 25 Jun 2027 15:00:00 GMT`), and the date may hold commas
 //! and more colons. img2dataset 1.47 takes whatever precedes the first colon for an agent, so that a single
 //! `unavailable_after` hides every other directive of the header; here the two kinds of colon are told apart.
+//!
+//! After its date, `unavailable_after` means what `noindex` means; a date that cannot be read means nothing.
 
-/// Directives that take a value after a colon.
-const VALUED_DIRECTIVES: [&str; 4] =
-    ["unavailable_after", "max-snippet", "max-image-preview", "max-video-preview"];
+use crate::http_date;
+use std::time::SystemTime;
+
+/// Directives that take a value after a colon, besides [`UNAVAILABLE_AFTER`].
+const VALUED_DIRECTIVES: [&str; 3] = ["max-snippet", "max-image-preview", "max-video-preview"];
+/// The directive that takes a date.
+const UNAVAILABLE_AFTER: &str = "unavailable_after";
 
 /// Which directives, addressed to whom, forbid keeping an image.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -31,24 +37,32 @@ impl OptOutPolicy {
         Self { agents: lower(agents), disallowed }
     }
 
-    /// Whether any of the header's values forbids the use. Each value is one header line: an agent named in
-    /// it is in force up to the next agent or the end of that line.
+    /// Whether any of the header's values forbids the use at the time `now`. Each value is one header line: an
+    /// agent named in it is in force up to the next agent or the end of that line.
     #[must_use]
-    pub fn forbids<'a>(&self, header_values: impl IntoIterator<Item = &'a str>) -> bool {
-        !self.disallowed.is_empty() && header_values.into_iter().any(|value| self.line_forbids(value))
+    pub fn forbids<'a>(&self, header_values: impl IntoIterator<Item = &'a str>, now: SystemTime) -> bool {
+        !self.disallowed.is_empty() && header_values.into_iter().any(|value| self.line_forbids(value, now))
     }
 
-    fn line_forbids(&self, value: &str) -> bool {
+    fn line_forbids(&self, value: &str, now: SystemTime) -> bool {
         let mut is_for_us = true;
-        for piece in value.split(',') {
+        let mut rest = value;
+        while !rest.is_empty() {
+            let (piece, after) = rest.split_once(',').unwrap_or((rest, ""));
+            rest = after;
             let mut directive = piece.trim();
-            while let Some((name, rest)) = directive.split_once(':') {
+            while let Some((name, argument)) = directive.split_once(':') {
                 let name = name.trim();
-                if VALUED_DIRECTIVES.iter().any(|valued| name.eq_ignore_ascii_case(valued)) {
+                if name.eq_ignore_ascii_case(UNAVAILABLE_AFTER) {
+                    if is_for_us && self.forbids_after(argument, after, now) {
+                        return true;
+                    }
+                    directive = name;
+                } else if VALUED_DIRECTIVES.iter().any(|valued| name.eq_ignore_ascii_case(valued)) {
                     directive = name;
                 } else if is_agent_name(name) {
                     is_for_us = self.is_us(name);
-                    directive = rest.trim();
+                    directive = argument.trim();
                 } else {
                     // The middle of a date, cut at its comma.
                     break;
@@ -60,6 +74,15 @@ impl OptOutPolicy {
             }
         }
         false
+    }
+
+    /// Whether the date that begins with `argument` is over. It goes on after the comma behind its weekday, if it
+    /// has one.
+    fn forbids_after(&self, argument: &str, after: &str, now: SystemTime) -> bool {
+        let continued = after.split(',').next().unwrap_or_default();
+        let date =
+            http_date::parse(argument).or_else(|| http_date::parse(&format!("{argument},{continued}")));
+        self.disallowed.iter().any(|name| name == "noindex") && date.is_some_and(|date| date <= now)
     }
 
     fn is_us(&self, agent: &str) -> bool {
@@ -78,13 +101,16 @@ fn is_agent_name(name: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::time::Duration;
 
     fn check(values: &[&str], expected: bool) {
         let policy = OptOutPolicy::new(
             &["oqvl-data-fetch".to_owned(), "img2dataset".to_owned()],
             &["noai".to_owned(), "noimageai".to_owned(), "noindex".to_owned(), "noimageindex".to_owned()],
         );
-        assert_eq!(policy.forbids(values.iter().copied()), expected, "{values:?}");
+        // 1 January 2027.
+        let now = SystemTime::UNIX_EPOCH + Duration::from_secs(1_798_761_600);
+        assert_eq!(policy.forbids(values.iter().copied(), now), expected, "{values:?}");
     }
 
     #[test]
@@ -126,6 +152,23 @@ mod tests {
         check(&["max-image-preview: none"], false);
     }
 
+    #[test]
+    fn what_was_available_until_a_date_is_not_any_more() {
+        check(&["unavailable_after: Thu, 31 Dec 2026 23:59:59 GMT"], true);
+        check(&["unavailable_after: Fri, 01 Jan 2027 00:00:01 GMT"], false);
+        check(&["unavailable_after: Friday, 25-Jun-10 15:00:00 GMT"], true);
+        check(&["UNAVAILABLE_AFTER: 25 Jun 2010 15:00:00 PST"], true);
+        check(&["unavailable_after: 2026-12-31"], true);
+        check(&["unavailable_after: 2027-01-01T01:00:00+02:00"], true);
+        check(&["nofollow, unavailable_after: Thu, 31 Dec 2026 23:59:59 GMT, nosnippet"], true);
+        check(&["googlebot: unavailable_after: Thu, 31 Dec 2026 23:59:59 GMT"], false);
+        check(&["img2dataset: unavailable_after: Thu, 31 Dec 2026 23:59:59 GMT"], true);
+        check(&["unavailable_after: the cows come home"], false);
+        check(&["unavailable_after:"], false);
+        let only_noai = OptOutPolicy::new(&[], &["noai".to_owned()]);
+        assert!(!only_noai.forbids(["unavailable_after: 2010-01-01"], SystemTime::now()));
+    }
+
     proptest::proptest! {
         #[test]
         fn a_directive_is_found_behind_anything_but_an_agent(
@@ -139,13 +182,13 @@ mod tests {
         #[test]
         fn any_header_is_survived(value in ".*") {
             let policy = OptOutPolicy::new(&["us".to_owned()], &["noai".to_owned()]);
-            let _ = policy.forbids([value.as_str()]);
+            let _ = policy.forbids([value.as_str()], SystemTime::now());
         }
     }
 
     #[test]
     fn an_empty_list_switches_opt_outs_off() {
         let policy = OptOutPolicy::new(&[], &[]);
-        assert!(!policy.forbids(["noai, none"]));
+        assert!(!policy.forbids(["noai, none"], SystemTime::now()));
     }
 }

@@ -233,7 +233,7 @@ mod tests {
     }
 
     fn body(bytes: Vec<u8>) -> Body {
-        Body { bytes, media_type: None }
+        Body { bytes, media_type: None, _memory: None }
     }
 
     fn config() -> DataFetchConfig {
@@ -379,7 +379,7 @@ mod tests {
             (Some("image/png"), ContentLabel::Mismatch),
             (Some("text/html"), ContentLabel::Mismatch),
         ] {
-            let body = Body { bytes: bytes.clone(), media_type: media_type.map(str::to_owned) };
+            let body = Body { media_type: media_type.map(str::to_owned), ..body(bytes.clone()) };
             assert_eq!(transform(&body, None, &config()).unwrap().label, expected, "{media_type:?}");
         }
     }

@@ -85,6 +85,7 @@ impl DataFetchConfig {
         in_range("max_redirects", u64::from(self.max_redirects), 0, 100)?;
         for (key, seconds, least) in [
             ("connect_timeout_seconds", self.connect_timeout_seconds, 0.001),
+            ("timeout", self.timeout, 0.001),
             ("deadline_seconds", self.deadline_seconds, 0.001),
             ("backoff_seconds", self.backoff_seconds, 0.0),
             ("max_backoff_seconds", self.max_backoff_seconds, 0.0),
@@ -96,6 +97,12 @@ impl DataFetchConfig {
                     format!("must be from {least} to {MAX_SECONDS}, got {seconds}"),
                 ));
             }
+        }
+        if let Some(rate) = self.per_host_requests_per_second
+            && !(0.001..=1e6).contains(&rate)
+        {
+            let message = format!("must be from 0.001 to 1000000, got {rate}");
+            return Err(ConfigError::new("per_host_requests_per_second", message));
         }
         // What an HTTP header may hold (RFC 9110 section 5.5), without the obsolete rest.
         let is_header_text = |byte: u8| byte == b' ' || byte.is_ascii_graphic();

@@ -74,6 +74,8 @@ fn wrong_values_name_their_key() {
         ("max_aspect_ratio = 0.5", "max_aspect_ratio"),
         ("deadline_seconds = 0.0", "deadline_seconds"),
         ("deadline_seconds = inf", "deadline_seconds"),
+        ("timeout = 0.0", "timeout"),
+        ("per_host_requests_per_second = 0.0", "per_host_requests_per_second"),
         ("backoff_seconds = -1.0", "backoff_seconds"),
         ("in_flight = 0", "in_flight"),
         ("user_agent = \"a\\nb\"", "user_agent"),
@@ -89,5 +91,13 @@ fn wrong_values_name_their_key() {
     ] {
         let error = check(&format!("url_list = \"u\"\n{line}")).unwrap_err();
         assert!(error.starts_with(&format!("data-fetch.{key}: ")), "{line}: {error}");
+    }
+}
+
+#[test]
+fn keys_without_effect_are_keys() {
+    let table = serde_json::to_value(DataFetchConfig::default()).unwrap();
+    for key in DataFetchConfig::default().keys_without_effect() {
+        assert!(table.get(key).is_some(), "{key}");
     }
 }
