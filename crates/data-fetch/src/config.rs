@@ -3,10 +3,10 @@
 mod checks;
 mod choices;
 
-pub use choices::{ComputeHash, EncodeFormat, InputFormat, ResizeMode};
+pub use choices::{ComputeHash, EncodeFormat, IncrementalMode, InputFormat, ResizeMode, RetryFailed};
 
 use checks::in_range;
-use oqvl_stage::{ConfigError, StageConfig};
+use oqvl_stage::{ConfigError, EarlierOutput, StageConfig};
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
 
@@ -63,7 +63,10 @@ pub const DEFAULT_ROBOTS_AGENTS: [&str; 2] = ["oqvl-data-fetch", "img2dataset"];
 
 /// Keys that decide how long one waits and how hard one tries: what comes out depends on the network's mood anyway, and
 /// a week's download must not be thrown away because somebody asked for fewer requests at a time.
-const KEYS_WITHOUT_EFFECT: [&str; 17] = [
+const KEYS_WITHOUT_EFFECT: [&str; 20] = [
+    "incremental_mode",
+    "retry_failed",
+    "max_failed_fraction",
     "in_flight",
     "per_host_in_flight",
     "per_host_requests_per_second",
@@ -104,11 +107,21 @@ pub struct DataFetchConfig {
     pub number_sample_per_shard: u32,
     /// Digits of a shard's name, zero-padded.
     pub oom_shard_count: u32,
+    /// Store the EXIF tags of the downloaded images, in a column `exif`.
+    pub extract_exif: bool,
     /// Digest of the downloaded bytes that is stored, in a column of this name.
     pub compute_hash: ComputeHash,
     /// Column of the list with the digests the downloaded bytes must have, and their kind, which must be that
     /// of `compute_hash`. The column is not carried along: the computed digests stand in its place.
     pub verify_hash: Option<(String, ComputeHash)>,
+
+    /// What becomes of shards that are there already.
+    pub incremental_mode: IncrementalMode,
+    /// Which rows of finished shards are fetched again: `true` for those whose reason may have passed (timeouts,
+    /// server errors, …), or a list of reasons.
+    pub retry_failed: RetryFailed,
+    /// The run fails, with all its shards kept, if more than this fraction of the rows was rejected.
+    pub max_failed_fraction: Option<f64>,
 
     /// Target size of a side, in pixels; which side, `resize_mode` says.
     pub image_size: u32,
@@ -191,8 +204,12 @@ impl Default for DataFetchConfig {
             save_additional_columns: Vec::new(),
             number_sample_per_shard: DEFAULT_NUMBER_SAMPLE_PER_SHARD,
             oom_shard_count: DEFAULT_OOM_SHARD_COUNT,
+            extract_exif: true,
             compute_hash: ComputeHash::Sha256,
             verify_hash: None,
+            incremental_mode: IncrementalMode::Incremental,
+            retry_failed: RetryFailed::Switch(false),
+            max_failed_fraction: None,
             image_size: DEFAULT_IMAGE_SIZE,
             resize_mode: ResizeMode::KeepRatio,
             resize_only_if_bigger: true,
@@ -271,6 +288,7 @@ impl StageConfig for DataFetchConfig {
         in_range("oom_shard_count", u64::from(self.oom_shard_count), 1, 18)?;
         self.check_columns()?;
         self.check_hashes()?;
+        self.check_failures()?;
         self.check_image()?;
         self.check_network()
     }
@@ -281,6 +299,18 @@ impl StageConfig for DataFetchConfig {
 
     fn keys_without_effect(&self) -> &'static [&'static str] {
         &KEYS_WITHOUT_EFFECT
+    }
+
+    fn earlier_output(&self) -> EarlierOutput {
+        match self.incremental_mode {
+            IncrementalMode::Incremental => EarlierOutput::Complete,
+            IncrementalMode::Overwrite => EarlierOutput::Discard,
+            IncrementalMode::Extend => EarlierOutput::Extend,
+        }
+    }
+
+    fn revisits_finished_output(&self) -> bool {
+        self.retry_failed.is_on()
     }
 }
 

@@ -104,6 +104,29 @@ pub enum DataFetchError {
         /// The library's reason.
         source: parquet::errors::ParquetError,
     },
+    /// A finished shard does not fit together.
+    #[error("{path}: {problem}; remove the shard to fetch it again")]
+    BrokenShard {
+        /// The file.
+        path: PathBuf,
+        /// What does not fit.
+        problem: String,
+    },
+    /// More rows were rejected than the config allows.
+    #[error(
+        "{rejected} of {seen} rows were rejected{most}, more than `max_failed_fraction` = {allowed} allows; the shards are \
+         kept: run again with `retry_failed = true`, or allow more"
+    )]
+    TooManyFailed {
+        /// Rows rejected.
+        rejected: u64,
+        /// Rows in all.
+        seen: u64,
+        /// The most frequent reason.
+        most: String,
+        /// The config's limit.
+        allowed: f64,
+    },
     /// A finished shard does not belong to this list.
     #[error(
         "{path}: counts {found} rows, but this shard of the list has {expected}; remove the shard to fetch it again"

@@ -83,10 +83,12 @@ mod reorder;
 mod report;
 mod resize_policy;
 mod resolver;
+mod revisit;
 mod robots;
 mod sample_json;
 mod sample_table;
 mod shard;
+mod shard_numbers;
 mod transform;
 mod url_list;
 
@@ -97,7 +99,7 @@ pub use config::{
     DEFAULT_MAX_HOST_FAILURES, DEFAULT_MAX_REDIRECTS, DEFAULT_MAX_RETRY_AFTER_SECONDS,
     DEFAULT_NUMBER_SAMPLE_PER_SHARD, DEFAULT_OOM_SHARD_COUNT, DEFAULT_PER_HOST_IN_FLIGHT,
     DEFAULT_REORDER_BUFFER_BYTES, DEFAULT_RETRIES, DEFAULT_ROBOTS_AGENTS, DEFAULT_TIMEOUT,
-    DEFAULT_USER_AGENT, DataFetchConfig, EncodeFormat, InputFormat, ResizeMode,
+    DEFAULT_USER_AGENT, DataFetchConfig, EncodeFormat, IncrementalMode, InputFormat, ResizeMode, RetryFailed,
 };
 pub use error::DataFetchError;
 pub use reject::{Reject, RowStatus};
@@ -123,7 +125,10 @@ impl Stage for DataFetch {
     fn run(config: &DataFetchConfig, run: &RunContext) -> Result<DataFetchReport, DataFetchError> {
         let check_interrupt = || run.check_interrupt().map_err(DataFetchError::from);
         let list = UrlList::survey(config, &run.resolve(&config.url_list), &check_interrupt)?;
+        let list = shard_numbers::number(config, run, list)?;
         pipeline::fetch_shards(config, run, list.clone())?;
-        DataFetchReport::of_shards(config, run, &list)
+        let report = DataFetchReport::of_shards(config, run, &list)?;
+        report.check_failures(config)?;
+        Ok(report)
     }
 }

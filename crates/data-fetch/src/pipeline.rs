@@ -20,9 +20,11 @@ use crate::host_gate::Slot;
 use crate::reject::Reject;
 use crate::reorder::RowOutcome;
 use crate::resolver::{AddressPolicy, GuardedResolver, Hosts};
-use crate::shard::{ShardJob, ShardPaths, Written};
+use crate::revisit::{rows_to_retry, settle};
+use crate::shard::{ShardJob, ShardPaths, ShardStats, Written};
 use crate::transform::{StoredImage, transform};
 use crate::url_list::{ShardRows, UrlList, UrlRow};
+use oqvl_shard_io::read_json;
 use oqvl_stage::{Interrupted, Progress, RunContext};
 use reqwest::{Certificate, Url};
 use std::ops::ControlFlow;
@@ -54,11 +56,17 @@ pub(crate) fn fetch_shards(
     run: &RunContext,
     list: UrlList,
 ) -> Result<(), DataFetchError> {
-    let is_wanted = |shard_idx: usize| {
-        run.owns_shard(shard_idx) && !ShardPaths::new(&run.out_dir, config, shard_idx).is_finished()
-    };
-    let wanted: Vec<bool> = (0..list.num_shards()).map(is_wanted).collect();
-    let num_rows = (0..wanted.len()).filter(|idx| wanted[*idx]).map(|idx| list.rows_in_shard(idx)).sum();
+    settle(&run.out_dir, config, &|shard_idx| run.owns_shard(shard_idx))?;
+    let first_shard = list.shards().start;
+    let mut num_rows = 0;
+    let mut wanted = Vec::with_capacity(list.shards().len());
+    for shard_idx in list.shards() {
+        run.check_interrupt()?;
+        let rows_wanted =
+            if run.owns_shard(shard_idx) { rows_wanted(config, run, &list, shard_idx)? } else { 0 };
+        num_rows += rows_wanted;
+        wanted.push(rows_wanted > 0);
+    }
     if num_rows == 0 {
         return Ok(());
     }
@@ -85,6 +93,7 @@ pub(crate) fn fetch_shards(
         shared: Arc::new(Shared { config: Arc::new(config.clone()), fetcher, counters: Counters::default() }),
         list: Arc::new(list),
         wanted: wanted.into(),
+        first_shard,
         out_dir: run.out_dir.clone(),
         cancelled: Arc::default(),
     };
@@ -94,6 +103,24 @@ pub(crate) fn fetch_shards(
     runtime.shutdown_timeout(SHUTDOWN_GRACE);
     progress.finish();
     outcome
+}
+
+/// Rows of a shard that are to be fetched: all of one that is not finished, and those to be tried once more of one
+/// that is.
+fn rows_wanted(
+    config: &DataFetchConfig,
+    run: &RunContext,
+    list: &UrlList,
+    shard_idx: usize,
+) -> Result<u64, DataFetchError> {
+    let paths = ShardPaths::new(&run.out_dir, config, shard_idx);
+    if !paths.is_finished() {
+        return Ok(list.rows_in_shard(shard_idx));
+    }
+    if !config.retry_failed.is_on() {
+        return Ok(0);
+    }
+    Ok(read_json::<ShardStats>(&paths.stats)?.num_to_retry(&config.retry_failed))
 }
 
 fn read_authorities(path: &Path) -> Result<Vec<Certificate>, DataFetchError> {
@@ -106,7 +133,9 @@ fn read_authorities(path: &Path) -> Result<Vec<Certificate>, DataFetchError> {
 struct Pipeline {
     shared: Arc<Shared>,
     list: Arc<UrlList>,
+    /// For each shard of the list, from its first on.
     wanted: Arc<[bool]>,
+    first_shard: usize,
     out_dir: PathBuf,
     cancelled: Arc<AtomicBool>,
 }
@@ -124,6 +153,19 @@ struct Counters {
     done: AtomicU64,
     kept: AtomicU64,
     bytes: AtomicU64,
+}
+
+/// A shard and what is to be done about it.
+struct ShardTask {
+    rows: ShardRows,
+    work: ShardWork,
+}
+
+enum ShardWork {
+    /// It is not finished: all of its rows are fetched.
+    Make,
+    /// It is finished: these rows are fetched again.
+    Retry(Vec<usize>),
 }
 
 /// A row of an open shard.
@@ -181,14 +223,31 @@ impl Pipeline {
 
     fn spawn_reader(
         &self,
-        sender: mpsc::Sender<ShardRows>,
+        sender: mpsc::Sender<ShardTask>,
     ) -> tokio::task::JoinHandle<Result<(), DataFetchError>> {
-        let (list, wanted) = (Arc::clone(&self.list), Arc::clone(&self.wanted));
+        let (list, wanted, first_shard) =
+            (Arc::clone(&self.list), Arc::clone(&self.wanted), self.first_shard);
+        let (config, out_dir) = (Arc::clone(&self.shared.config), self.out_dir.clone());
         let flow = |goes_on: bool| if goes_on { ControlFlow::Continue(()) } else { ControlFlow::Break(()) };
         tokio::task::spawn_blocking(move || {
-            list.for_each_shard(&|shard_idx| wanted[shard_idx], &|| flow(!sender.is_closed()), &mut |shard| {
-                flow(sender.blocking_send(shard).is_ok())
-            })
+            let wants = |shard_idx: usize| wanted[shard_idx - first_shard];
+            let mut failure = Ok(());
+            list.for_each_shard(&wants, &|| flow(!sender.is_closed()), &mut |rows| {
+                let paths = ShardPaths::new(&out_dir, &config, rows.shard_idx);
+                let work = if paths.is_finished() {
+                    rows_to_retry(&paths, &config).map(ShardWork::Retry)
+                } else {
+                    Ok(ShardWork::Make)
+                };
+                match work {
+                    Ok(work) => flow(sender.blocking_send(ShardTask { rows, work }).is_ok()),
+                    Err(error) => {
+                        failure = Err(error);
+                        ControlFlow::Break(())
+                    }
+                }
+            })?;
+            failure
         })
     }
 
@@ -196,11 +255,11 @@ impl Pipeline {
     /// to send one.
     fn open_shard(
         &self,
-        shard: ShardRows,
+        task: ShardTask,
         dispatcher: &mut Dispatcher<Row>,
         writers: &mut JoinSet<Result<Written, DataFetchError>>,
     ) {
-        let shard = Arc::new(shard);
+        let shard = Arc::new(task.rows);
         let job = ShardJob {
             config: Arc::clone(&self.shared.config),
             columns: self.list.columns().into(),
@@ -209,11 +268,20 @@ impl Pipeline {
             cancelled: Arc::clone(&self.cancelled),
         };
         let (writer, mut outcomes) = mpsc::channel(WRITER_QUEUE);
-        writers.spawn_blocking(move || job.write(&mut outcomes));
-        for row_idx in 0..shard.rows.len() {
+        let mut queue = |row_idx: usize| {
             let url = shard.rows[row_idx].url.as_ref().ok().and_then(|url| Url::parse(url).ok());
             let row = Row { shard: Arc::clone(&shard), row_idx, writer: writer.clone() };
             dispatcher.push(url.as_ref().and_then(Url::host_str), row);
+        };
+        match task.work {
+            ShardWork::Make => {
+                (0..shard.rows.len()).for_each(&mut queue);
+                writers.spawn_blocking(move || job.write(&mut outcomes));
+            }
+            ShardWork::Retry(rows) => {
+                rows.iter().copied().for_each(&mut queue);
+                writers.spawn_blocking(move || job.rewrite(&rows, &mut outcomes));
+            }
         }
     }
 }

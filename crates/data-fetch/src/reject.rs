@@ -83,11 +83,60 @@ pub enum Reject {
     ImageTooLarge,
     /// `image-too-small`: the shorter side is below `min_image_size`.
     ImageTooSmall,
+    /// `bad-boxes`: the boxes to blur are not a list of four numbers each.
+    BadBoxes,
     /// `aspect-ratio`: longer side over shorter side exceeds `max_aspect_ratio`.
     AspectRatio,
 }
 
+/// Every reason but the `http-status-NNN`.
+const NAMED: [Reject; 27] = [
+    Reject::BadRow,
+    Reject::BadUrl,
+    Reject::BadScheme,
+    Reject::PrivateAddress,
+    Reject::DnsFailed,
+    Reject::ConnectFailed,
+    Reject::TlsFailed,
+    Reject::Timeout,
+    Reject::HostFailing,
+    Reject::BadResponse,
+    Reject::RedirectLoop,
+    Reject::NotFound,
+    Reject::Gone,
+    Reject::Forbidden,
+    Reject::RateLimited,
+    Reject::ServerError,
+    Reject::OptedOut,
+    Reject::TruncatedBody,
+    Reject::TooManyBytes,
+    Reject::EmptyBody,
+    Reject::HashMismatch,
+    Reject::NotAnImage,
+    Reject::CorruptImage,
+    Reject::ImageTooLarge,
+    Reject::ImageTooSmall,
+    Reject::AspectRatio,
+    Reject::BadBoxes,
+];
+
 impl Reject {
+    /// The reason of that name.
+    #[must_use]
+    pub fn from_reason(name: &str) -> Option<Self> {
+        if let Some(status) = name.strip_prefix("http-status-") {
+            return status.parse().ok().map(Self::HttpStatus);
+        }
+        NAMED.into_iter().find(|reject| reject.reason() == name)
+    }
+
+    /// Whether it may be another story in a later run. 404, 410 and opt-outs are final, as is whatever the list or the
+    /// image itself is to blame for.
+    #[must_use]
+    pub fn may_pass_later(self) -> bool {
+        self.is_transient() || matches!(self, Self::TlsFailed | Self::HostFailing)
+    }
+
     /// The stable kebab-case name.
     #[must_use]
     pub fn reason(self) -> Cow<'static, str> {
@@ -118,6 +167,7 @@ impl Reject {
             Self::CorruptImage => "corrupt-image",
             Self::ImageTooLarge => "image-too-large",
             Self::ImageTooSmall => "image-too-small",
+            Self::BadBoxes => "bad-boxes",
             Self::AspectRatio => "aspect-ratio",
         })
     }
@@ -130,6 +180,7 @@ impl Reject {
             | Self::CorruptImage
             | Self::ImageTooLarge
             | Self::ImageTooSmall
+            | Self::BadBoxes
             | Self::AspectRatio => RowStatus::FailedToResize,
             _ => RowStatus::FailedToDownload,
         }
@@ -192,5 +243,16 @@ mod tests {
         }
         assert_eq!(Reject::from_http_status(200), None);
         assert_eq!(Reject::from_http_status(299), None);
+    }
+
+    #[test]
+    fn reasons_are_read_back() {
+        let statuses = [Reject::HttpStatus(401), Reject::HttpStatus(999)];
+        for reject in NAMED.into_iter().chain(statuses) {
+            assert_eq!(Reject::from_reason(&reject.reason()), Some(reject));
+        }
+        assert_eq!(Reject::from_reason("success"), None);
+        assert!(!Reject::NotFound.may_pass_later() && !Reject::OptedOut.may_pass_later());
+        assert!(Reject::Timeout.may_pass_later() && Reject::HostFailing.may_pass_later());
     }
 }

@@ -7,7 +7,7 @@
 
 use crate::reject::Reject;
 use crate::transform::StoredImage;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
@@ -28,7 +28,8 @@ pub(crate) struct RowOutcome {
 /// Puts outcomes into the order of their rows.
 #[derive(Debug)]
 pub(crate) struct ReorderBuffer {
-    next: usize,
+    /// The rows to come, the next one first.
+    rows: VecDeque<usize>,
     held: BTreeMap<usize, Held>,
     held_bytes: u64,
     budget_bytes: u64,
@@ -68,10 +69,17 @@ struct Spill {
 }
 
 impl ReorderBuffer {
-    /// The spill file, should one be needed, is created in `dir`.
-    pub(crate) fn new(dir: &Path, budget_bytes: u64) -> Self {
+    /// For the outcomes of `rows`, wanted in that order. The spill file, should one be needed, is created in `dir`.
+    pub(crate) fn new(dir: &Path, budget_bytes: u64, rows: impl IntoIterator<Item = usize>) -> Self {
         let dir = dir.to_path_buf();
-        Self { next: 0, held: BTreeMap::new(), held_bytes: 0, budget_bytes, spill: None, dir }
+        Self {
+            rows: rows.into_iter().collect(),
+            held: BTreeMap::new(),
+            held_bytes: 0,
+            budget_bytes,
+            spill: None,
+            dir,
+        }
     }
 
     /// Takes an outcome. Each row may come once.
@@ -81,7 +89,7 @@ impl ReorderBuffer {
     pub(crate) fn insert(&mut self, mut outcome: RowOutcome) -> io::Result<()> {
         let mut place = Place::Passing;
         if let Ok(image) = &mut outcome.result
-            && outcome.row_idx != self.next
+            && Some(&outcome.row_idx) != self.rows.front()
         {
             let num_bytes = image.bytes.len() as u64;
             if self.held_bytes + num_bytes > self.budget_bytes {
@@ -93,7 +101,7 @@ impl ReorderBuffer {
         }
         let row_idx = outcome.row_idx;
         let before = self.held.insert(row_idx, Held { outcome, place });
-        assert!(before.is_none() && row_idx >= self.next, "row {row_idx} came twice");
+        assert!(before.is_none() && self.held.len() <= self.rows.len(), "row {row_idx} came twice");
         Ok(())
     }
 
@@ -102,8 +110,9 @@ impl ReorderBuffer {
     /// # Errors
     /// If the spill file cannot be read.
     pub(crate) fn pop(&mut self) -> io::Result<Option<RowOutcome>> {
-        let Some(Held { mut outcome, place }) = self.held.remove(&self.next) else { return Ok(None) };
-        self.next += 1;
+        let next = self.rows.front().and_then(|row_idx| self.held.remove(row_idx));
+        let Some(Held { mut outcome, place }) = next else { return Ok(None) };
+        self.rows.pop_front();
         if let Ok(image) = &mut outcome.result {
             match (place, &mut self.spill) {
                 (Place::Spill(extent), Some(spill)) => image.bytes = spill.read(extent)?,
@@ -112,6 +121,16 @@ impl ReorderBuffer {
             }
         }
         Ok(Some(outcome))
+    }
+
+    /// Whether all outcomes are there or have been taken.
+    pub(crate) fn is_complete(&self) -> bool {
+        self.held.len() == self.rows.len()
+    }
+
+    /// Whether all outcomes have been taken.
+    pub(crate) fn is_drained(&self) -> bool {
+        self.rows.is_empty()
     }
 
     fn spill(&mut self, bytes: &[u8]) -> io::Result<Extent> {
@@ -143,16 +162,14 @@ impl Spill {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::resize_policy::Size;
     use crate::transform::ContentLabel;
     use proptest::prelude::*;
 
     fn outcome(row_idx: usize) -> RowOutcome {
-        let size = Size { width: 1, height: 1 };
         let image = StoredImage {
             bytes: vec![row_idx as u8; row_idx % 7],
-            size,
-            original_size: size,
+            sizes: None,
+            exif: None,
             digest: Some(row_idx.to_string()),
             label: ContentLabel::Honest,
         };
@@ -168,7 +185,7 @@ mod tests {
             budget_bytes in prop_oneof![Just(0_u64), 1..60_u64, Just(u64::MAX / 2)],
         ) {
             let dir = tempfile::tempdir().unwrap();
-            let mut buffer = ReorderBuffer::new(dir.path(), budget_bytes);
+            let mut buffer = ReorderBuffer::new(dir.path(), budget_bytes, 0..40);
             let mut popped = Vec::new();
             for row_idx in order {
                 buffer.insert(outcome(row_idx)).unwrap();
@@ -179,15 +196,32 @@ mod tests {
             }
             prop_assert_eq!(popped, (0..40).map(outcome).collect::<Vec<_>>());
             prop_assert_eq!(buffer.held_bytes, 0);
+            prop_assert!(buffer.is_complete() && buffer.is_drained());
             prop_assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0, "the spill file has no name");
         }
+    }
+
+    #[test]
+    fn some_rows_may_be_all() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut buffer = ReorderBuffer::new(dir.path(), 0, [3, 8, 21]);
+        for row_idx in [21, 8] {
+            buffer.insert(outcome(row_idx)).unwrap();
+            assert_eq!((buffer.pop().unwrap(), buffer.is_complete()), (None, false));
+        }
+        buffer.insert(outcome(3)).unwrap();
+        assert!(buffer.is_complete());
+        for row_idx in [3, 8, 21] {
+            assert_eq!(buffer.pop().unwrap(), Some(outcome(row_idx)));
+        }
+        assert!(buffer.is_drained());
     }
 
     #[test]
     #[should_panic(expected = "row 0 came twice")]
     fn a_row_that_comes_twice_is_a_bug() {
         let dir = tempfile::tempdir().unwrap();
-        let mut buffer = ReorderBuffer::new(dir.path(), 0);
+        let mut buffer = ReorderBuffer::new(dir.path(), 0, [0]);
         buffer.insert(outcome(0)).unwrap();
         buffer.pop().unwrap();
         buffer.insert(outcome(0)).unwrap();

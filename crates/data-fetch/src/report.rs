@@ -49,7 +49,7 @@ impl DataFetchReport {
     ) -> Result<Self, DataFetchError> {
         let mut report = Self::default();
         let mut tables = Vec::new();
-        for shard_idx in (0..list.num_shards()).filter(|shard_idx| run.owns_shard(*shard_idx)) {
+        for shard_idx in list.shards().filter(|shard_idx| run.owns_shard(*shard_idx)) {
             run.check_interrupt()?;
             let paths = ShardPaths::new(&run.out_dir, config, shard_idx);
             if !paths.is_finished() {
@@ -70,6 +70,19 @@ impl DataFetchReport {
         }
         report.tally.assert_balanced();
         Ok(report)
+    }
+
+    /// # Errors
+    /// [`DataFetchError::TooManyFailed`] if more rows were rejected than the config allows.
+    pub(crate) fn check_failures(&self, config: &DataFetchConfig) -> Result<(), DataFetchError> {
+        let (rejected, seen) = (self.tally.num_rejected(), self.tally.seen);
+        let Some(allowed) = config.max_failed_fraction else { return Ok(()) };
+        if rejected as f64 <= allowed * seen as f64 {
+            return Ok(());
+        }
+        let most = self.tally.rejected.iter().max_by_key(|(_, count)| **count);
+        let most = most.map(|(reason, count)| format!(" (most often: {reason}, {count} times)"));
+        Err(DataFetchError::TooManyFailed { rejected, seen, most: most.unwrap_or_default(), allowed })
     }
 
     fn add(&mut self, stats: ShardStats) {

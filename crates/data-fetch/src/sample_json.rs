@@ -4,9 +4,9 @@
 //! everything outside printable ASCII escaped. (Two kinds of carried values are the exception: floats with an
 //! exponent, which Python writes as `1e+16`, and NaN.)
 
-use crate::config::ComputeHash;
+use crate::config::DataFetchConfig;
 use crate::reject::RowStatus;
-use crate::transform::StoredImage;
+use crate::transform::{ImageSizes, StoredImage};
 use crate::url_list::CarriedColumn;
 use serde::Serialize;
 use serde_json::ser::{Formatter, PrettyFormatter};
@@ -16,8 +16,6 @@ use std::io;
 /// Metadata of a kept sample, keys in img2dataset's order: carried columns, `caption`, `url`, `key`,
 /// `status`, `error_message`, `width`, `height`, `original_width`, `original_height`, `exif`, and the digest under
 /// the name of its kind.
-///
-/// `exif` is always null: the text form of all EXIF tags that img2dataset stores there is not produced yet.
 pub(crate) fn metadata(
     columns: &[CarriedColumn],
     extra: &[Value],
@@ -25,28 +23,30 @@ pub(crate) fn metadata(
     url: &str,
     key: &str,
     image: &StoredImage,
-    compute_hash: ComputeHash,
+    config: &DataFetchConfig,
 ) -> Map<String, Value> {
     let mut map = Map::new();
     for (column, value) in columns.iter().zip(extra) {
         map.insert(column.name.clone(), value.clone());
     }
-    let sizes = (image.size, image.original_size);
+    let side = |of: fn(ImageSizes) -> u32| Value::from(image.sizes.map(of));
     for (name, value) in [
         ("caption", caption.into()),
         ("url", url.into()),
         ("key", key.into()),
         ("status", RowStatus::Success.as_str().into()),
         ("error_message", Value::Null),
-        ("width", sizes.0.width.into()),
-        ("height", sizes.0.height.into()),
-        ("original_width", sizes.1.width.into()),
-        ("original_height", sizes.1.height.into()),
-        ("exif", Value::Null),
+        ("width", side(|sizes| sizes.stored.width)),
+        ("height", side(|sizes| sizes.stored.height)),
+        ("original_width", side(|sizes| sizes.original.width)),
+        ("original_height", side(|sizes| sizes.original.height)),
     ] {
         map.insert(name.to_owned(), value);
     }
-    if let Some(column) = compute_hash.column() {
+    if config.extract_exif {
+        map.insert("exif".to_owned(), image.exif.as_deref().into());
+    }
+    if let Some(column) = config.compute_hash.column() {
         map.insert(column.to_owned(), image.digest.as_deref().into());
     }
     map

@@ -4,12 +4,12 @@
 //! Samples are written in key order (img2dataset: in the order downloads finish), so the same list and the
 //! same answers give the same bytes.
 
-use crate::config::DataFetchConfig;
+use crate::config::{DataFetchConfig, RetryFailed};
 use crate::error::DataFetchError;
 use crate::reject::{Reject, RowStatus};
 use crate::reorder::{ReorderBuffer, RowOutcome};
 use crate::sample_json::{metadata, to_python_json};
-use crate::sample_table::SampleTable;
+use crate::sample_table::{RowRecord, SampleTable};
 use crate::transform::{ContentLabel, StoredImage};
 use crate::url_list::{CarriedColumn, ShardRows, UrlRow};
 use oqvl_shard_io::{Sample, SampleKey, ShardWriter, write_atomic};
@@ -51,7 +51,7 @@ pub struct ShardStats {
 pub struct ShardNetwork {
     /// Requests sent again after a transient failure.
     pub retries: u64,
-    /// Seconds from the first request to the last image.
+    /// Seconds from the first request to the last image, those of a later run for failed rows included.
     pub duration: f64,
     /// When the first request was queued, in seconds since 1970.
     pub start_time: f64,
@@ -62,6 +62,24 @@ pub struct ShardNetwork {
 impl ShardStats {
     fn count_row(&mut self, outcome: &RowOutcome) {
         self.count += 1;
+        self.count_outcome(outcome);
+    }
+
+    /// Replaces the rejection of a row by what became of it later.
+    pub(crate) fn recount_row(&mut self, before: Reject, outcome: &RowOutcome) {
+        let reason = before.reason();
+        for counts in [&mut self.status_dict, &mut self.rejected] {
+            if let Some(count) = counts.get_mut(&*reason) {
+                *count = count.saturating_sub(1);
+            }
+            counts.retain(|_, count| *count > 0);
+        }
+        let failed = self.failed(before);
+        *failed = failed.saturating_sub(1);
+        self.count_outcome(outcome);
+    }
+
+    fn count_outcome(&mut self, outcome: &RowOutcome) {
         self.bytes_downloaded += outcome.num_bytes;
         match &outcome.result {
             Ok(image) => {
@@ -73,12 +91,21 @@ impl ShardStats {
                 let reason = reject.reason().into_owned();
                 *self.status_dict.entry(reason.clone()).or_default() += 1;
                 *self.rejected.entry(reason).or_default() += 1;
-                match reject.status() {
-                    RowStatus::FailedToResize => self.failed_to_resize += 1,
-                    _ => self.failed_to_download += 1,
-                }
+                *self.failed(*reject) += 1;
             }
         }
+    }
+
+    fn failed(&mut self, reject: Reject) -> &mut u64 {
+        match reject.status() {
+            RowStatus::FailedToResize => &mut self.failed_to_resize,
+            _ => &mut self.failed_to_download,
+        }
+    }
+
+    /// Rejected rows that `retry` includes.
+    pub(crate) fn num_to_retry(&self, retry: &RetryFailed) -> u64 {
+        self.rejected.iter().filter(|(reason, _)| retry.includes(reason)).map(|(_, count)| count).sum()
     }
 }
 
@@ -104,7 +131,12 @@ impl ShardPaths {
 
     /// Whether the shard is finished: the stats are written last, and nothing has been taken away since.
     pub(crate) fn is_finished(&self) -> bool {
-        [&self.tar, &self.table, &self.network, &self.stats].iter().all(|path| path.exists())
+        self.all().iter().all(|path| path.exists())
+    }
+
+    /// The files in the order in which they are written.
+    pub(crate) fn all(&self) -> [&PathBuf; 4] {
+        [&self.tar, &self.table, &self.network, &self.stats]
     }
 }
 
@@ -132,51 +164,114 @@ impl ShardJob {
     /// Takes the outcomes of the shard's rows in any order and writes the shard once all are there. Blocks:
     /// it wants a thread of its own.
     pub(crate) fn write(&self, outcomes: &mut mpsc::Receiver<RowOutcome>) -> Result<Written, DataFetchError> {
-        let paths = ShardPaths::new(&self.out_dir, &self.config, self.shard.shard_idx);
-        let mut tar = ShardWriter::create(&paths.tar)?;
-        let mut table = SampleTable::new(&self.columns, self.config.compute_hash);
-        let mut stats = ShardStats::default();
-        let mut network = ShardNetwork { start_time: unix_seconds(), ..ShardNetwork::default() };
-        let mut buffer = ReorderBuffer::new(&self.out_dir, self.config.reorder_buffer_bytes);
-        let spill_error = |source| DataFetchError::Io { path: self.out_dir.clone(), source };
-        while (stats.count as usize) < self.shard.rows.len() {
+        let mut files = self.create(&ShardPaths::new(&self.out_dir, &self.config, self.shard.shard_idx))?;
+        files.network.start_time = files.started;
+        let mut buffer = self.buffer(0..self.shard.rows.len());
+        while !buffer.is_drained() {
             let Some(outcome) = outcomes.blocking_recv() else { return Ok(Written::Abandoned) };
-            buffer.insert(outcome).map_err(spill_error)?;
-            while let Some(outcome) = buffer.pop().map_err(spill_error)? {
-                if self.cancelled.load(Ordering::Relaxed) {
+            buffer.insert(outcome).map_err(self.spill_error())?;
+            while let Some(outcome) = buffer.pop().map_err(self.spill_error())? {
+                if self.is_cancelled() {
                     return Ok(Written::Abandoned);
                 }
-                let row = &self.shard.rows[outcome.row_idx];
-                let key = self.config.sample_key(self.shard.shard_idx, outcome.row_idx);
-                stats.count_row(&outcome);
-                network.retries += outcome.num_retries;
-                table.push(row, &key, &outcome.result);
-                if let Ok(image) = outcome.result {
-                    tar.push(&self.sample(row, &key, image)?)?;
-                }
+                files.stats.count_row(&outcome);
+                files.push(self, outcome)?;
             }
         }
-        tar.finish()?;
-        table.write(&paths.table)?;
-        network.end_time = unix_seconds();
-        network.duration = network.end_time - network.start_time;
-        write_atomic(&paths.network, &to_python_json(&network))
-            .map_err(DataFetchError::io(&paths.network))?;
-        write_atomic(&paths.stats, &to_python_json(&stats)).map_err(DataFetchError::io(&paths.stats))?;
+        files.finish()?;
         Ok(Written::Finished)
+    }
+
+    pub(crate) fn is_cancelled(&self) -> bool {
+        self.cancelled.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn buffer(&self, rows: impl IntoIterator<Item = usize>) -> ReorderBuffer {
+        ReorderBuffer::new(&self.out_dir, self.config.reorder_buffer_bytes, rows)
+    }
+
+    /// For `map_err` on what the [`ReorderBuffer`] returns.
+    pub(crate) fn spill_error(&self) -> impl FnOnce(std::io::Error) -> DataFetchError {
+        DataFetchError::io(&self.out_dir)
+    }
+
+    /// Begins the files of the shard.
+    pub(crate) fn create(&self, paths: &ShardPaths) -> Result<ShardFiles, DataFetchError> {
+        Ok(ShardFiles {
+            paths: paths.clone(),
+            tar: ShardWriter::create(&paths.tar)?,
+            table: SampleTable::new(&self.columns, &self.config),
+            stats: ShardStats::default(),
+            network: ShardNetwork::default(),
+            started: unix_seconds(),
+        })
+    }
+
+    pub(crate) fn key(&self, row_idx: usize) -> String {
+        self.config.sample_key(self.shard.shard_idx, row_idx)
     }
 
     fn sample(&self, row: &UrlRow, key: &str, image: StoredImage) -> Result<Sample, DataFetchError> {
         let caption = row.caption.as_deref();
         // A row that was fetched has a URL.
         let url = row.url.as_deref().unwrap_or_default();
-        let hash = self.config.compute_hash;
-        let metadata = metadata(&self.columns, &row.extra, caption, url, key, &image, hash);
+        let metadata = metadata(&self.columns, &row.extra, caption, url, key, &image, &self.config);
         let mut sample = Sample::new(SampleKey::new(key)?);
         sample.push(self.config.encode_format.extension(), image.bytes);
         sample.push("json", to_python_json(&metadata));
         sample.push("txt", caption.unwrap_or_default().as_bytes().to_vec());
         Ok(sample)
+    }
+}
+
+/// The files of a shard that is being written. Dropped, they leave nothing.
+pub(crate) struct ShardFiles {
+    paths: ShardPaths,
+    tar: ShardWriter,
+    table: SampleTable,
+    pub(crate) stats: ShardStats,
+    pub(crate) network: ShardNetwork,
+    started: f64,
+}
+
+impl ShardFiles {
+    /// Appends what became of the next row; the stats are the caller's.
+    pub(crate) fn push(&mut self, job: &ShardJob, outcome: RowOutcome) -> Result<(), DataFetchError> {
+        let row = &job.shard.rows[outcome.row_idx];
+        let key = job.key(outcome.row_idx);
+        self.network.retries += outcome.num_retries;
+        self.table.push(row, &key, &RowRecord::of(&outcome.result));
+        if let Ok(image) = outcome.result {
+            self.tar.push(&job.sample(row, &key, image)?)?;
+        }
+        Ok(())
+    }
+
+    /// Appends the next row as it was before, with its sample if it has one.
+    pub(crate) fn copy(
+        &mut self,
+        job: &ShardJob,
+        row_idx: usize,
+        record: &RowRecord,
+        sample: Option<&Sample>,
+    ) -> Result<(), DataFetchError> {
+        self.table.push(&job.shard.rows[row_idx], &job.key(row_idx), record);
+        if let Some(sample) = sample {
+            self.tar.push(sample)?;
+        }
+        Ok(())
+    }
+
+    /// Writes everything, the stats last.
+    pub(crate) fn finish(mut self) -> Result<(), DataFetchError> {
+        let paths = &self.paths;
+        self.tar.finish()?;
+        self.table.write(&paths.table)?;
+        self.network.end_time = unix_seconds();
+        self.network.duration += self.network.end_time - self.started;
+        write_atomic(&paths.network, &to_python_json(&self.network))
+            .map_err(DataFetchError::io(&paths.network))?;
+        write_atomic(&paths.stats, &to_python_json(&self.stats)).map_err(DataFetchError::io(&paths.stats))
     }
 }
 

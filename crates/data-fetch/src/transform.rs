@@ -22,14 +22,23 @@ use std::io::Cursor;
 pub(crate) struct StoredImage {
     /// In the format of the config.
     pub(crate) bytes: Vec<u8>,
-    /// Size after resizing.
-    pub(crate) size: Size,
-    /// Size as downloaded.
-    pub(crate) original_size: Size,
+    /// Unknown if nobody looked at the image (`disable_all_reencoding`).
+    pub(crate) sizes: Option<ImageSizes>,
+    /// The EXIF tags as a JSON object, if there are any and the config wants them.
+    pub(crate) exif: Option<String>,
     /// Digest of the downloaded bytes, if the config wants one.
     pub(crate) digest: Option<String>,
     /// Whether the server called the image something it is not.
     pub(crate) label: ContentLabel,
+}
+
+/// Width and height of an image before and after.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct ImageSizes {
+    /// Size after resizing.
+    pub(crate) stored: Size,
+    /// Size as downloaded.
+    pub(crate) original: Size,
 }
 
 /// How the `Content-Type` header compares with the bytes.
@@ -72,7 +81,8 @@ pub(crate) fn transform(
     }
     let stored = if stored_as_is { bytes.to_vec() } else { encode(&resized, config) };
     let label = content_label(body.media_type.as_deref(), format);
-    Ok(StoredImage { bytes: stored, size, original_size, digest, label })
+    let sizes = Some(ImageSizes { stored: size, original: original_size });
+    Ok(StoredImage { bytes: stored, sizes, exif: None, digest, label })
 }
 
 /// Whether an image has transparency to put on a ground.
@@ -256,10 +266,8 @@ mod tests {
         let bytes = oqvl_image_prep::encode_jpeg(&picture(20, 30), 40);
         let stored = transform(&body(bytes.clone()), None, &config()).unwrap();
         assert_eq!(stored.bytes, bytes);
-        assert_eq!(
-            (stored.size, stored.original_size),
-            (Size { width: 20, height: 30 }, Size { width: 20, height: 30 })
-        );
+        let size = Size { width: 20, height: 30 };
+        assert_eq!(stored.sizes, Some(ImageSizes { stored: size, original: size }));
         let reencoded =
             transform(&body(bytes.clone()), None, &DataFetchConfig { skip_reencode: false, ..config() })
                 .unwrap();
@@ -271,8 +279,8 @@ mod tests {
     fn a_large_image_is_scaled_and_reencoded() {
         let stored =
             transform(&body(oqvl_image_prep::encode_png(&picture(100, 64))), None, &config()).unwrap();
-        assert_eq!(stored.size, Size { width: 50, height: 32 });
-        assert_eq!(stored.original_size, Size { width: 100, height: 64 });
+        let (stored_size, original) = (Size { width: 50, height: 32 }, Size { width: 100, height: 64 });
+        assert_eq!(stored.sizes, Some(ImageSizes { stored: stored_size, original }));
         assert_eq!(ImageFormat::sniff(&stored.bytes), Some(ImageFormat::Jpeg));
         assert_eq!((pixels_of(&stored).width(), pixels_of(&stored).height()), (50, 32));
     }

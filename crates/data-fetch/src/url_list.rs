@@ -146,10 +146,20 @@ impl UrlList {
         &self.columns
     }
 
-    /// Number of shards.
+    /// The numbers of the list's shards.
     #[must_use]
-    pub fn num_shards(&self) -> usize {
-        self.files.last().map_or(0, |file| file.shards.end)
+    pub fn shards(&self) -> Range<usize> {
+        let first = self.files.first().map_or(0, |file| file.shards.start);
+        first..self.files.last().map_or(first, |file| file.shards.end)
+    }
+
+    /// The same list with its shards numbered from `first_shard` instead of 0.
+    #[must_use]
+    pub fn numbered_from(mut self, first_shard: usize) -> Self {
+        for file in &mut self.files {
+            file.shards = first_shard + file.shards.start..first_shard + file.shards.end;
+        }
+        self
     }
 
     /// Number of rows in shard `shard_idx`; 0 if there is no such shard.

@@ -1,6 +1,7 @@
 //! What the types of the keys do not rule out.
 
-use super::{ComputeHash, DataFetchConfig};
+use super::{ComputeHash, DataFetchConfig, RetryFailed};
+use crate::reject::Reject;
 use oqvl_stage::ConfigError;
 
 /// Column names the stage writes itself; an additional column cannot have one of them (img2dataset's list).
@@ -59,6 +60,28 @@ impl DataFetchConfig {
                 self.compute_hash.name()
             );
             return Err(ConfigError::new("verify_hash", message));
+        }
+        Ok(())
+    }
+
+    pub(super) fn check_failures(&self) -> Result<(), ConfigError> {
+        if let RetryFailed::Reasons(reasons) = &self.retry_failed {
+            for reason in reasons {
+                let message = match Reject::from_reason(reason) {
+                    None => format!("`{reason}` is no reason for a rejection"),
+                    Some(Reject::NotFound | Reject::Gone | Reject::OptedOut) => {
+                        format!("`{reason}` is final: such URLs are never asked for again")
+                    }
+                    Some(_) => continue,
+                };
+                return Err(ConfigError::new("retry_failed", message));
+            }
+        }
+        if let Some(fraction) = self.max_failed_fraction
+            && !(0.0..=1.0).contains(&fraction)
+        {
+            let message = format!("must be from 0 to 1, got {fraction}");
+            return Err(ConfigError::new("max_failed_fraction", message));
         }
         Ok(())
     }

@@ -1,5 +1,6 @@
 //! The values of keys that offer a choice.
 
+use crate::reject::Reject;
 use md5::{Digest as _, Md5};
 use serde::{Deserialize, Serialize};
 use sha2::{Sha256, Sha512};
@@ -72,6 +73,46 @@ impl EncodeFormat {
             Self::Jpg => "jpg",
             Self::Png => "png",
             Self::Webp => "webp",
+        }
+    }
+}
+
+/// What becomes of shards that are there already; names of img2dataset.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum IncrementalMode {
+    /// Finished shards of this list stay; the others are made.
+    Incremental,
+    /// All go; the list is fetched from its beginning.
+    Overwrite,
+    /// All stay; a list that was not fetched here before gets the shard numbers after theirs.
+    Extend,
+}
+
+/// Which rows of finished shards are fetched again.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum RetryFailed {
+    /// None; or those whose reason may have passed.
+    Switch(bool),
+    /// Those with one of these reasons.
+    Reasons(Vec<String>),
+}
+
+impl RetryFailed {
+    /// Whether any row is fetched again.
+    pub(crate) fn is_on(&self) -> bool {
+        match self {
+            Self::Switch(is_on) => *is_on,
+            Self::Reasons(reasons) => !reasons.is_empty(),
+        }
+    }
+
+    /// Whether rows that were rejected for `reason` are.
+    pub(crate) fn includes(&self, reason: &str) -> bool {
+        match self {
+            Self::Switch(is_on) => *is_on && Reject::from_reason(reason).is_some_and(Reject::may_pass_later),
+            Self::Reasons(reasons) => reasons.iter().any(|chosen| chosen == reason),
         }
     }
 }

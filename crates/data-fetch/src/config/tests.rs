@@ -79,6 +79,11 @@ fn wrong_values_name_their_key() {
         ("backoff_seconds = -1.0", "backoff_seconds"),
         ("in_flight = 0", "in_flight"),
         ("user_agent = \"a\\nb\"", "user_agent"),
+        ("retry_failed = [\"timeout\", \"not-found\"]", "retry_failed"),
+        ("retry_failed = [\"tiemout\"]", "retry_failed"),
+        ("retry_failed = \"timeout\"", "(table)"),
+        ("max_failed_fraction = 1.5", "max_failed_fraction"),
+        ("incremental_mode = \"append\"", "(table)"),
         ("user_agent_token = \"a b\"", "user_agent_token"),
         ("verify_hash = [\"digest\", \"md5\"]", "verify_hash"),
         ("verify_hash = [\"\", \"sha256\"]", "verify_hash"),
@@ -99,5 +104,23 @@ fn keys_without_effect_are_keys() {
     let table = serde_json::to_value(DataFetchConfig::default()).unwrap();
     for key in DataFetchConfig::default().keys_without_effect() {
         assert!(table.get(key).is_some(), "{key}");
+    }
+}
+
+#[test]
+fn what_is_retried_is_chosen_by_reason() {
+    let retry =
+        |value: &str| check(&format!("url_list = \"u\"\nretry_failed = {value}")).unwrap().retry_failed;
+    for (value, is_on, includes_timeout, includes_corrupt) in [
+        ("false", false, false, false),
+        ("true", true, true, false),
+        ("[]", false, false, false),
+        ("[\"corrupt-image\", \"http-status-401\"]", true, false, true),
+    ] {
+        let retry = retry(value);
+        assert_eq!(retry.is_on(), is_on, "{value}");
+        assert_eq!(retry.includes("timeout"), includes_timeout, "{value}");
+        assert_eq!(retry.includes("corrupt-image"), includes_corrupt, "{value}");
+        assert!(!retry.includes("not-found"), "{value}");
     }
 }

@@ -35,7 +35,7 @@ impl Case {
         for shard in &shards {
             assert_eq!(shard.rows.len() as u64, list.rows_in_shard(shard.shard_idx));
         }
-        assert_eq!(shards.len(), list.num_shards());
+        assert_eq!(shards.len(), list.shards().len());
         shards
     }
 
@@ -250,7 +250,7 @@ fn unknown_and_missing_lists_are_told_apart() {
     let mut config = case.config.clone();
     config.input_format = Some(InputFormat::Txt);
     assert_eq!(
-        UrlList::survey(&config, &case.dir.path().join("list.xml"), &|| Ok(())).unwrap().num_shards(),
+        UrlList::survey(&config, &case.dir.path().join("list.xml"), &|| Ok(())).unwrap().shards().len(),
         1
     );
 }
@@ -264,7 +264,7 @@ fn a_stray_quote_does_not_swallow_the_file() {
     text[4] = b' ';
     assert!(Case::new(&[("a.txt", &text)]).survey().is_err());
     let lines = vec![b"http://a.b/0123456789\n".as_slice(); 1 << 20].concat();
-    assert_eq!(Case::new(&[("a.txt", &lines)]).survey().unwrap().num_shards(), 1 << 19);
+    assert_eq!(Case::new(&[("a.txt", &lines)]).survey().unwrap().shards().len(), 1 << 19);
 }
 
 #[test]
@@ -324,4 +324,16 @@ fn digests_to_verify_stand_apart_from_what_is_carried() {
     assert_eq!(case.rows()[0], "http://a/1|-|[\"x\"]");
     case.config.verify_hash = Some(("missing".to_owned(), crate::config::ComputeHash::Sha256));
     assert!(case.survey().unwrap_err().to_string().contains("`verify_hash` names column `missing`"));
+}
+
+#[test]
+fn shards_may_be_numbered_from_anywhere() {
+    let case = Case::new(&[("a.txt", b"u\nv\nw\n"), ("b.txt", b"x\n")]);
+    let list = case.survey().unwrap().numbered_from(7);
+    assert_eq!(list.shards(), 7..10);
+    assert_eq!([6, 7, 8, 9, 10].map(|idx| list.rows_in_shard(idx)), [0, 2, 1, 1, 0]);
+    let read: Vec<_> =
+        read_shards(&list, &|idx| idx != 8).unwrap().into_iter().map(|shard| shard.shard_idx).collect();
+    assert_eq!(read, [7, 9]);
+    assert_eq!(Case::new(&[("a.txt", b"")]).survey().unwrap().numbered_from(3).shards(), 3..3);
 }

@@ -62,6 +62,7 @@ fn a_shard_is_tar_table_and_stats() {
         .flat_map(|idx| {
             [format!("{idx:05}.parquet"), format!("{idx:05}.tar"), format!("{idx:05}_stats.json")]
         })
+        .chain(["shard_numbers.json".to_owned()])
         .collect();
     assert_eq!(names, expected);
     assert!(world.output_names().contains(&"00004_network.local.json".to_owned()));

@@ -5,5 +5,6 @@ mod faults;
 mod layout;
 mod politeness;
 mod resume;
+mod retry;
 mod server;
 mod world;
