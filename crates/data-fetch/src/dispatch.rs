@@ -104,7 +104,8 @@ mod tests {
                 while let Some(Ready { row, host }) = dispatcher.pop() {
                     started.push(row);
                     if let Some(host) = host {
-                        prop_assert_eq!(&*host, hosts[row].to_string().as_str());
+                        let expected = hosts[row].to_string();
+                        prop_assert_eq!(&*host, expected.as_str());
                         running.push(host);
                     }
                 }
