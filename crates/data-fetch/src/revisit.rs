@@ -8,7 +8,7 @@
 use crate::config::DataFetchConfig;
 use crate::error::DataFetchError;
 use crate::reject::Reject;
-use crate::reorder::RowOutcome;
+use crate::reorder::{ReorderBuffer, RowOutcome};
 use crate::sample_table::{RowRecord, for_each_row, read_records};
 use crate::shard::{ShardFiles, ShardJob, ShardNetwork, ShardPaths, ShardStats, Written};
 use oqvl_shard_io::{Sample, ShardError, ShardReader, read_json, write_atomic};
@@ -65,14 +65,30 @@ impl ShardJob {
         }
         let directory = retry_directory(&self.out_dir, &self.config, self.shard.shard_idx);
         fs::create_dir(&directory).map_err(DataFetchError::io(&directory))?;
-        let mut files = self.create(&ShardPaths::new(&directory, &self.config, self.shard.shard_idx))?;
+        let merged = self.merge(&records, buffer, &paths, &directory);
+        match &merged {
+            Ok(Written::Finished) => settle_directory(&directory, &self.out_dir)?,
+            // The error that ended it says more than one about what is left would; the next run clears that.
+            _ => drop(fs::remove_dir_all(&directory)),
+        }
+        merged
+    }
+
+    /// Writes all files of the shard into `directory`: the rows in `buffer` as they are there, the others as before.
+    fn merge(
+        &self,
+        records: &[RowRecord],
+        mut buffer: ReorderBuffer,
+        paths: &ShardPaths,
+        directory: &Path,
+    ) -> Result<Written, DataFetchError> {
+        let mut files = self.create(&ShardPaths::new(directory, &self.config, self.shard.shard_idx))?;
         files.stats = read_json::<ShardStats>(&paths.stats)?;
         files.network = read_json::<ShardNetwork>(&paths.network)?;
         let mut samples = ShardReader::open(&paths.tar)?;
         let mut next = buffer.pop().map_err(self.spill_error())?;
         for (row_idx, record) in records.iter().enumerate() {
             if self.is_cancelled() {
-                fs::remove_dir_all(&directory).map_err(DataFetchError::io(&directory))?;
                 return Ok(Written::Abandoned);
             }
             match next.take_if(|outcome| outcome.row_idx == row_idx) {
@@ -83,13 +99,12 @@ impl ShardJob {
                     files.push(self, outcome)?;
                     next = buffer.pop().map_err(self.spill_error())?;
                 }
-                None => self.copy_row(&mut samples, &mut files, row_idx, record, &paths)?,
+                None => self.copy_row(&mut samples, &mut files, row_idx, record, paths)?,
             }
         }
         files.finish()?;
         let complete = directory.join(COMPLETE_FILE);
         write_atomic(&complete, b"").map_err(DataFetchError::io(&complete))?;
-        settle_directory(&directory, &self.out_dir)?;
         Ok(Written::Finished)
     }
 

@@ -1,7 +1,7 @@
 //! The program: stopped and killed in the middle, started again.
 
 use crate::server::{Delivery, Reply};
-use crate::world::{World, jpeg};
+use crate::world::{World, jpeg, noise};
 use oqvl_shard_io::write_atomic;
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
@@ -29,13 +29,20 @@ fn world() -> (World, Arc<AtomicBool>) {
     (world, healed)
 }
 
-fn start(world: &World) -> Child {
-    Command::new(env!("CARGO_BIN_EXE_oqvl-data-fetch"))
-        .args(["--config", "run.toml", "--work-dir", "."])
-        .current_dir(world.dir.path())
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap()
+pub(crate) fn start(world: &World) -> Child {
+    start_with(world, &[])
+}
+
+fn start_with(world: &World, sets: &[&str]) -> Child {
+    command(world, sets).spawn().unwrap()
+}
+
+fn command(world: &World, sets: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_oqvl-data-fetch"));
+    command.args(["--config", "run.toml", "--work-dir", "."]);
+    command.args(sets.iter().flat_map(|set| ["--set", set]));
+    command.current_dir(world.dir.path()).stderr(Stdio::piped());
+    command
 }
 
 fn wait_until(what: &str, condition: impl Fn() -> bool) {
@@ -101,4 +108,225 @@ fn assert_undisturbed(world: &World) {
     }
     let report = |outputs: &std::collections::BTreeMap<String, Vec<u8>>| outputs["report.json"].clone();
     assert_eq!(String::from_utf8(report(&found)), String::from_utf8(report(&expected)));
+}
+
+/// Six shards of a server that takes its time; some answers fail until it is healed.
+fn slow_world() -> (World, Arc<AtomicBool>) {
+    let healed = Arc::new(AtomicBool::new(false));
+    let is_healed = Arc::clone(&healed);
+    let urls: Vec<String> =
+        (0..90).map(|idx| format!("http://{}/{idx}", crate::world::HOSTS[idx % 3])).collect();
+    let world = World::new(&urls, move |request| {
+        let number: u8 = request.path.trim_start_matches('/').parse().unwrap();
+        let reply = if number % 4 == 1 && !is_healed.load(Ordering::Relaxed) {
+            Reply::status(500)
+        } else {
+            Reply::ok(&noise(40, 30, number))
+        };
+        reply.delivered(Delivery::Late(Duration::from_millis(u64::from(number) * 7 % 30)))
+    });
+    let config = "seed = 7\n[data-fetch]\nurl_list = \"urls.jsonl\"\nhosts_file = \"hosts.local.json\"\n\
+        image_size = 16\nnumber_sample_per_shard = 15\nretries = 0\nmax_host_failures = 0\nper_host_in_flight = 2\n";
+    write_atomic(&world.dir.path().join("run.toml"), config.as_bytes()).unwrap();
+    (world, healed)
+}
+
+fn finish(world: &World, sets: &[&str]) {
+    let output = start_with(world, sets).wait_with_output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+}
+
+/// What the stage wrote, and its report.
+fn results(world: &World) -> std::collections::BTreeMap<String, Vec<u8>> {
+    let mut outputs = world.outputs();
+    outputs.retain(|name, _| name != "manifest.json");
+    outputs
+}
+
+/// Starts the program and kills it, again and again, then lets it finish.
+fn kill_often(world: &World, seed: u64, sets: &[&str], longest: Duration) {
+    let mut random = oqvl_stage::stream(seed, "kill", 0, 0, 0);
+    for _ in 0..5 {
+        let mut child = start_with(world, sets);
+        std::thread::sleep(longest.mul_f64(rand::Rng::random(&mut random)));
+        // It may have finished before.
+        let _ = child.kill();
+        child.wait().unwrap();
+    }
+    finish(world, sets);
+}
+
+fn assert_same(found: &World, expected: &World, what: &str) {
+    let (found, expected) = (results(found), results(expected));
+    assert_eq!(found.keys().collect::<Vec<_>>(), expected.keys().collect::<Vec<_>>(), "{what}");
+    for (name, bytes) in &expected {
+        assert!(found[name] == *bytes, "{what}: {name} differs");
+    }
+}
+
+#[test]
+fn killed_at_random_moments_nothing_is_lost_or_doubled() {
+    let (undisturbed, _ill) = slow_world();
+    let started = Instant::now();
+    finish(&undisturbed, &[]);
+    let longest = started.elapsed();
+    for seed in 0..3 {
+        let (world, _ill) = slow_world();
+        kill_often(&world, seed, &[], longest);
+        assert_same(&world, &undisturbed, &format!("seed {seed}"));
+    }
+}
+
+#[test]
+fn killed_while_failed_rows_are_fetched_again_nothing_is_lost_or_doubled() {
+    let retry = ["data-fetch.retry_failed=true"];
+    let (undisturbed, healed) = slow_world();
+    healed.store(true, Ordering::Relaxed);
+    finish(&undisturbed, &[]);
+    for seed in 0..3 {
+        let (world, healed) = slow_world();
+        finish(&world, &[]);
+        healed.store(true, Ordering::Relaxed);
+        let started = Instant::now();
+        kill_often(&world, 100 + seed, &retry, Duration::from_millis(250));
+        assert_same(&world, &undisturbed, &format!("seed {seed}, {:?}", started.elapsed()));
+    }
+}
+
+/// The last line a failed run printed.
+fn failure(mut command: Command) -> String {
+    let output = command.output().unwrap();
+    let text = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(1), "{text}");
+    text.trim_end().lines().last().unwrap_or_default().to_owned()
+}
+
+#[test]
+fn a_full_disk_ends_the_run_in_a_sentence_and_loses_nothing() {
+    let (undisturbed, _ill) = slow_world();
+    finish(&undisturbed, &[]);
+    let (world, healed) = slow_world();
+    std::fs::create_dir(world.out_dir()).unwrap();
+    let Some(disk) = SmallDisk::mount(&world.out_dir(), "100k") else { return };
+    let line = failure(command(&world, &[]));
+    assert!(line.starts_with("oqvl-data-fetch: ") && line.contains("No space left on device"), "{line}");
+    assert!(!world.out_dir().join("00005_stats.json").exists());
+    disk.resize("20m");
+    finish(&world, &[]);
+    assert_same(&world, &undisturbed, "after the disk was full");
+
+    // The same while failed rows are fetched again: the old shards are larger than what is left.
+    let before = results(&world);
+    disk.resize(&format!("{}k", disk.used_kib() + 30));
+    healed.store(true, Ordering::Relaxed);
+    let line = failure(command(&world, &["data-fetch.retry_failed=true"]));
+    assert!(line.contains("No space left on device"), "{line}");
+    for name in before.keys().filter(|name| name.starts_with("0000")) {
+        assert!(world.out_dir().join(name).exists(), "{name} is gone");
+    }
+    assert!(
+        world.output_names().iter().all(|name| !name.starts_with(".retry")),
+        "{:?}",
+        world.output_names()
+    );
+    disk.resize("20m");
+    finish(&world, &["data-fetch.retry_failed=true"]);
+    undisturbed_retry(&world);
+}
+
+fn undisturbed_retry(world: &World) {
+    let (lucky, healed) = slow_world();
+    healed.store(true, Ordering::Relaxed);
+    finish(&lucky, &[]);
+    assert_same(world, &lucky, "after the disk was full during a retry");
+}
+
+/// A file system of its own; mounting one takes root.
+struct SmallDisk(std::path::PathBuf);
+
+impl SmallDisk {
+    fn mount(at: &std::path::Path, size: &str) -> Option<Self> {
+        let options = format!("size={size},mode=0777");
+        let mounted = Command::new("mount").args(["-t", "tmpfs", "-o", &options, "tmpfs"]).arg(at).output();
+        if mounted.is_ok_and(|output| output.status.success()) {
+            return Some(Self(at.to_path_buf()));
+        }
+        let thread = std::thread::current();
+        let test = thread.name().unwrap_or("a test");
+        eprintln!("skipped: {test} needs to mount a small tmpfs, which takes root");
+        None
+    }
+
+    fn used_kib(&self) -> u64 {
+        let output = Command::new("df").args(["--output=used", "-k"]).arg(&self.0).output().unwrap();
+        String::from_utf8(output.stdout).unwrap().lines().nth(1).unwrap().trim().parse().unwrap()
+    }
+
+    fn resize(&self, size: &str) {
+        let options = format!("remount,size={size}");
+        assert!(Command::new("mount").args(["-o", &options]).arg(&self.0).status().unwrap().success());
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg("-l").arg(&self.0).status();
+    }
+}
+
+#[test]
+fn a_limit_on_file_sizes_ends_the_run_in_a_sentence() {
+    let (undisturbed, _ill) = slow_world();
+    finish(&undisturbed, &[]);
+    let (world, _ill) = slow_world();
+    let inner = command(&world, &[]);
+    let mut limited = Command::new("sh");
+    // Units of 512 or 1024 bytes, by the shell: a shard has more of either.
+    limited.args(["-c", "ulimit -f 16; exec \"$0\" \"$@\""]).arg(inner.get_program()).args(inner.get_args());
+    limited.current_dir(world.dir.path()).stderr(Stdio::piped());
+    let line = failure(limited);
+    assert!(line.starts_with("oqvl-data-fetch: ") && line.contains("File too large"), "{line}");
+    finish(&world, &[]);
+    assert_same(&world, &undisturbed, "after the limit");
+}
+
+#[test]
+fn lists_extend_one_another_and_each_can_be_completed() {
+    let (world, _ill) = slow_world();
+    let extend = "data-fetch.incremental_mode=extend";
+    finish(&world, &[]);
+    let first = world.outputs();
+    let second_list = "{\"url\": \"http://a.test/2\"}\n{\"url\": \"http://a.test/3\"}\n";
+    write_atomic(&world.dir.path().join("more.jsonl"), second_list.as_bytes()).unwrap();
+    let more = "data-fetch.url_list=more.jsonl";
+    finish(&world, &[extend, more]);
+    let outputs = world.outputs();
+    for (name, bytes) in first.iter().filter(|(name, _)| name.starts_with("0000")) {
+        assert!(outputs[name] == *bytes, "{name} has changed");
+    }
+    let keys: Vec<String> = oqvl_shard_io::ShardReader::open(&world.out_dir().join("00006.tar"))
+        .unwrap()
+        .map(|sample| sample.unwrap().key.as_str().to_owned())
+        .collect();
+    assert_eq!(keys, ["0000600", "0000601"]);
+    // Once more is no new list, and changed limits are no new request.
+    let num_requests = world.server.requests().len();
+    finish(&world, &[extend, more, "data-fetch.in_flight=3"]);
+    assert_eq!(world.server.requests().len(), num_requests);
+
+    // The first list again: its shards, completed.
+    std::fs::remove_file(world.out_dir().join("00002.tar")).unwrap();
+    finish(&world, &[extend]);
+    assert_eq!(world.server.requests().len(), num_requests + 15);
+    assert_eq!(world.outputs()["00002.tar"], first["00002.tar"]);
+    assert!(world.out_dir().join("00006.tar").exists());
+
+    // Overwriting leaves the first list alone in the directory.
+    finish(&world, &["data-fetch.incremental_mode=overwrite"]);
+    assert_eq!(world.server.requests().len(), num_requests + 15 + 90);
+    assert!(!world.out_dir().join("00006.tar").exists());
+    assert_eq!(world.outputs()["00002.tar"], first["00002.tar"]);
+
+    let share = command(&world, &[extend]).args(["--shards", "0..1"]).output().unwrap();
+    assert_eq!(share.status.code(), Some(2), "{}", String::from_utf8_lossy(&share.stderr));
 }

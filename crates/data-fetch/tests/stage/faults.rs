@@ -1,8 +1,10 @@
 //! Every fault lands under its own reason, and is asked for as often as it deserves.
 
 use crate::server::{Delivery, Reply};
-use crate::world::{World, jpeg, png};
+use crate::world::{HOSTS, World, jpeg, png};
+use oqvl_shard_io::read_json;
 use std::collections::{BTreeMap, HashMap};
+use std::io::Write as _;
 use std::time::{Duration, Instant};
 
 /// What becomes of a URL: kept, or rejected for a reason; and how many requests it takes.
@@ -49,6 +51,14 @@ fn status_cases() -> Vec<Case> {
         case("/to-metadata", vec![Reply::redirect("http://169.254.169.254/x")], "private-address", 1),
         case("/to-localhost", vec![Reply::redirect("http://localhost:1/x")], "private-address", 1),
         case("/to-other-port", vec![Reply::redirect("http://a.test:22/x")], "private-address", 1),
+        case("/to-loopback", vec![Reply::redirect("http://127.0.0.1/x")], "private-address", 1),
+        case(
+            "/to-mapped-loopback",
+            vec![Reply::redirect("http://[::ffff:127.0.0.1]/x")],
+            "private-address",
+            1,
+        ),
+        case("/to-file", vec![Reply::redirect("file:///etc/passwd")], "bad-scheme", 1),
         case("/to-nowhere", vec![Reply::redirect("http://")], "bad-url", 1),
         case("/no-location", vec![Reply::status(302)], "http-status-302", 1),
     ]
@@ -82,7 +92,53 @@ fn body_cases() -> Vec<Case> {
         case("/noai", vec![good().header("X-Robots-Tag", "noai")], "opted-out", 1),
         case("/not-for-us", vec![good().header("X-Robots-Tag", "googlebot: noindex")], KEPT, 1),
         case("/copy-1", vec![good()], KEPT, 1),
+        case("/dripping", vec![good().delivered(Delivery::Drip(Duration::from_millis(100)))], "timeout", 1),
+        case("/endless", vec![good().delivered(Delivery::Endless)], "too-many-bytes", 1),
+        case("/ten-gigabytes", vec![good().delivered(Delivery::Announced(10 << 30))], "too-many-bytes", 1),
+        // HTTP ends the body where it was said to end: half a picture.
+        case("/understated", vec![good().delivered(Delivery::Understated)], "corrupt-image", 1),
+        case("/flood", vec![good().delivered(Delivery::HeaderFlood)], "bad-response", 3),
+        case("/bomb", vec![Reply::ok(&png_header(60_000, 60_000))], "image-too-large", 1),
+        // Nothing is unpacked on the way: a body is what it is, however it is labelled.
+        case(
+            "/gzip-bomb",
+            vec![Reply::ok(&gzip_bomb()).header("Content-Encoding", "gzip")],
+            "not-an-image",
+            1,
+        ),
+        case(
+            "/expired",
+            vec![good().header("X-Robots-Tag", "unavailable_after: Friday, 25-Jun-10 15:00:00 GMT")],
+            "opted-out",
+            1,
+        ),
+        case(
+            "/not-yet-expired",
+            vec![good().header("X-Robots-Tag", "unavailable_after: Fri, 25 Jun 2100 15:00:00 GMT")],
+            KEPT,
+            1,
+        ),
     ]
+}
+
+/// A PNG of so many pixels, as far as it says.
+fn png_header(width: u32, height: u32) -> Vec<u8> {
+    let mut bytes = png(1, 1);
+    bytes[16..20].copy_from_slice(&width.to_be_bytes());
+    bytes[20..24].copy_from_slice(&height.to_be_bytes());
+    let mut crc = flate2::Crc::new();
+    crc.update(&bytes[12..29]);
+    bytes[29..33].copy_from_slice(&crc.sum().to_be_bytes());
+    bytes
+}
+
+/// 60 MB of zeros in 60 kB.
+fn gzip_bomb() -> Vec<u8> {
+    let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::best());
+    for _ in 0..60 {
+        encoder.write_all(&[0; 1_000_000]).unwrap();
+    }
+    encoder.finish().unwrap()
 }
 
 fn url_cases() -> Vec<Case> {
@@ -134,15 +190,44 @@ fn every_fault_has_its_reason_and_its_number_of_requests() {
     let num_kept = cases.iter().filter(|case| case.expected == KEPT).count();
     assert_eq!((report.tally.seen, report.tally.kept), (cases.len() as u64, num_kept as u64));
     assert_eq!(report.failed_to_download + report.failed_to_resize, report.tally.num_rejected());
-    assert_eq!(report.failed_to_resize, 5, "html, cut-jpeg, tiny, huge, strip");
+    assert_eq!(report.failed_to_resize, 8, "html, cut-jpeg, tiny, huge, strip, understated, 2 bombs");
     assert_eq!(report.content_type_mismatch, 1);
     // All but `/lying-type` serve the same picture.
     assert_eq!(report.duplicate_downloads, Some(num_kept as u64 - 2));
-    // Two each for 500, 408, truncated, closed, garbage and the three connections that fail; one each for the
+    // Two each for 500, 408, truncated, closed, garbage, flood and the three connections that fail; one each for the
     // two that are fine at the second attempt.
     let num_dns_and_connect = 2 * 2;
-    assert_eq!(report.retries, 2 * 5 + num_dns_and_connect + 2);
+    assert_eq!(report.retries, 2 * 6 + num_dns_and_connect + 2);
     assert!(world.server.requests().iter().all(|request| request.user_agent.starts_with("oqvl-data-fetch/")));
+}
+
+/// Bodies that never end, long ones that all come at once, headers without end, pictures far larger than they look:
+/// the process stays as small as it is with ordinary pictures.
+#[test]
+fn memory_is_bounded_whatever_the_servers_send() {
+    let long = vec![7; 1 << 20];
+    let urls: Vec<String> =
+        (0..240).map(|idx| format!("http://{}/{}/{idx}", HOSTS[idx % 3], idx % 4)).collect();
+    let world = World::new(&urls, move |request| match &request.path[..3] {
+        "/0/" => Reply::ok(&long).delivered(Delivery::Endless),
+        "/1/" => Reply::ok(&long).delivered(Delivery::Announced(19 << 20)),
+        "/2/" => Reply::ok(&long).delivered(Delivery::HeaderFlood),
+        _ => Reply::ok(&png_header(60_000, 60_000)),
+    });
+    let config = "seed = 7\nthreads = 2\n[data-fetch]\nurl_list = \"urls.jsonl\"\nhosts_file = \"hosts.local.json\"\n\
+        per_host_in_flight = 40\nretries = 0\nmax_host_failures = 0\n";
+    oqvl_shard_io::write_atomic(&world.dir.path().join("run.toml"), config.as_bytes()).unwrap();
+    let status = crate::binary::start(&world).wait().unwrap();
+    assert!(status.success());
+    let manifest: serde_json::Value = read_json(&world.out_dir().join("manifest.json")).unwrap();
+    let rejected = &manifest["report"]["rejected"];
+    assert_eq!(rejected["too-many-bytes"], 60, "{rejected}");
+    assert_eq!(rejected["not-an-image"], 60, "{rejected}");
+    assert_eq!(rejected["bad-response"], 60, "{rejected}");
+    assert_eq!(rejected["image-too-large"], 60, "{rejected}");
+    let peak = manifest["peak_rss_bytes"].as_u64().unwrap() >> 20;
+    // 64 MiB for long bodies, as much again for what the connections have read ahead, and the program.
+    assert!(peak < 200, "{peak} MiB");
 }
 
 #[test]

@@ -1,6 +1,7 @@
 //! The stage against a web server with every kind of fault, on the loopback address.
 
 mod binary;
+mod connections;
 mod faults;
 mod layout;
 mod politeness;

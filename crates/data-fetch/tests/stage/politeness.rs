@@ -79,3 +79,82 @@ fn an_endless_body_costs_one_deadline() {
     assert_eq!(world.run().tally.rejected["timeout"], 6);
     assert!(started.elapsed() < Duration::from_secs(2), "{:?}", started.elapsed());
 }
+
+#[test]
+fn a_silent_server_is_asked_again_before_the_deadline() {
+    let image = jpeg(20, 20, 1);
+    let mut world = World::new(&urls("a.test", 2), move |request| {
+        let reply = Reply::ok(&image);
+        if request.path == "/0" || request.num_earlier == 0 {
+            reply.delivered(Delivery::Stalled)
+        } else {
+            reply
+        }
+    });
+    world.config.timeout = 0.1;
+    let report = world.run();
+    assert_eq!((report.tally.kept, report.tally.rejected["timeout"]), (1, 1));
+    assert_eq!(world.server.num_requests("a.test", "/0"), 3);
+    assert_eq!(world.server.num_requests("a.test", "/1"), 2);
+}
+
+#[test]
+fn requests_per_second_are_limited_at_each_host() {
+    let image = jpeg(20, 20, 1);
+    let list = [urls("a.test", 25), urls("b.test", 25)].concat();
+    let mut world = World::new(&list, move |_| Reply::ok(&image));
+    world.config.per_host_requests_per_second = Some(20.0);
+    assert_eq!(world.run().tally.kept, 50);
+    let requests = world.server.requests();
+    for host in ["a.test", "b.test"] {
+        let times: Vec<_> =
+            requests.iter().filter(|request| request.host == host).map(|request| request.arrived).collect();
+        // Twenty may come at once, the other five 50 ms apart.
+        assert!(times[24] - times[0] >= Duration::from_millis(200), "{host}");
+    }
+    let both = requests[49].arrived - requests[0].arrived;
+    assert!(both < Duration::from_millis(900), "one host does not wait for the other: {both:?}");
+}
+
+/// Half of the list is at hosts that never answer or drip; with two requests at a time and half a second each it would
+/// take ten seconds.
+#[test]
+fn a_host_that_does_not_answer_does_not_hold_its_shard() {
+    let image = jpeg(20, 20, 1);
+    let list = [urls("a.test", 40), urls("b.test", 40), urls("c.test", 80)].concat();
+    let mut world = World::new(&list, move |request| match request.host.as_str() {
+        "a.test" => Reply::ok(&image).delivered(Delivery::Silent),
+        "b.test" => Reply::ok(&image).delivered(Delivery::Drip(Duration::from_millis(50))),
+        _ => Reply::ok(&image),
+    });
+    world.config.per_host_in_flight = 2;
+    world.config.deadline_seconds = 0.5;
+    world.config.max_host_failures = 4;
+    let started = Instant::now();
+    let report = world.run();
+    assert!(started.elapsed() < Duration::from_secs(4), "{:?}", started.elapsed());
+    assert_eq!(report.tally.kept, 80);
+    let (timeouts, given_up) = (report.tally.rejected["timeout"], report.tally.rejected["host-failing"]);
+    assert_eq!(timeouts + given_up, 80);
+    assert!((8..=16).contains(&timeouts), "{timeouts} timeouts");
+    assert_eq!(world.server.requests().len() as u64, 80 + timeouts);
+}
+
+/// More shards than are ever open at once, each with a row that hangs: the others do not wait for it.
+#[test]
+fn a_slow_row_in_every_shard_delays_the_run_once() {
+    let image = jpeg(20, 20, 1);
+    let list: Vec<String> = (0..100)
+        .map(|idx| format!("http://{}/{idx}", if idx % 20 == 0 { "a.test" } else { "b.test" }))
+        .collect();
+    let mut world = World::new(&list, move |request| {
+        let reply = Reply::ok(&image);
+        if request.host == "a.test" { reply.delivered(Delivery::Silent) } else { reply }
+    });
+    world.config.number_sample_per_shard = 20;
+    world.config.deadline_seconds = 1.0;
+    let started = Instant::now();
+    let report = world.run();
+    assert_eq!((report.tally.kept, report.tally.rejected["timeout"]), (95, 5));
+    assert!(started.elapsed() < Duration::from_millis(2500), "{:?}", started.elapsed());
+}

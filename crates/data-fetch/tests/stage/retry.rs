@@ -88,9 +88,10 @@ fn what_a_killed_run_left_is_completed_or_cleared() {
     let well = world.outputs();
 
     // Killed after the first of the moves: the tar is new, the rest is old.
+    let out_dir = world.out_dir();
     let restore = |outputs: &BTreeMap<String, Vec<u8>>| {
         for (name, bytes) in outputs {
-            write_atomic(&world.out_dir().join(name), bytes).unwrap();
+            write_atomic(&out_dir.join(name), bytes).unwrap();
         }
     };
     restore(&ill);

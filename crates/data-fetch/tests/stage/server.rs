@@ -44,6 +44,16 @@ pub(crate) enum Delivery {
     Closed,
     /// Bytes that are not HTTP.
     Garbage,
+    /// One byte, a while, another byte.
+    Drip(Duration),
+    /// The body over and over, without end.
+    Endless,
+    /// So many bytes announced, and sent as long as the client takes them.
+    Announced(u64),
+    /// Half of the body's length announced, all of it sent.
+    Understated,
+    /// Headers without end.
+    HeaderFlood,
 }
 
 impl Reply {
@@ -168,13 +178,25 @@ fn deliver(stream: &mut TcpStream, reply: &Reply) -> std::io::Result<()> {
     for (name, value) in &reply.headers {
         head += &format!("{name}: {value}\r\n");
     }
-    if reply.delivery != Delivery::Unannounced {
-        head += &format!("Content-Length: {}\r\n", reply.body.len());
+    let announced = match reply.delivery {
+        Delivery::Unannounced | Delivery::Endless | Delivery::HeaderFlood => None,
+        Delivery::Announced(num_bytes) => Some(num_bytes),
+        Delivery::Understated => Some(reply.body.len() as u64 / 2),
+        _ => Some(reply.body.len() as u64),
+    };
+    if let Some(num_bytes) = announced {
+        head += &format!("Content-Length: {num_bytes}\r\n");
+    }
+    if reply.delivery == Delivery::HeaderFlood {
+        stream.write_all(head.as_bytes())?;
+        loop {
+            stream.write_all(format!("X-Flood: {}\r\n", "x".repeat(1000)).as_bytes())?;
+        }
     }
     head += "\r\n";
     let half = &reply.body[..reply.body.len() / 2];
     match reply.delivery {
-        Delivery::Whole | Delivery::Unannounced | Delivery::Late(_) => {
+        Delivery::Whole | Delivery::Unannounced | Delivery::Late(_) | Delivery::Understated => {
             stream.write_all(&[head.as_bytes(), &reply.body].concat())
         }
         Delivery::Truncated => stream.write_all(&[head.as_bytes(), half].concat()),
@@ -182,6 +204,21 @@ fn deliver(stream: &mut TcpStream, reply: &Reply) -> std::io::Result<()> {
             stream.write_all(&[head.as_bytes(), half].concat())?;
             wait_for_end(stream)
         }
+        Delivery::Drip(pause) => {
+            stream.write_all(head.as_bytes())?;
+            reply.body.chunks(1).try_for_each(|byte| {
+                std::thread::sleep(pause);
+                stream.write_all(byte)
+            })
+        }
+        Delivery::Endless | Delivery::Announced(_) => {
+            stream.write_all(head.as_bytes())?;
+            let much = reply.body.repeat((1 << 16) / reply.body.len() + 1);
+            loop {
+                stream.write_all(&much)?;
+            }
+        }
+        Delivery::HeaderFlood => unreachable!("its head has no end"),
         Delivery::Silent => wait_for_end(stream),
         Delivery::Closed => Ok(()),
         Delivery::Garbage => stream.write_all(b"220 mail.example ESMTP ready\r\n\r\n"),

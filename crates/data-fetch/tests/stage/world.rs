@@ -98,3 +98,14 @@ pub(crate) fn png(width: u32, height: u32) -> Vec<u8> {
 fn plain(width: u32, height: u32, shade: u8) -> RgbImage {
     RgbImage::new(width, height, vec![shade; (width * height * 3) as usize]).unwrap()
 }
+
+/// A JPEG that compresses badly.
+pub(crate) fn noise(width: u32, height: u32, seed: u8) -> Vec<u8> {
+    let mut state = u32::from(seed) + 1;
+    let mut next = || {
+        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        (state >> 24) as u8
+    };
+    let pixels = (0..width * height * 3).map(|_| next()).collect();
+    oqvl_image_prep::encode_jpeg(&RgbImage::new(width, height, pixels).unwrap(), 90)
+}
