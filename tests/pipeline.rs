@@ -22,7 +22,7 @@ const FATES: [(&str, Option<&str>); 13] = [
     ("gone", Some("gone")),
     ("hanging", Some("timeout")),
     ("huge-dimensions", Some("image-too-large")),
-    ("not-an-image", Some("not-an-image")),
+    ("not-an-image", Some("unknown-format")),
     ("not-found", Some("not-found")),
     ("opt-out", Some("opted-out")),
     ("redirect-loop", Some("redirect-loop")),

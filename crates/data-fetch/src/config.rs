@@ -6,6 +6,7 @@ mod choices;
 pub use choices::{ComputeHash, EncodeFormat, IncrementalMode, InputFormat, ResizeMode, RetryFailed};
 
 use checks::in_range;
+use oqvl_image_prep::{Encoding, Interpolation};
 use oqvl_stage::{ConfigError, EarlierOutput, StageConfig};
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
@@ -16,8 +17,10 @@ pub const DEFAULT_IMAGE_SIZE: u32 = 512;
 pub const DEFAULT_NUMBER_SAMPLE_PER_SHARD: u32 = 10_000;
 /// Digits of a shard's name (img2dataset `oom_shard_count`); the DataComp downloader takes 8.
 pub const DEFAULT_OOM_SHARD_COUNT: u32 = 5;
-/// JPEG quality (img2dataset `encode_quality`).
+/// Quality of JPEG and WebP (img2dataset `encode_quality`).
 pub const DEFAULT_ENCODE_QUALITY: u8 = 95;
+/// The `encode_quality` that makes WebP lossless, as OpenCV has it.
+pub(crate) const LOSSLESS_WEBP: u8 = 101;
 /// Most pixels an image may have before it is decoded: twice Pillow's decompression-bomb warning, which is
 /// where Pillow refuses (`Image.MAX_IMAGE_PIXELS`, 2 * 89,478,485).
 pub const DEFAULT_MAX_DECODED_PIXELS: u64 = 178_956_970;
@@ -101,7 +104,8 @@ pub struct DataFetchConfig {
     pub caption_col: Option<String>,
     /// Column of the uids, stored as `uid`; by default `uid` where there is such a column.
     pub uid_col: Option<String>,
-    /// Further columns to carry into the samples' metadata, after `uid`.
+    /// Further columns to carry into the samples' metadata, after `uid` (which may be named, as for img2dataset, and is
+    /// then required).
     pub save_additional_columns: Vec<String>,
     /// Rows of the list per shard; the last shard of each file is shorter.
     pub number_sample_per_shard: u32,
@@ -129,13 +133,23 @@ pub struct DataFetchConfig {
     pub resize_mode: ResizeMode,
     /// Leave images alone that are not larger than `image_size` (instead of enlarging them).
     pub resize_only_if_bigger: bool,
+    /// Resampling of images that are enlarged.
+    pub upscale_interpolation: Interpolation,
+    /// Resampling of images that are reduced.
+    pub downscale_interpolation: Interpolation,
     /// Format of the stored images.
     pub encode_format: EncodeFormat,
-    /// JPEG quality, 1 to 100.
-    pub encode_quality: u8,
+    /// For jpg the quality, 1 to 100; for png the compression level, 0 to 9; for webp the quality, 1 to 100, or 101 for
+    /// lossless. By default 95, for png 6.
+    pub encode_quality: Option<u8>,
     /// Store the downloaded bytes as they are when they already have the right format and nothing was
     /// resized.
     pub skip_reencode: bool,
+    /// Store all bodies as they are, images or not, under the extension of `encode_format`.
+    pub disable_all_reencoding: bool,
+    /// Column of boxes to blur, such as faces: lists of left, top, right, bottom, in parts of the sides. The column is
+    /// carried along.
+    pub bbox_col: Option<String>,
     /// Reject images whose shorter side is below this many pixels.
     pub min_image_size: u32,
     /// Reject images with more pixels than this; unlimited by default.
@@ -213,9 +227,13 @@ impl Default for DataFetchConfig {
             image_size: DEFAULT_IMAGE_SIZE,
             resize_mode: ResizeMode::KeepRatio,
             resize_only_if_bigger: true,
+            upscale_interpolation: Interpolation::Lanczos,
+            downscale_interpolation: Interpolation::Area,
             encode_format: EncodeFormat::Jpg,
-            encode_quality: DEFAULT_ENCODE_QUALITY,
+            encode_quality: None,
             skip_reencode: true,
+            disable_all_reencoding: false,
+            bbox_col: None,
             min_image_size: 0,
             max_image_area: None,
             max_aspect_ratio: None,
@@ -254,6 +272,20 @@ impl DataFetchConfig {
         let row_digits = row_digits(self.number_sample_per_shard);
         let number = shard_idx as u128 * 10_u128.pow(row_digits) + row_idx as u128;
         format!("{number:0width$}", width = (row_digits + self.oom_shard_count) as usize)
+    }
+
+    /// Format and setting of the stored images.
+    pub(crate) fn encoding(&self) -> Encoding {
+        match self.encode_format {
+            EncodeFormat::Jpg => Encoding::Jpeg { quality: self.encode_quality.unwrap_or(DEFAULT_ENCODE_QUALITY) },
+            EncodeFormat::Png => {
+                Encoding::Png { level: self.encode_quality.unwrap_or(Encoding::DEFAULT_PNG_LEVEL) }
+            }
+            EncodeFormat::Webp => match self.encode_quality.unwrap_or(DEFAULT_ENCODE_QUALITY) {
+                LOSSLESS_WEBP => Encoding::WebpLossless,
+                quality => Encoding::WebpLossy { quality },
+            },
+        }
     }
 
     /// The `User-Agent` header: `user_agent`, and the token in img2dataset's form.

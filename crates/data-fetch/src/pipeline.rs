@@ -22,7 +22,7 @@ use crate::reorder::RowOutcome;
 use crate::resolver::{AddressPolicy, GuardedResolver, Hosts};
 use crate::revisit::{rows_to_retry, settle};
 use crate::shard::{ShardJob, ShardPaths, ShardStats, Written};
-use crate::transform::{StoredImage, transform};
+use crate::transform::{Expectations, StoredImage, num_pixels, transform};
 use crate::url_list::{ShardRows, UrlList, UrlRow};
 use oqvl_shard_io::read_json;
 use oqvl_stage::{Interrupted, Progress, RunContext};
@@ -33,7 +33,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio::task::{JoinError, JoinSet};
 
 /// Shards being made at the same time: many, so that a few slow hosts do not stop everything else.
@@ -41,6 +41,10 @@ const MAX_OPEN_SHARDS: usize = 6;
 /// Rows that are tasks at the same time, per request that may be under way: the others wait for a pause or a rate to
 /// pass, or to try again.
 const TASKS_PER_REQUEST: usize = 8;
+/// What is decoded at the same time is counted in pieces of this many pixels, …
+const PIXELS_PER_PERMIT: u64 = 1 << 20;
+/// … of which there are so many; a larger image is decoded alone.
+const MAX_DECODING_PERMITS: u64 = 32;
 /// Threads for network I/O: one serves thousands of requests per second, two hide each other's hiccups.
 const MAX_IO_THREADS: usize = 2;
 /// Outcomes on their way to a shard's writer.
@@ -90,7 +94,7 @@ pub(crate) fn fetch_shards(
         Fetcher::new(config, GuardedResolver::new(hosts, policy), &authorities, run.seed)?
     };
     let pipeline = Pipeline {
-        shared: Arc::new(Shared { config: Arc::new(config.clone()), fetcher, counters: Counters::default() }),
+        shared: Arc::new(Shared::new(config, list.box_idx(), fetcher)),
         list: Arc::new(list),
         wanted: wanted.into(),
         first_shard,
@@ -143,6 +147,10 @@ struct Pipeline {
 /// What all rows share.
 struct Shared {
     config: Arc<DataFetchConfig>,
+    /// Position of the boxes to blur among the carried columns.
+    box_idx: Option<usize>,
+    /// Pixels that may be decoded at the same time, in units of [`PIXELS_PER_PERMIT`].
+    decoding: Arc<Semaphore>,
     fetcher: Fetcher,
     counters: Counters,
 }
@@ -312,6 +320,16 @@ async fn row_task(shared: Arc<Shared>, row: Row, host: Option<Arc<str>>) -> Opti
 }
 
 impl Shared {
+    fn new(config: &DataFetchConfig, box_idx: Option<usize>, fetcher: Fetcher) -> Self {
+        Self {
+            config: Arc::new(config.clone()),
+            box_idx,
+            decoding: Arc::new(Semaphore::new(MAX_DECODING_PERMITS as usize)),
+            fetcher,
+            counters: Counters::default(),
+        }
+    }
+
     async fn fetch_row(
         &self,
         row: &UrlRow,
@@ -325,32 +343,43 @@ impl Shared {
             Ok((body, slot)) => {
                 let num_bytes = body.bytes.len() as u64;
                 let result =
-                    transform_on_pool(body, row.expected_hash.clone(), Arc::clone(&self.config), url).await;
+                    self.transform_on_pool(body, self.expectations(row), url).await;
                 (RowOutcome { row_idx, result, num_retries, num_bytes }, Some(slot))
             }
             Err(reject) => (RowOutcome { row_idx, result: Err(reject), num_retries, num_bytes: 0 }, None),
         }
     }
-}
 
-/// Runs [`transform`] on rayon's pool. A decoder that panics costs one image.
-async fn transform_on_pool(
-    body: Body,
-    expected_hash: Option<String>,
-    config: Arc<DataFetchConfig>,
-    url: &str,
-) -> Result<StoredImage, Reject> {
-    let (sender, result) = oneshot::channel();
-    rayon::spawn(move || {
-        let result = catch_unwind(AssertUnwindSafe(|| transform(&body, expected_hash.as_deref(), &config)));
-        // Nobody waits for it any more when the run was interrupted.
-        let _ = sender.send(result);
-    });
-    let result = result.await.expect("the closure sends exactly once");
-    result.unwrap_or_else(|_panic| {
-        tracing::warn!(url, "an image decoder panicked; the image is rejected as corrupt");
-        Err(Reject::CorruptImage)
-    })
+    fn expectations(&self, row: &UrlRow) -> Expectations {
+        let boxes = self.box_idx.map(|idx| row.extra[idx].clone()).unwrap_or_default();
+        Expectations { hash: row.expected_hash.clone(), boxes }
+    }
+
+    /// Runs [`transform`] on rayon's pool. A decoder that panics costs one image.
+    async fn transform_on_pool(
+        &self,
+        body: Body,
+        expectations: Expectations,
+        url: &str,
+    ) -> Result<StoredImage, Reject> {
+        // One thread can hold a large image, but all of them at once are too much.
+        let permits = num_pixels(&body.bytes).div_ceil(PIXELS_PER_PERMIT).clamp(1, MAX_DECODING_PERMITS);
+        let permits = Arc::clone(&self.decoding).acquire_many_owned(permits as u32).await;
+        let permits = permits.expect("the semaphore is never closed");
+        let config = Arc::clone(&self.config);
+        let (sender, result) = oneshot::channel();
+        rayon::spawn(move || {
+            let result = catch_unwind(AssertUnwindSafe(|| transform(&body, &expectations, &config)));
+            drop((body, permits));
+            // Nobody waits for it any more when the run was interrupted.
+            let _ = sender.send(result);
+        });
+        let result = result.await.expect("the closure sends exactly once");
+        result.unwrap_or_else(|_panic| {
+            tracing::warn!(url, "the work on an image panicked; it is rejected");
+            Err(Reject::DecoderPanicked)
+        })
+    }
 }
 
 impl Counters {
@@ -390,7 +419,7 @@ mod tests {
         let config = DataFetchConfig::default();
         let resolver = GuardedResolver::new(Hosts::default(), AddressPolicy::PublicOnly);
         let fetcher = Fetcher::new(&config, resolver, &[], 7).unwrap();
-        let shared = Arc::new(Shared { config: Arc::new(config), fetcher, counters: Counters::default() });
+        let shared = Arc::new(Shared::new(&config, None, fetcher));
         let row = UrlRow {
             url: Ok("http://a.test/x".to_owned()),
             caption: None,

@@ -74,10 +74,16 @@ pub enum Reject {
     EmptyBody,
     /// `hash-mismatch`: the bytes have another digest than the list says.
     HashMismatch,
-    /// `not-an-image`: the bytes are in no image format we know.
-    NotAnImage,
-    /// `corrupt-image`: an image format, but the data are damaged or cut off.
+    /// `unknown-format`: the bytes are in no image format we know.
+    UnknownFormat,
+    /// `truncated-image`: the file ends before its image does.
+    TruncatedImage,
+    /// `corrupt-image`: an image format, but the data are damaged.
     CorruptImage,
+    /// `unsupported-image`: a part of an image format that nobody here decodes.
+    UnsupportedImage,
+    /// `decoder-panicked`: a bug in a decoder.
+    DecoderPanicked,
     /// `image-too-large`: more pixels than `max_decoded_pixels` or `max_image_area` allow, before or after
     /// resizing.
     ImageTooLarge,
@@ -90,7 +96,7 @@ pub enum Reject {
 }
 
 /// Every reason but the `http-status-NNN`.
-const NAMED: [Reject; 27] = [
+const NAMED: [Reject; 30] = [
     Reject::BadRow,
     Reject::BadUrl,
     Reject::BadScheme,
@@ -112,8 +118,11 @@ const NAMED: [Reject; 27] = [
     Reject::TooManyBytes,
     Reject::EmptyBody,
     Reject::HashMismatch,
-    Reject::NotAnImage,
+    Reject::UnknownFormat,
+    Reject::TruncatedImage,
     Reject::CorruptImage,
+    Reject::UnsupportedImage,
+    Reject::DecoderPanicked,
     Reject::ImageTooLarge,
     Reject::ImageTooSmall,
     Reject::AspectRatio,
@@ -163,7 +172,10 @@ impl Reject {
             Self::TooManyBytes => "too-many-bytes",
             Self::EmptyBody => "empty-body",
             Self::HashMismatch => "hash-mismatch",
-            Self::NotAnImage => "not-an-image",
+            Self::UnknownFormat => "unknown-format",
+            Self::TruncatedImage => "truncated-image",
+            Self::UnsupportedImage => "unsupported-image",
+            Self::DecoderPanicked => "decoder-panicked",
             Self::CorruptImage => "corrupt-image",
             Self::ImageTooLarge => "image-too-large",
             Self::ImageTooSmall => "image-too-small",
@@ -176,8 +188,11 @@ impl Reject {
     #[must_use]
     pub fn status(self) -> RowStatus {
         match self {
-            Self::NotAnImage
+            Self::UnknownFormat
+            | Self::TruncatedImage
             | Self::CorruptImage
+            | Self::UnsupportedImage
+            | Self::DecoderPanicked
             | Self::ImageTooLarge
             | Self::ImageTooSmall
             | Self::BadBoxes

@@ -3,17 +3,8 @@
 //! Source: img2dataset 1.47 `resizer.py` (and albumentations' `SmallestMaxSize`, `LongestMaxSize`,
 //! `PadIfNeeded`, `CenterCrop` it calls).
 
-use crate::config::{DataFetchConfig, EncodeFormat, ResizeMode};
+use crate::config::{DataFetchConfig, ResizeMode};
 use crate::reject::Reject;
-
-/// Longest side an image of the format can have, in pixels.
-pub(crate) fn max_side(format: EncodeFormat) -> u32 {
-    match format {
-        // libjpeg's own limit, below the 65,535 of the format. Readers of PNG refuse more than that too.
-        EncodeFormat::Jpg | EncodeFormat::Png => 65_500,
-        EncodeFormat::Webp => 16_383,
-    }
-}
 
 /// Width and height in pixels.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -102,7 +93,7 @@ pub(crate) fn plan(original: Size, config: &DataFetchConfig) -> Result<ResizePla
     // Python's `round` takes ties to the even neighbour.
     let scaled_side = |length: u32| ((f64::from(length) * scale).round_ties_even() as u32).max(1);
     let scaled = Size { width: scaled_side(original.width), height: scaled_side(original.height) };
-    if scaled.longer() > max_side(config.encode_format) || scaled.area() > config.max_decoded_pixels {
+    if scaled.longer() > config.encoding().max_side() || scaled.area() > config.max_decoded_pixels {
         return Err(Reject::ImageTooLarge);
     }
     Ok(match config.resize_mode {

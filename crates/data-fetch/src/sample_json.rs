@@ -61,6 +61,57 @@ pub(crate) fn to_python_json<T: Serialize + ?Sized>(value: &T) -> Vec<u8> {
     bytes
 }
 
+/// `json.dumps(value)`.
+pub(crate) fn to_python_json_line<T: Serialize + ?Sized>(value: &T) -> String {
+    let mut bytes = Vec::new();
+    let mut serializer = Serializer::with_formatter(&mut bytes, PythonLineFormatter);
+    value.serialize(&mut serializer).expect("maps with text keys can be written to memory");
+    String::from_utf8(bytes).expect("JSON is UTF-8")
+}
+
+/// One line with a blank after every comma and colon.
+struct PythonLineFormatter;
+
+impl Formatter for PythonLineFormatter {
+    fn write_string_fragment<W: ?Sized + io::Write>(
+        &mut self,
+        writer: &mut W,
+        fragment: &str,
+    ) -> io::Result<()> {
+        write_ascii(writer, fragment)
+    }
+
+    fn begin_array_value<W: ?Sized + io::Write>(&mut self, writer: &mut W, first: bool) -> io::Result<()> {
+        if first { Ok(()) } else { writer.write_all(b", ") }
+    }
+
+    fn begin_object_key<W: ?Sized + io::Write>(&mut self, writer: &mut W, first: bool) -> io::Result<()> {
+        if first { Ok(()) } else { writer.write_all(b", ") }
+    }
+
+    fn begin_object_value<W: ?Sized + io::Write>(&mut self, writer: &mut W) -> io::Result<()> {
+        writer.write_all(b": ")
+    }
+}
+
+/// A piece of text with everything outside printable ASCII escaped. Quotes, backslashes and control characters below DEL
+/// never get here: they are escaped one by one.
+fn write_ascii<W: ?Sized + io::Write>(writer: &mut W, fragment: &str) -> io::Result<()> {
+    let mut units = [0; 2];
+    let mut rest = fragment;
+    while let Some(start) = rest.find(|c: char| !(' '..='~').contains(&c)) {
+        writer.write_all(&rest.as_bytes()[..start])?;
+        let mut characters = rest[start..].chars();
+        if let Some(character) = characters.next() {
+            for unit in character.encode_utf16(&mut units) {
+                write!(writer, "\\u{unit:04x}")?;
+            }
+        }
+        rest = characters.as_str();
+    }
+    writer.write_all(rest.as_bytes())
+}
+
 /// Pretty printing with every non-ASCII character escaped.
 struct PythonFormatter(PrettyFormatter<'static>);
 
@@ -70,20 +121,7 @@ impl Formatter for PythonFormatter {
         writer: &mut W,
         fragment: &str,
     ) -> io::Result<()> {
-        let mut units = [0; 2];
-        let mut rest = fragment;
-        // Quotes, backslashes and control characters below DEL never get here: they are escaped one by one.
-        while let Some(start) = rest.find(|c: char| !(' '..='~').contains(&c)) {
-            writer.write_all(&rest.as_bytes()[..start])?;
-            let mut characters = rest[start..].chars();
-            if let Some(character) = characters.next() {
-                for unit in character.encode_utf16(&mut units) {
-                    write!(writer, "\\u{unit:04x}")?;
-                }
-            }
-            rest = characters.as_str();
-        }
-        writer.write_all(rest.as_bytes())
+        write_ascii(writer, fragment)
     }
 
     fn begin_array<W: ?Sized + io::Write>(&mut self, writer: &mut W) -> io::Result<()> {
@@ -141,6 +179,18 @@ mod tests {
             (json!({"ü": {"a": []}}), "{\n    \"\\u00fc\": {\n        \"a\": []\n    }\n}"),
         ] {
             assert_eq!(String::from_utf8(to_python_json(&value)).unwrap(), expected);
+        }
+    }
+
+    /// As above, for `json.dumps(value)`.
+    #[test]
+    fn a_line_of_json_is_that_of_python() {
+        for (value, expected) in [
+            (json!({}), "{}"),
+            (json!({"a": "é\"", "b": "\u{7f}"}), r#"{"a": "\u00e9\"", "b": "\u007f"}"#),
+            (json!([1, [], {"k": [null, true]}]), r#"[1, [], {"k": [null, true]}]"#),
+        ] {
+            assert_eq!(to_python_json_line(&value), expected);
         }
     }
 

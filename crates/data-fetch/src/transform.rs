@@ -1,21 +1,22 @@
-//! From downloaded bytes to stored bytes: sniff, check, decode, resize, encode. Pure and CPU-bound.
+//! From downloaded bytes to stored bytes: sniff, check, decode, resize, blur, encode. Pure and CPU-bound.
 //!
-//! Deviations from img2dataset, which goes through OpenCV:
-//! - The resampling kernel is Pillow's bicubic in both directions, not OpenCV's `INTER_AREA` and
-//!   `INTER_LANCZOS4`; resized pixels differ from img2dataset's.
-//! - Grey images that are re-encoded become RGB.
+//! With img2dataset's options the stored image has the pixels that img2dataset 1.47 gives it (decoding, resampling and
+//! encoding are OpenCV's, see `oqvl-image-prep`); an EXIF orientation is not applied either. Deviations:
 //! - 16-bit images are scaled down to 8 bits; OpenCV saturates them to white.
-//! - WebP is always lossless; `encode_quality` is for JPEG.
-//!
-//! As in img2dataset, an EXIF orientation is not applied.
+//! - An image whose faces were blurred is always encoded anew; img2dataset stores the original, faces and all, if
+//!   `skip_reencode` is on and nothing was resized.
+//! - No body, and no image of more than `max_decoded_pixels`, is an image.
 
 use crate::client::Body;
-use crate::config::{DataFetchConfig, EncodeFormat};
+use crate::config::DataFetchConfig;
 use crate::reject::Reject;
-use crate::resize_policy::{ResizePlan, Size, check_size, max_side, plan};
-use image::{DynamicImage, ImageDecoder as _, ImageReader};
-use oqvl_image_prep::{DecodeError, DecodeLimits, Filter, ImageFormat, RgbImage};
-use std::io::Cursor;
+use crate::resize_policy::{ResizePlan, Size, check_size, plan};
+use crate::sample_json::to_python_json_line;
+use oqvl_image_prep::{
+    DecodeError, DecodeLimits, Encoding, ImageFormat, NormalizedBox, Raster, blur_boxes, decode_on_white, encode,
+    exif_tags, resize_opencv,
+};
+use serde_json::{Map, Value};
 
 /// An image ready for the tar.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -24,7 +25,7 @@ pub(crate) struct StoredImage {
     pub(crate) bytes: Vec<u8>,
     /// Unknown if nobody looked at the image (`disable_all_reencoding`).
     pub(crate) sizes: Option<ImageSizes>,
-    /// The EXIF tags as a JSON object, if there are any and the config wants them.
+    /// The EXIF tags as a JSON object, if the config wants them and they can be read.
     pub(crate) exif: Option<String>,
     /// Digest of the downloaded bytes, if the config wants one.
     pub(crate) digest: Option<String>,
@@ -50,168 +51,130 @@ pub(crate) enum ContentLabel {
     Mismatch,
 }
 
+/// What the list says about an image.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub(crate) struct Expectations {
+    /// The digest the bytes must have.
+    pub(crate) hash: Option<String>,
+    /// The boxes to blur: null, or a list of lists of four numbers.
+    pub(crate) boxes: Value,
+}
+
 /// Turns a downloaded body into an image to store.
 ///
 /// # Errors
 /// The reason why there is no image, or none that the config accepts.
 pub(crate) fn transform(
     body: &Body,
-    expected_hash: Option<&str>,
+    expectations: &Expectations,
     config: &DataFetchConfig,
 ) -> Result<StoredImage, Reject> {
     let bytes = body.bytes.as_slice();
     let digest = config.compute_hash.digest(bytes);
-    if expected_hash.is_some_and(|expected| digest.as_deref() != Some(expected)) {
+    if expectations.hash.as_ref().is_some_and(|expected| digest.as_ref() != Some(expected)) {
         return Err(Reject::HashMismatch);
     }
+    let label = content_label(body.media_type.as_deref(), ImageFormat::sniff(bytes));
+    let exif = || config.extract_exif.then(|| exif_json(bytes)).flatten();
+    if config.disable_all_reencoding {
+        return Ok(StoredImage { bytes: bytes.to_vec(), sizes: None, exif: exif(), digest, label });
+    }
+    let (stored, sizes) = reencode(bytes, &expectations.boxes, config)?;
+    Ok(StoredImage { bytes: stored, sizes: Some(sizes), exif: exif(), digest, label })
+}
+
+/// Pixels of the image in `bytes`, as far as its header says; 0 if it is none.
+pub(crate) fn num_pixels(bytes: &[u8]) -> u64 {
+    let probed = oqvl_image_prep::probe(bytes);
+    probed.map_or(0, |(_, width, height)| u64::from(width) * u64::from(height))
+}
+
+fn reencode(
+    bytes: &[u8],
+    boxes: &Value,
+    config: &DataFetchConfig,
+) -> Result<(Vec<u8>, ImageSizes), Reject> {
     let (format, width, height) = oqvl_image_prep::probe(bytes).map_err(|error| reject_of(&error))?;
-    let original_size = Size { width, height };
-    check_size(original_size, config)?;
-    let plan = plan(original_size, config)?;
+    let original = Size { width, height };
+    check_size(original, config)?;
+    let boxes = parse_boxes(boxes)?;
+    let encoding = config.encoding();
+    let plan = plan(original, config)?;
     // Decoded even if the bytes are stored as they are: only then is it known that they are an image.
-    let (image, opacity) = decode(bytes, format, config.max_decoded_pixels)?;
+    let limits = DecodeLimits { max_pixels: config.max_decoded_pixels, ..DecodeLimits::default() };
+    let decoded = decode_on_white(bytes, &limits).map_err(|error| reject_of(&error))?;
     let stored_as_is = config.skip_reencode
-        && is_format(format, config.encode_format)
-        && opacity == Opacity::Opaque
+        && is_format(bytes, format, encoding.format())
+        && !decoded.had_alpha
+        && boxes.is_empty()
         && plan == ResizePlan::Keep;
-    let resized = apply(image, plan);
-    let size = Size { width: resized.width(), height: resized.height() };
-    if !stored_as_is && size.longer() > max_side(config.encode_format) {
-        return Err(Reject::ImageTooLarge);
+    if stored_as_is {
+        return Ok((bytes.to_vec(), ImageSizes { stored: original, original }));
     }
-    let stored = if stored_as_is { bytes.to_vec() } else { encode(&resized, config) };
-    let label = content_label(body.media_type.as_deref(), format);
-    let sizes = Some(ImageSizes { stored: size, original: original_size });
-    Ok(StoredImage { bytes: stored, sizes, exif: None, digest, label })
+    let image = apply(decoded.raster, plan, &boxes, config);
+    let stored = Size { width: image.width(), height: image.height() };
+    // The one thing that can be wrong with it is its size.
+    let encoded = encode(&image, encoding).map_err(|_| Reject::ImageTooLarge)?;
+    Ok((encoded, ImageSizes { stored, original }))
 }
 
-/// Whether an image has transparency to put on a ground.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Opacity {
-    Opaque,
-    Matted,
-}
-
-/// Decodes to RGB; an image with an alpha channel is put on white, as img2dataset does.
-fn decode(bytes: &[u8], format: ImageFormat, max_pixels: u64) -> Result<(RgbImage, Opacity), Reject> {
-    if let Some(image) = decode_on_white(bytes, format, max_pixels)? {
-        return Ok((image, Opacity::Matted));
-    }
-    Ok((decode_opaque(bytes, max_pixels)?, Opacity::Opaque))
-}
-
-fn decode_opaque(bytes: &[u8], max_pixels: u64) -> Result<RgbImage, Reject> {
-    let limits = DecodeLimits { max_pixels, ..DecodeLimits::default() };
-    oqvl_image_prep::decode(bytes, &limits).map_err(|error| reject_of(&error))
-}
-
-/// Decodes an image with an alpha channel and mattes it on white; `None` if it has none.
-fn decode_on_white(bytes: &[u8], format: ImageFormat, max_pixels: u64) -> Result<Option<RgbImage>, Reject> {
-    let format = match format {
-        ImageFormat::Png => image::ImageFormat::Png,
-        ImageFormat::WebP => image::ImageFormat::WebP,
-        ImageFormat::Gif => image::ImageFormat::Gif,
-        ImageFormat::Bmp => image::ImageFormat::Bmp,
-        ImageFormat::Tiff => image::ImageFormat::Tiff,
-        ImageFormat::Jpeg => return Ok(None),
+/// Scales, blurs, and cuts or pads: in this order, as img2dataset does.
+fn apply(image: Raster, plan: ResizePlan, boxes: &[NormalizedBox], config: &DataFetchConfig) -> Raster {
+    let scale = |image: &Raster, size: Size| {
+        let shrinks = size.longer() < image.width().max(image.height());
+        let interpolation =
+            if shrinks { config.downscale_interpolation } else { config.upscale_interpolation };
+        resize_opencv(image, size.width, size.height, interpolation)
     };
-    // Whatever this decoder does not understand, the other one gives its reason for.
-    let Ok(mut decoder) = ImageReader::with_format(Cursor::new(bytes), format).into_decoder() else {
-        return Ok(None);
-    };
-    if !decoder.color_type().has_alpha() {
-        return Ok(None);
-    }
-    // Four 16-bit channels, and as much again for the decoder's own buffers.
-    let mut limits = image::Limits::no_limits();
-    limits.max_alloc = Some(max_pixels.saturating_mul(16));
-    decoder.set_limits(limits).map_err(|_| Reject::ImageTooLarge)?;
-    let Ok(decoded) = DynamicImage::from_decoder(decoder) else {
-        // The other decoder knows more precise reasons; if it is content, its image still lacks the alpha
-        // channel.
-        return Err(decode_opaque(bytes, max_pixels).err().unwrap_or(Reject::CorruptImage));
-    };
-    let rgba = match decoded {
-        // Scaled down by dropping the low byte, as `image-prep` does for opaque images.
-        DynamicImage::ImageLumaA16(_) | DynamicImage::ImageRgba16(_) => {
-            let wide = decoded.into_rgba16();
-            let narrow = wide.as_raw().iter().map(|value| (value >> 8) as u8).collect();
-            image::RgbaImage::from_raw(wide.width(), wide.height(), narrow)
-                .expect("one byte for each 16-bit value of an image of the same size")
-        }
-        other => other.into_rgba8(),
-    };
-    let pixels = rgba.pixels().flat_map(|pixel| on_white(pixel.0)).collect();
-    let image = RgbImage::new(rgba.width(), rgba.height(), pixels);
-    Ok(Some(image.expect("three bytes for each pixel of an image of the same size")))
-}
-
-/// `alpha / 255 * value + 255 - alpha`, rounded to even. Source: img2dataset `resizer.py`.
-fn on_white([red, green, blue, alpha]: [u8; 4]) -> [u8; 3] {
-    let alpha = f64::from(alpha);
-    [red, green, blue].map(|value| (alpha / 255.0 * f64::from(value) + 255.0 - alpha).round_ties_even() as u8)
-}
-
-fn apply(image: RgbImage, plan: ResizePlan) -> RgbImage {
-    let scale = |size: Size| oqvl_image_prep::resize(&image, size.width, size.height, Filter::Bicubic);
+    let blur = |image: Raster| if boxes.is_empty() { image } else { blur_boxes(&image, boxes) };
+    // Half of what stands out on both sides, or of what is missing; negative when cutting.
+    let margin = |side: u32, length: u32| (i64::from(side) - i64::from(length)) / 2;
     match plan {
-        ResizePlan::Keep => image,
-        ResizePlan::Scale(size) => scale(size),
-        ResizePlan::ScaleAndCrop { scaled, side } => {
-            let left = (scaled.width.saturating_sub(side)) / 2;
-            let top = (scaled.height.saturating_sub(side)) / 2;
-            place(&scale(scaled), side, -i64::from(left), -i64::from(top))
-        }
-        ResizePlan::ScaleAndPad { scaled, side } => {
-            let left = (side.saturating_sub(scaled.width)) / 2;
-            let top = (side.saturating_sub(scaled.height)) / 2;
-            place(&scale(scaled), side, i64::from(left), i64::from(top))
+        ResizePlan::Keep => blur(image),
+        ResizePlan::Scale(size) => blur(scale(&image, size)),
+        ResizePlan::ScaleAndCrop { scaled, side } | ResizePlan::ScaleAndPad { scaled, side } => {
+            let (left, top) = (margin(side, scaled.width), margin(side, scaled.height));
+            blur(scale(&image, scaled)).place_on_white(side, side, left, top)
         }
     }
 }
 
-/// A white square of side `side` with `image` at (`left`, `top`), cut where it stands out.
-fn place(image: &RgbImage, side: u32, left: i64, top: i64) -> RgbImage {
-    let (width, height) = (i64::from(image.width()), i64::from(image.height()));
-    let mut pixels = vec![255; side as usize * side as usize * 3];
-    for y in 0..i64::from(side) {
-        let (source_y, first, last) = (y - top, left.max(0), (left + width).min(i64::from(side)));
-        if !(0..height).contains(&source_y) || first >= last {
-            continue;
-        }
-        let source = ((source_y * width + first - left) * 3) as usize;
-        let target = ((y * i64::from(side) + first) * 3) as usize;
-        let num_bytes = ((last - first) * 3) as usize;
-        pixels[target..target + num_bytes].copy_from_slice(&image.pixels()[source..source + num_bytes]);
-    }
-    RgbImage::new(side, side, pixels).expect("three bytes for each pixel of the square")
-}
-
-fn encode(image: &RgbImage, config: &DataFetchConfig) -> Vec<u8> {
-    match config.encode_format {
-        EncodeFormat::Jpg => oqvl_image_prep::encode_jpeg(image, config.encode_quality),
-        EncodeFormat::Png => oqvl_image_prep::encode_png(image),
-        EncodeFormat::Webp => oqvl_image_prep::encode_webp(image),
+/// The boxes of a row; none if it has null.
+fn parse_boxes(value: &Value) -> Result<Vec<NormalizedBox>, Reject> {
+    match value {
+        Value::Null => Ok(Vec::new()),
+        // Lists in text formats may hold them as text.
+        Value::String(text) => serde_json::from_str(text).map_err(|_| Reject::BadBoxes),
+        other => serde_json::from_value(other.clone()).map_err(|_| Reject::BadBoxes),
     }
 }
 
-fn is_format(format: ImageFormat, wanted: EncodeFormat) -> bool {
-    matches!(
-        (format, wanted),
-        (ImageFormat::Jpeg, EncodeFormat::Jpg)
-            | (ImageFormat::Png, EncodeFormat::Png)
-            | (ImageFormat::WebP, EncodeFormat::Webp)
-    )
+/// The tags as `json.dumps` writes them; `{}` if there are none.
+fn exif_json(bytes: &[u8]) -> Option<String> {
+    let tags = exif_tags(bytes)?;
+    let object: Map<_, _> = tags.into_iter().map(|(name, value)| (name, Value::String(value))).collect();
+    Some(to_python_json_line(&object))
 }
 
-fn content_label(media_type: Option<&str>, format: ImageFormat) -> ContentLabel {
+/// Whether the bytes are already in the wanted format. A JPEG counts by its first bytes, as for Python's `imghdr`, which
+/// img2dataset asks: with a JFIF or EXIF segment, or none at all, before its tables. (Not so are CMYK files of Adobe's.)
+fn is_format(bytes: &[u8], format: ImageFormat, wanted: ImageFormat) -> bool {
+    let has_known_start = || {
+        bytes.get(6..10).is_some_and(|name| name == b"JFIF" || name == b"Exif")
+            || bytes.starts_with(b"\xff\xd8\xff\xdb")
+    };
+    format == wanted && (format != ImageFormat::Jpeg || has_known_start())
+}
+
+fn content_label(media_type: Option<&str>, format: Option<ImageFormat>) -> ContentLabel {
     let names: &[&str] = match format {
-        ImageFormat::Jpeg => &["image/jpeg", "image/jpg", "image/pjpeg"],
-        ImageFormat::Png => &["image/png", "image/x-png", "image/apng", "image/vnd.mozilla.apng"],
-        ImageFormat::WebP => &["image/webp"],
-        ImageFormat::Gif => &["image/gif"],
-        ImageFormat::Bmp => &["image/bmp", "image/x-bmp", "image/x-ms-bmp"],
-        ImageFormat::Tiff => &["image/tiff"],
+        Some(ImageFormat::Jpeg) => &["image/jpeg", "image/jpg", "image/pjpeg"],
+        Some(ImageFormat::Png) => &["image/png", "image/x-png", "image/apng", "image/vnd.mozilla.apng"],
+        Some(ImageFormat::WebP) => &["image/webp"],
+        Some(ImageFormat::Gif) => &["image/gif"],
+        Some(ImageFormat::Bmp) => &["image/bmp", "image/x-bmp", "image/x-ms-bmp"],
+        Some(ImageFormat::Tiff) => &["image/tiff"],
+        None => &[],
     };
     match media_type {
         // Servers say this of files they know nothing about.
@@ -224,8 +187,11 @@ fn content_label(media_type: Option<&str>, format: ImageFormat) -> ContentLabel 
 fn reject_of(error: &DecodeError) -> Reject {
     match error {
         DecodeError::Empty => Reject::EmptyBody,
-        DecodeError::UnknownFormat => Reject::NotAnImage,
+        DecodeError::UnknownFormat => Reject::UnknownFormat,
         DecodeError::TooLarge { .. } => Reject::ImageTooLarge,
+        DecodeError::Truncated { .. } => Reject::TruncatedImage,
+        DecodeError::Unsupported { .. } => Reject::UnsupportedImage,
+        DecodeError::DecoderPanicked { .. } => Reject::DecoderPanicked,
         _ => Reject::CorruptImage,
     }
 }
@@ -233,8 +199,10 @@ fn reject_of(error: &DecodeError) -> Reject {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::{ComputeHash, ResizeMode};
+    use crate::config::{ComputeHash, EncodeFormat, ResizeMode};
     use image::ExtendedColorType;
+    use oqvl_image_prep::RgbImage;
+    use serde_json::json;
 
     /// A `width` by `height` image, black on the left half and red on the right.
     fn picture(width: u32, height: u32) -> RgbImage {
@@ -264,12 +232,12 @@ mod tests {
     #[test]
     fn a_small_jpeg_is_stored_as_it_came() {
         let bytes = oqvl_image_prep::encode_jpeg(&picture(20, 30), 40);
-        let stored = transform(&body(bytes.clone()), None, &config()).unwrap();
+        let stored = transform(&body(bytes.clone()), &Expectations::default(), &config()).unwrap();
         assert_eq!(stored.bytes, bytes);
         let size = Size { width: 20, height: 30 };
         assert_eq!(stored.sizes, Some(ImageSizes { stored: size, original: size }));
         let reencoded =
-            transform(&body(bytes.clone()), None, &DataFetchConfig { skip_reencode: false, ..config() })
+            transform(&body(bytes.clone()), &Expectations::default(), &DataFetchConfig { skip_reencode: false, ..config() })
                 .unwrap();
         assert_ne!(reencoded.bytes, bytes);
         assert_eq!(reencoded.digest, stored.digest, "the digest is that of the downloaded bytes");
@@ -278,7 +246,7 @@ mod tests {
     #[test]
     fn a_large_image_is_scaled_and_reencoded() {
         let stored =
-            transform(&body(oqvl_image_prep::encode_png(&picture(100, 64))), None, &config()).unwrap();
+            transform(&body(oqvl_image_prep::encode_png(&picture(100, 64))), &Expectations::default(), &config()).unwrap();
         let (stored_size, original) = (Size { width: 50, height: 32 }, Size { width: 100, height: 64 });
         assert_eq!(stored.sizes, Some(ImageSizes { stored: stored_size, original }));
         assert_eq!(ImageFormat::sniff(&stored.bytes), Some(ImageFormat::Jpeg));
@@ -294,7 +262,7 @@ mod tests {
         ] {
             let config = DataFetchConfig { encode_format, ..config() };
             let stored =
-                transform(&body(oqvl_image_prep::encode_png(&picture(64, 64))), None, &config).unwrap();
+                transform(&body(oqvl_image_prep::encode_png(&picture(64, 64))), &Expectations::default(), &config).unwrap();
             assert_eq!(ImageFormat::sniff(&stored.bytes), Some(format));
         }
     }
@@ -304,11 +272,11 @@ mod tests {
         let png = oqvl_image_prep::encode_png(&picture(128, 64));
         let config =
             |resize_mode| DataFetchConfig { resize_mode, encode_format: EncodeFormat::Png, ..config() };
-        let bordered = pixels_of(&transform(&body(png.clone()), None, &config(ResizeMode::Border)).unwrap());
+        let bordered = pixels_of(&transform(&body(png.clone()), &Expectations::default(), &config(ResizeMode::Border)).unwrap());
         assert_eq!((bordered.width(), bordered.height()), (32, 32));
         assert_eq!((bordered.pixel(0, 7), bordered.pixel(0, 8)), ([255; 3], [0; 3]));
         assert_eq!((bordered.pixel(31, 23), bordered.pixel(31, 24)), ([250, 0, 0], [255; 3]));
-        let cropped = pixels_of(&transform(&body(png), None, &config(ResizeMode::CenterCrop)).unwrap());
+        let cropped = pixels_of(&transform(&body(png), &Expectations::default(), &config(ResizeMode::CenterCrop)).unwrap());
         assert_eq!((cropped.width(), cropped.height()), (32, 32));
         assert_eq!((cropped.pixel(0, 0), cropped.pixel(31, 31)), ([0; 3], [250, 0, 0]));
     }
@@ -317,11 +285,11 @@ mod tests {
     fn transparency_is_put_on_white() {
         let config = DataFetchConfig { encode_format: EncodeFormat::Png, ..config() };
         let rgba = [10, 20, 30, 0, 10, 20, 30, 255, 0, 0, 0, 128];
-        let stored = transform(&body(png(&rgba, 3, ExtendedColorType::Rgba8)), None, &config).unwrap();
+        let stored = transform(&body(png(&rgba, 3, ExtendedColorType::Rgba8)), &Expectations::default(), &config).unwrap();
         // 128 / 255 * 0 + 255 - 128 = 127.
         assert_eq!(pixels_of(&stored).pixels(), [255, 255, 255, 10, 20, 30, 127, 127, 127]);
         let wide: Vec<u8> = [0x8000_u16, 0xffff].iter().flat_map(|value| value.to_ne_bytes()).collect();
-        let stored = transform(&body(png(&wide, 1, ExtendedColorType::La16)), None, &config).unwrap();
+        let stored = transform(&body(png(&wide, 1, ExtendedColorType::La16)), &Expectations::default(), &config).unwrap();
         assert_eq!(pixels_of(&stored).pixels(), [0x80; 3]);
     }
 
@@ -333,17 +301,17 @@ mod tests {
         // no matter to a reader of sizes.
         bomb[16..24].copy_from_slice(&[0, 1, 0, 0, 0, 1, 0, 0]);
         for (bytes, expected) in [
-            (b"<html>no</html>".to_vec(), vec![Reject::NotAnImage]),
-            (png[..png.len() / 2].to_vec(), vec![Reject::CorruptImage]),
-            (png[..20].to_vec(), vec![Reject::CorruptImage]),
+            (b"<html>no</html>".to_vec(), vec![Reject::UnknownFormat]),
+            (png[..png.len() / 2].to_vec(), vec![Reject::TruncatedImage]),
+            (png[..20].to_vec(), vec![Reject::TruncatedImage, Reject::CorruptImage]),
             (bomb, vec![Reject::ImageTooLarge, Reject::CorruptImage]),
             (oqvl_image_prep::encode_png(&picture(1025, 1024)), vec![Reject::ImageTooLarge]),
         ] {
-            let reject = transform(&body(bytes), None, &config()).unwrap_err();
+            let reject = transform(&body(bytes), &Expectations::default(), &config()).unwrap_err();
             assert!(expected.contains(&reject), "{reject:?}, expected {expected:?}");
         }
         let small = DataFetchConfig { min_image_size: 41, ..config() };
-        assert_eq!(transform(&body(png), None, &small).unwrap_err(), Reject::ImageTooSmall);
+        assert_eq!(transform(&body(png), &Expectations::default(), &small).unwrap_err(), Reject::ImageTooSmall);
     }
 
     #[test]
@@ -351,10 +319,12 @@ mod tests {
         let bytes = oqvl_image_prep::encode_jpeg(&picture(20, 20), 90);
         let config = DataFetchConfig { compute_hash: ComputeHash::Md5, ..config() };
         let digest = ComputeHash::Md5.digest(&bytes);
-        let stored = transform(&body(bytes.clone()), digest.as_deref(), &config).unwrap();
+        let expect = |hash| Expectations { hash, boxes: Value::Null };
+        let stored = transform(&body(bytes.clone()), &expect(digest.clone()), &config).unwrap();
         assert_eq!(stored.digest, digest);
         for (bytes, expected) in [(bytes, ""), (b"no image".to_vec(), "0123")] {
-            assert_eq!(transform(&body(bytes), Some(expected), &config).unwrap_err(), Reject::HashMismatch);
+            let expected = expect(Some(expected.to_owned()));
+            assert_eq!(transform(&body(bytes), &expected, &config).unwrap_err(), Reject::HashMismatch);
         }
     }
 
@@ -370,10 +340,53 @@ mod tests {
             for position in 0..file.len() {
                 let before = file[position];
                 file[position] = before.wrapping_add(101);
-                let _ = transform(&body(file.clone()), None, &config());
+                let _ = transform(&body(file.clone()), &Expectations::default(), &config());
                 file[position] = before;
             }
         }
+    }
+
+    #[test]
+    fn boxes_are_blurred_and_the_original_is_not_stored() {
+        let bytes = oqvl_image_prep::encode_png(&picture(20, 20));
+        let config = DataFetchConfig { encode_format: EncodeFormat::Png, ..config() };
+        let blurred = |boxes: Value| {
+            let expectations = Expectations { hash: None, boxes };
+            transform(&body(bytes.clone()), &expectations, &config).map(|stored| stored.bytes)
+        };
+        for none in [Value::Null, json!([]), json!("[]")] {
+            assert_eq!(blurred(none).unwrap(), bytes);
+        }
+        let boxes = json!([[0.25, 0.25, 0.75, 0.75]]);
+        let found = blurred(boxes.clone()).unwrap();
+        assert_ne!(found, bytes);
+        assert_eq!(blurred(json!(boxes.to_string())).unwrap(), found);
+        let pixels = oqvl_image_prep::decode(&found, &DecodeLimits::default()).unwrap();
+        assert_eq!((pixels.pixel(0, 0), pixels.pixel(19, 19)), ([0, 0, 0], [250, 0, 0]), "far from the box");
+        assert!((1..250).contains(&pixels.pixel(10, 10)[0]), "black and red run into each other");
+        for wrong in [json!([0.1, 0.2, 0.3, 0.4]), json!([[0.1, 0.2, 0.3]]), json!("no"), json!(7)] {
+            assert_eq!(blurred(wrong), Err(Reject::BadBoxes));
+        }
+    }
+
+    #[test]
+    fn untouched_means_untouched() {
+        let config = DataFetchConfig { disable_all_reencoding: true, min_image_size: 1000, ..config() };
+        for bytes in [oqvl_image_prep::encode_png(&picture(20, 20)), b"no image".to_vec()] {
+            let stored = transform(&body(bytes.clone()), &Expectations::default(), &config).unwrap();
+            assert_eq!((stored.bytes, stored.sizes), (bytes, None));
+            assert_eq!(stored.exif.as_deref(), Some("{}"));
+            assert!(stored.digest.is_some());
+        }
+    }
+
+    #[test]
+    fn grey_stays_grey() {
+        let grey = png(&[7, 90, 200], 3, ExtendedColorType::L8);
+        let stored = transform(&body(grey), &Expectations::default(), &config()).unwrap();
+        // The number of components stands behind the sides in the frame header.
+        let frame = stored.bytes.windows(2).position(|pair| pair == [0xff, 0xc0]).unwrap();
+        assert_eq!(stored.bytes[frame + 9], 1);
     }
 
     #[test]
@@ -388,7 +401,7 @@ mod tests {
             (Some("text/html"), ContentLabel::Mismatch),
         ] {
             let body = Body { media_type: media_type.map(str::to_owned), ..body(bytes.clone()) };
-            assert_eq!(transform(&body, None, &config()).unwrap().label, expected, "{media_type:?}");
+            assert_eq!(transform(&body, &Expectations::default(), &config()).unwrap().label, expected, "{media_type:?}");
         }
     }
 }

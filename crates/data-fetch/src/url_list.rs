@@ -71,6 +71,8 @@ pub struct UrlList {
     files: Vec<ListFile>,
     wanted: Vec<String>,
     columns: Vec<CarriedColumn>,
+    /// Position of the boxes among the columns.
+    box_idx: Option<usize>,
     /// Position of the digests to verify among the wanted columns.
     hash_idx: Option<usize>,
     rows_per_shard: u64,
@@ -101,7 +103,8 @@ impl UrlList {
             config.caption_col.clone().unwrap_or_else(|| "caption".to_owned()),
             config.uid_col.clone().unwrap_or_else(|| "uid".to_owned()),
         ];
-        wanted.extend(config.save_additional_columns.iter().cloned());
+        let additional = config.save_additional_columns.iter().filter(|name| *name != "uid");
+        wanted.extend(additional.chain(&config.bbox_col).cloned());
         let hash_idx = config.verify_hash.as_ref().map(|(column, _)| {
             wanted.push(column.clone());
             wanted.len() - 1
@@ -130,20 +133,28 @@ impl UrlList {
         }
         let carried = (UID_IDX..wanted.len())
             .filter(|idx| (*idx != UID_IDX || found[UID_IDX]) && Some(*idx) != hash_idx);
-        let columns = carried
+        let columns: Vec<_> = carried
             .map(|idx| CarriedColumn {
                 name: if idx == UID_IDX { "uid".to_owned() } else { wanted[idx].clone() },
                 column_type: types[idx],
                 wanted_idx: idx,
             })
             .collect();
-        Ok(Self { files, wanted, columns, hash_idx, rows_per_shard })
+        // The boxes are the last that are carried.
+        let box_idx = config.bbox_col.as_ref().map(|_| columns.len() - 1);
+        Ok(Self { files, wanted, columns, box_idx, hash_idx, rows_per_shard })
     }
 
     /// The columns carried into the metadata: `uid` first, if the list has it, then the additional columns.
     #[must_use]
     pub fn columns(&self) -> &[CarriedColumn] {
         &self.columns
+    }
+
+    /// Position of the boxes to blur among the [columns](UrlList::columns), if the config names such a column.
+    #[must_use]
+    pub fn box_idx(&self) -> Option<usize> {
+        self.box_idx
     }
 
     /// The numbers of the list's shards.
@@ -279,15 +290,18 @@ impl FileSurvey {
         wanted: &[String],
         hash_idx: Option<usize>,
     ) -> Result<(), DataFetchError> {
-        let key = |idx: usize| match idx {
+        const ADDITIONAL: &str = "save_additional_columns";
+        let key = |idx: usize, column: &String| match idx {
             _ if Some(idx) == hash_idx => Some("verify_hash"),
             URL_IDX => Some("url_col"),
             CAPTION_IDX => config.caption_col.as_ref().map(|_| "caption_col"),
-            UID_IDX => config.uid_col.as_ref().map(|_| "uid_col"),
-            _ => Some("save_additional_columns"),
+            UID_IDX if config.uid_col.is_some() => Some("uid_col"),
+            UID_IDX => config.save_additional_columns.iter().find(|name| *name == "uid").map(|_| ADDITIONAL),
+            _ if Some(column) == config.bbox_col.as_ref() => Some("bbox_col"),
+            _ => Some(ADDITIONAL),
         };
         for (idx, column) in wanted.iter().enumerate() {
-            if let Some(key) = key(idx)
+            if let Some(key) = key(idx, column)
                 && !self.found[idx]
                 && self.num_rows > 0
             {

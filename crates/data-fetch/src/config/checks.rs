@@ -1,6 +1,6 @@
 //! What the types of the keys do not rule out.
 
-use super::{ComputeHash, DataFetchConfig, RetryFailed};
+use super::{ComputeHash, DataFetchConfig, EncodeFormat, LOSSLESS_WEBP, RetryFailed};
 use crate::reject::Reject;
 use oqvl_stage::ConfigError;
 
@@ -29,6 +29,11 @@ impl DataFetchConfig {
         if self.url_col.is_empty() {
             return Err(ConfigError::new("url_col", "must name a column"));
         }
+        if let Some(name) = &self.bbox_col
+            && (name.is_empty() || name == "uid" || RESERVED_COLUMNS.contains(&name.as_str()))
+        {
+            return Err(ConfigError::new("bbox_col", format!("`{name}` cannot be a column of boxes")));
+        }
         let mut seen = std::collections::BTreeSet::new();
         for name in &self.save_additional_columns {
             if RESERVED_COLUMNS.contains(&name.as_str()) {
@@ -37,8 +42,12 @@ impl DataFetchConfig {
                     format!("`{name}` is a name the stage writes itself"),
                 ));
             }
-            if name == "uid" {
-                let message = "`uid` is always carried along; name its column with `uid_col`";
+            if name == "uid" && self.uid_col.as_ref().is_some_and(|column| column != "uid") {
+                let message = "`uid` is what `uid_col` names already";
+                return Err(ConfigError::new("save_additional_columns", message));
+            }
+            if self.bbox_col.as_ref() == Some(name) {
+                let message = format!("`{name}` is carried along already: `bbox_col` names it");
                 return Err(ConfigError::new("save_additional_columns", message));
             }
             if !seen.insert(name) {
@@ -86,10 +95,25 @@ impl DataFetchConfig {
         Ok(())
     }
 
+    fn check_quality(&self) -> Result<(), ConfigError> {
+        let Some(quality) = self.encode_quality else { return Ok(()) };
+        let (range, meaning) = match self.encode_format {
+            EncodeFormat::Jpg => (1..=100, "for jpg is the quality and must be from 1 to 100"),
+            EncodeFormat::Png => (0..=9, "for png is the compression level and must be from 0 to 9"),
+            EncodeFormat::Webp => {
+                (1..=LOSSLESS_WEBP, "for webp is the quality and must be from 1 to 100, or 101 for lossless")
+            }
+        };
+        if range.contains(&quality) {
+            return Ok(());
+        }
+        Err(ConfigError::new("encode_quality", format!("{meaning}, got {quality}")))
+    }
+
     pub(super) fn check_image(&self) -> Result<(), ConfigError> {
         // 65,500 is the largest side libjpeg writes.
         in_range("image_size", u64::from(self.image_size), 1, 65_500)?;
-        in_range("encode_quality", u64::from(self.encode_quality), 1, 100)?;
+        self.check_quality()?;
         // Above 2^30 the pixels of one image alone would take 3 GiB.
         in_range("max_decoded_pixels", self.max_decoded_pixels, 1, 1 << 30)?;
         if let Some(ratio) = self.max_aspect_ratio

@@ -57,11 +57,11 @@ pub enum ResizeMode {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum EncodeFormat {
-    /// JPEG at `encode_quality`.
+    /// JPEG.
     Jpg,
     /// PNG.
     Png,
-    /// Lossless WebP.
+    /// WebP, lossy or lossless.
     Webp,
 }
 

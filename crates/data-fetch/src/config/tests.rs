@@ -70,6 +70,13 @@ fn wrong_values_name_their_key() {
     for (line, key) in [
         ("image_size = 0", "image_size"),
         ("encode_quality = 101", "encode_quality"),
+        ("encode_quality = 0", "encode_quality"),
+        ("encode_format = \"png\"\nencode_quality = 95", "encode_quality"),
+        ("encode_format = \"webp\"\nencode_quality = 102", "encode_quality"),
+        ("downscale_interpolation = \"box\"", "(table)"),
+        ("uid_col = \"id\"\nsave_additional_columns = [\"uid\"]", "save_additional_columns"),
+        ("bbox_col = \"caption\"", "bbox_col"),
+        ("bbox_col = \"a\"\nsave_additional_columns = [\"a\"]", "save_additional_columns"),
         ("max_aspect_ratio = nan", "max_aspect_ratio"),
         ("max_aspect_ratio = 0.5", "max_aspect_ratio"),
         ("deadline_seconds = 0.0", "deadline_seconds"),
@@ -122,5 +129,41 @@ fn what_is_retried_is_chosen_by_reason() {
         assert_eq!(retry.includes("timeout"), includes_timeout, "{value}");
         assert_eq!(retry.includes("corrupt-image"), includes_corrupt, "{value}");
         assert!(!retry.includes("not-found"), "{value}");
+    }
+}
+
+#[test]
+fn quality_is_what_the_format_makes_of_it() {
+    for (lines, expected) in [
+        ("", Encoding::Jpeg { quality: 95 }),
+        ("encode_quality = 30", Encoding::Jpeg { quality: 30 }),
+        ("encode_format = \"png\"", Encoding::Png { level: 6 }),
+        ("encode_format = \"png\"\nencode_quality = 0", Encoding::Png { level: 0 }),
+        ("encode_format = \"webp\"", Encoding::WebpLossy { quality: 95 }),
+        ("encode_format = \"webp\"\nencode_quality = 101", Encoding::WebpLossless),
+    ] {
+        let config = check(&format!("url_list = \"u\"\n{lines}")).unwrap();
+        assert_eq!(config.encoding(), expected, "{lines}");
+    }
+}
+
+#[test]
+fn interpolations_have_the_names_of_img2dataset() {
+    for (name, expected) in [
+        ("nearest", Interpolation::Nearest),
+        ("linear", Interpolation::Linear),
+        ("bilinear", Interpolation::Linear),
+        ("cubic", Interpolation::Cubic),
+        ("bicubic", Interpolation::Cubic),
+        ("area", Interpolation::Area),
+        ("lanczos", Interpolation::Lanczos),
+        ("lanczos4", Interpolation::Lanczos),
+        ("fast", Interpolation::Fast),
+    ] {
+        for key in ["upscale_interpolation", "downscale_interpolation"] {
+            let config = check(&format!("url_list = \"u\"\n{key} = \"{name}\"")).unwrap();
+            let found = [config.upscale_interpolation, config.downscale_interpolation];
+            assert!(found.contains(&expected), "{key} = {name}: {found:?}");
+        }
     }
 }

@@ -337,3 +337,24 @@ fn shards_may_be_numbered_from_anywhere() {
     assert_eq!(read, [7, 9]);
     assert_eq!(Case::new(&[("a.txt", b"")]).survey().unwrap().numbered_from(3).shards(), 3..3);
 }
+
+#[test]
+fn boxes_are_the_last_column_that_is_carried() {
+    let mut case =
+        Case::new(&[("a.jsonl", b"{\"url\": \"u\", \"faces\": [[0.1, 0.2, 0.3, 0.4]], \"uid\": \"7\", \"x\": 1}\n")]);
+    assert_eq!(case.survey().unwrap().box_idx(), None);
+    // `uid` may be named or not.
+    for additional in [vec!["x"], vec!["x", "uid"]] {
+        case.config.save_additional_columns = additional.into_iter().map(str::to_owned).collect();
+        case.config.bbox_col = Some("faces".to_owned());
+        let list = case.survey().unwrap();
+        let names: Vec<_> = list.columns().iter().map(|column| column.name.as_str()).collect();
+        assert_eq!((names, list.box_idx()), (vec!["uid", "x", "faces"], Some(2)));
+        assert_eq!(case.rows(), ["u|-|[\"7\",1,[[0.1,0.2,0.3,0.4]]]"]);
+    }
+    case.config.bbox_col = Some("boxes".to_owned());
+    assert!(case.survey().unwrap_err().to_string().contains("`bbox_col` names column `boxes`"));
+    let mut without = Case::new(&[("a.csv", b"url\nu\n")]);
+    without.config.save_additional_columns = vec!["uid".to_owned()];
+    assert!(without.survey().unwrap_err().to_string().contains("`save_additional_columns` names column `uid`"));
+}

@@ -3,6 +3,7 @@
 mod binary;
 mod connections;
 mod faults;
+mod img2dataset;
 mod layout;
 mod politeness;
 mod resume;
