@@ -11,11 +11,13 @@
 //! What it promises:
 //! - **Every URL is accounted for.** It is in a tar or under one of the stable reasons of [`Reject`].
 //! - **Same answers, same bytes.** Samples are written in key order, whatever order servers answer in.
-//! - **Politeness.** A cap per host, backoff with jitter, `Retry-After`, an honest user agent, `X-Robots-Tag`
-//!   opt-outs.
+//! - **Politeness.** A cap and a rate per host, backoff with jitter, `Retry-After`, an honest user agent,
+//!   `X-Robots-Tag` opt-outs.
 //! - **No way in.** Only http and https, only public addresses (checked after name resolution and at every
 //!   redirect), limits on bytes, pixels, redirects and time.
-//! - **Resumable.** Shards with a stats file are finished; everything else is made again.
+//! - **Resumable.** Shards with a stats file are finished; everything else is made again. Rows that failed can be
+//!   fetched again in a later run, alone.
+//! - **Never stuck.** Every URL has a deadline, and a host that only fails is given up.
 //!
 //! ```
 //! use oqvl_data_fetch::{DataFetch, DataFetchConfig};
@@ -66,9 +68,7 @@
 //! ```
 //!
 //! Left to others: formats on disk (`oqvl-shard-io`), pixels (`oqvl-image-prep`), filtering by content,
-//! removing duplicates and choosing what to train on (the stages after this one). Not there yet: OpenCV's
-//! area resampling (see the deviations in `transform.rs`), EXIF tags as text, blurring of face boxes,
-//! `robots.txt`, lists in object stores.
+//! removing duplicates and choosing what to train on (the stages after this one). Not there: `robots.txt`.
 
 mod client;
 mod config;
