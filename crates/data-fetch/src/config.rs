@@ -277,7 +277,9 @@ impl DataFetchConfig {
     /// Format and setting of the stored images.
     pub(crate) fn encoding(&self) -> Encoding {
         match self.encode_format {
-            EncodeFormat::Jpg => Encoding::Jpeg { quality: self.encode_quality.unwrap_or(DEFAULT_ENCODE_QUALITY) },
+            EncodeFormat::Jpg => {
+                Encoding::Jpeg { quality: self.encode_quality.unwrap_or(DEFAULT_ENCODE_QUALITY) }
+            }
             EncodeFormat::Png => {
                 Encoding::Png { level: self.encode_quality.unwrap_or(Encoding::DEFAULT_PNG_LEVEL) }
             }

@@ -342,8 +342,7 @@ impl Shared {
         match fetched.outcome {
             Ok((body, slot)) => {
                 let num_bytes = body.bytes.len() as u64;
-                let result =
-                    self.transform_on_pool(body, self.expectations(row), url).await;
+                let result = self.transform_on_pool(body, self.expectations(row), url).await;
                 (RowOutcome { row_idx, result, num_retries, num_bytes }, Some(slot))
             }
             Err(reject) => (RowOutcome { row_idx, result: Err(reject), num_retries, num_bytes: 0 }, None),

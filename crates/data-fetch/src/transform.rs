@@ -13,8 +13,8 @@ use crate::reject::Reject;
 use crate::resize_policy::{ResizePlan, Size, check_size, plan};
 use crate::sample_json::to_python_json_line;
 use oqvl_image_prep::{
-    DecodeError, DecodeLimits, Encoding, ImageFormat, NormalizedBox, Raster, blur_boxes, decode_on_white, encode,
-    exif_tags, resize_opencv,
+    DecodeError, DecodeLimits, Encoding, ImageFormat, NormalizedBox, Raster, blur_boxes, decode_on_white,
+    encode, exif_tags, resize_opencv,
 };
 use serde_json::{Map, Value};
 
@@ -89,11 +89,7 @@ pub(crate) fn num_pixels(bytes: &[u8]) -> u64 {
     probed.map_or(0, |(_, width, height)| u64::from(width) * u64::from(height))
 }
 
-fn reencode(
-    bytes: &[u8],
-    boxes: &Value,
-    config: &DataFetchConfig,
-) -> Result<(Vec<u8>, ImageSizes), Reject> {
+fn reencode(bytes: &[u8], boxes: &Value, config: &DataFetchConfig) -> Result<(Vec<u8>, ImageSizes), Reject> {
     let (format, width, height) = oqvl_image_prep::probe(bytes).map_err(|error| reject_of(&error))?;
     let original = Size { width, height };
     check_size(original, config)?;
@@ -236,17 +232,24 @@ mod tests {
         assert_eq!(stored.bytes, bytes);
         let size = Size { width: 20, height: 30 };
         assert_eq!(stored.sizes, Some(ImageSizes { stored: size, original: size }));
-        let reencoded =
-            transform(&body(bytes.clone()), &Expectations::default(), &DataFetchConfig { skip_reencode: false, ..config() })
-                .unwrap();
+        let reencoded = transform(
+            &body(bytes.clone()),
+            &Expectations::default(),
+            &DataFetchConfig { skip_reencode: false, ..config() },
+        )
+        .unwrap();
         assert_ne!(reencoded.bytes, bytes);
         assert_eq!(reencoded.digest, stored.digest, "the digest is that of the downloaded bytes");
     }
 
     #[test]
     fn a_large_image_is_scaled_and_reencoded() {
-        let stored =
-            transform(&body(oqvl_image_prep::encode_png(&picture(100, 64))), &Expectations::default(), &config()).unwrap();
+        let stored = transform(
+            &body(oqvl_image_prep::encode_png(&picture(100, 64))),
+            &Expectations::default(),
+            &config(),
+        )
+        .unwrap();
         let (stored_size, original) = (Size { width: 50, height: 32 }, Size { width: 100, height: 64 });
         assert_eq!(stored.sizes, Some(ImageSizes { stored: stored_size, original }));
         assert_eq!(ImageFormat::sniff(&stored.bytes), Some(ImageFormat::Jpeg));
@@ -261,8 +264,12 @@ mod tests {
             (EncodeFormat::Webp, ImageFormat::WebP),
         ] {
             let config = DataFetchConfig { encode_format, ..config() };
-            let stored =
-                transform(&body(oqvl_image_prep::encode_png(&picture(64, 64))), &Expectations::default(), &config).unwrap();
+            let stored = transform(
+                &body(oqvl_image_prep::encode_png(&picture(64, 64))),
+                &Expectations::default(),
+                &config,
+            )
+            .unwrap();
             assert_eq!(ImageFormat::sniff(&stored.bytes), Some(format));
         }
     }
@@ -272,11 +279,15 @@ mod tests {
         let png = oqvl_image_prep::encode_png(&picture(128, 64));
         let config =
             |resize_mode| DataFetchConfig { resize_mode, encode_format: EncodeFormat::Png, ..config() };
-        let bordered = pixels_of(&transform(&body(png.clone()), &Expectations::default(), &config(ResizeMode::Border)).unwrap());
+        let bordered = pixels_of(
+            &transform(&body(png.clone()), &Expectations::default(), &config(ResizeMode::Border)).unwrap(),
+        );
         assert_eq!((bordered.width(), bordered.height()), (32, 32));
         assert_eq!((bordered.pixel(0, 7), bordered.pixel(0, 8)), ([255; 3], [0; 3]));
         assert_eq!((bordered.pixel(31, 23), bordered.pixel(31, 24)), ([250, 0, 0], [255; 3]));
-        let cropped = pixels_of(&transform(&body(png), &Expectations::default(), &config(ResizeMode::CenterCrop)).unwrap());
+        let cropped = pixels_of(
+            &transform(&body(png), &Expectations::default(), &config(ResizeMode::CenterCrop)).unwrap(),
+        );
         assert_eq!((cropped.width(), cropped.height()), (32, 32));
         assert_eq!((cropped.pixel(0, 0), cropped.pixel(31, 31)), ([0; 3], [250, 0, 0]));
     }
@@ -285,11 +296,15 @@ mod tests {
     fn transparency_is_put_on_white() {
         let config = DataFetchConfig { encode_format: EncodeFormat::Png, ..config() };
         let rgba = [10, 20, 30, 0, 10, 20, 30, 255, 0, 0, 0, 128];
-        let stored = transform(&body(png(&rgba, 3, ExtendedColorType::Rgba8)), &Expectations::default(), &config).unwrap();
+        let stored =
+            transform(&body(png(&rgba, 3, ExtendedColorType::Rgba8)), &Expectations::default(), &config)
+                .unwrap();
         // 128 / 255 * 0 + 255 - 128 = 127.
         assert_eq!(pixels_of(&stored).pixels(), [255, 255, 255, 10, 20, 30, 127, 127, 127]);
         let wide: Vec<u8> = [0x8000_u16, 0xffff].iter().flat_map(|value| value.to_ne_bytes()).collect();
-        let stored = transform(&body(png(&wide, 1, ExtendedColorType::La16)), &Expectations::default(), &config).unwrap();
+        let stored =
+            transform(&body(png(&wide, 1, ExtendedColorType::La16)), &Expectations::default(), &config)
+                .unwrap();
         assert_eq!(pixels_of(&stored).pixels(), [0x80; 3]);
     }
 
@@ -311,7 +326,10 @@ mod tests {
             assert!(expected.contains(&reject), "{reject:?}, expected {expected:?}");
         }
         let small = DataFetchConfig { min_image_size: 41, ..config() };
-        assert_eq!(transform(&body(png), &Expectations::default(), &small).unwrap_err(), Reject::ImageTooSmall);
+        assert_eq!(
+            transform(&body(png), &Expectations::default(), &small).unwrap_err(),
+            Reject::ImageTooSmall
+        );
     }
 
     #[test]
@@ -401,7 +419,11 @@ mod tests {
             (Some("text/html"), ContentLabel::Mismatch),
         ] {
             let body = Body { media_type: media_type.map(str::to_owned), ..body(bytes.clone()) };
-            assert_eq!(transform(&body, &Expectations::default(), &config()).unwrap().label, expected, "{media_type:?}");
+            assert_eq!(
+                transform(&body, &Expectations::default(), &config()).unwrap().label,
+                expected,
+                "{media_type:?}"
+            );
         }
     }
 }

@@ -340,8 +340,10 @@ fn shards_may_be_numbered_from_anywhere() {
 
 #[test]
 fn boxes_are_the_last_column_that_is_carried() {
-    let mut case =
-        Case::new(&[("a.jsonl", b"{\"url\": \"u\", \"faces\": [[0.1, 0.2, 0.3, 0.4]], \"uid\": \"7\", \"x\": 1}\n")]);
+    let mut case = Case::new(&[(
+        "a.jsonl",
+        b"{\"url\": \"u\", \"faces\": [[0.1, 0.2, 0.3, 0.4]], \"uid\": \"7\", \"x\": 1}\n",
+    )]);
     assert_eq!(case.survey().unwrap().box_idx(), None);
     // `uid` may be named or not.
     for additional in [vec!["x"], vec!["x", "uid"]] {
@@ -356,5 +358,7 @@ fn boxes_are_the_last_column_that_is_carried() {
     assert!(case.survey().unwrap_err().to_string().contains("`bbox_col` names column `boxes`"));
     let mut without = Case::new(&[("a.csv", b"url\nu\n")]);
     without.config.save_additional_columns = vec!["uid".to_owned()];
-    assert!(without.survey().unwrap_err().to_string().contains("`save_additional_columns` names column `uid`"));
+    assert!(
+        without.survey().unwrap_err().to_string().contains("`save_additional_columns` names column `uid`")
+    );
 }

@@ -242,7 +242,10 @@ fn a_shard_that_img2dataset_wrote_is_read_field_by_field() {
         let sha256 = metadata["sha256"].as_str().unwrap();
         assert_eq!(sha256[..16], digest(&inputs[&name]), "{name}");
         let number = u128::from_str_radix(metadata["uid"].as_str().unwrap(), 16).unwrap();
-        assert_eq!(number.to_string(), sample.key.as_str().trim_start_matches('0').parse::<u128>().unwrap_or(0).to_string());
+        assert_eq!(
+            number.to_string(),
+            sample.key.as_str().trim_start_matches('0').parse::<u128>().unwrap_or(0).to_string()
+        );
         let image = oqvl_image_prep::decode(&sample.image().unwrap().data, &DecodeLimits::default()).unwrap();
         assert_eq!(json!([image.width(), image.height()]), json!([metadata["width"], metadata["height"]]));
         names.insert(name);
