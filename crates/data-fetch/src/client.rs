@@ -18,7 +18,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 /// How long an idle connection is kept. Short: the images of a list lie on very many hosts, and each open
 /// connection is a file descriptor.
 const IDLE_CONNECTION_SECONDS: u64 = 2;
-/// Bytes of a body that cost nothing: most images have fewer. So many are set aside on the server's word alone.
+/// Bytes of a body that cost nothing: most images have fewer.
 const FREE_BODY_BYTES: usize = 256 << 10;
 /// Bytes that all longer bodies may have in memory together.
 const LONG_BODIES_BYTES: u64 = 64 << 20;
@@ -149,11 +149,11 @@ impl HttpClient {
             return Err(Reject::TooManyBytes);
         }
         let mut memory = None;
-        if let Some(length) = announced.filter(|length| *length > FREE_BODY_BYTES as u64) {
-            memory = Some(self.reserve(length).await);
+        let announced = usize::try_from(announced.unwrap_or(0)).unwrap_or(0);
+        if announced > FREE_BODY_BYTES {
+            memory = Some(self.reserve(announced as u64).await);
         }
-        let reserved = usize::try_from(announced.unwrap_or(0)).unwrap_or(0).min(FREE_BODY_BYTES);
-        let mut bytes = Vec::with_capacity(reserved);
+        let mut bytes = Vec::with_capacity(announced);
         while let Some(chunk) = response.chunk().await.map_err(|error| reject_of(&error, Phase::Body))? {
             let num_bytes = bytes.len() + chunk.len();
             if num_bytes as u64 > self.max_body_bytes {
@@ -163,6 +163,10 @@ impl HttpClient {
                 // All it may ever need, at once: bodies that each held some and waited for more would wait for
                 // ever.
                 memory = Some(self.reserve(self.max_body_bytes).await);
+                // A vector that grows by itself is up to three times as large while it moves.
+                bytes.reserve_exact(
+                    usize::try_from(self.max_body_bytes).unwrap_or(0).saturating_sub(bytes.len()),
+                );
             }
             bytes.extend_from_slice(&chunk);
         }

@@ -7,7 +7,12 @@ use std::time::SystemTime;
 /// asctime), the e-mail dates of RFC 2822, and ISO 8601 with or without a time of day. A date without a zone is
 /// taken for UTC. `None` if it is no such date, or before 1970.
 pub(crate) fn parse(text: &str) -> Option<SystemTime> {
-    let text = text.trim();
+    // The weekday says nothing new, and a wrong one is no reason to miss the date.
+    let is_weekday = |name: &str| name.bytes().all(|byte| byte.is_ascii_alphabetic());
+    let text = match text.trim().split_once(',') {
+        Some((name, date)) if is_weekday(name) => date.trim(),
+        _ => text.trim(),
+    };
     let seconds = DateTime::parse_from_rfc2822(text)
         .or_else(|_| DateTime::parse_from_rfc3339(text))
         .map(|time| time.timestamp())
@@ -19,7 +24,7 @@ pub(crate) fn parse(text: &str) -> Option<SystemTime> {
 
 fn parse_without_zone(text: &str) -> Option<i64> {
     let local = text.strip_suffix("GMT").or_else(|| text.strip_suffix("UTC")).unwrap_or(text).trim_end();
-    let forms = ["%A, %d-%b-%y %H:%M:%S", "%a %b %e %H:%M:%S %Y", "%d %b %Y %H:%M:%S", "%Y-%m-%dT%H:%M:%S"];
+    let forms = ["%d-%b-%y %H:%M:%S", "%a %b %e %H:%M:%S %Y", "%d %b %Y %H:%M:%S", "%Y-%m-%dT%H:%M:%S"];
     let time = forms.iter().find_map(|form| NaiveDateTime::parse_from_str(local, form).ok());
     let midnight = || NaiveDate::parse_from_str(local, "%Y-%m-%d").ok()?.and_hms_opt(0, 0, 0);
     Some(time.or_else(midnight)?.and_utc().timestamp())
@@ -52,6 +57,7 @@ mod tests {
         check("1994-11-06", Some(784_080_000));
         check("Tue, 29 Feb 2000 23:59:59 GMT", Some(951_868_799));
         check("Fri, 31 Dec 2100 00:00:00 GMT", Some(4_133_894_400));
+        check("Mon, 31 Dec 2100 00:00:00 GMT", Some(4_133_894_400));
         assert!(parse("9999-12-31").unwrap() > SystemTime::now() + Duration::from_secs(86_400));
     }
 

@@ -317,7 +317,7 @@ mod tests {
         bomb[16..24].copy_from_slice(&[0, 1, 0, 0, 0, 1, 0, 0]);
         for (bytes, expected) in [
             (b"<html>no</html>".to_vec(), vec![Reject::UnknownFormat]),
-            (png[..png.len() / 2].to_vec(), vec![Reject::TruncatedImage]),
+            (png[..png.len() / 2].to_vec(), vec![Reject::TruncatedImage, Reject::CorruptImage]),
             (png[..20].to_vec(), vec![Reject::TruncatedImage, Reject::CorruptImage]),
             (bomb, vec![Reject::ImageTooLarge, Reject::CorruptImage]),
             (oqvl_image_prep::encode_png(&picture(1025, 1024)), vec![Reject::ImageTooLarge]),
