@@ -94,7 +94,8 @@ const KEYS_WITHOUT_EFFECT: [&str; 20] = [
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct DataFetchConfig {
-    /// The list, or a folder of lists (taken in the order of their names). Required.
+    /// The list, a folder of lists, or a pattern (`lists/part-*.csv.gz`); files are taken in the order of their
+    /// names. Required.
     pub url_list: PathBuf,
     /// Format of the list; by default what each file's extension says.
     pub input_format: Option<InputFormat>,
@@ -315,7 +316,7 @@ impl StageConfig for DataFetchConfig {
         if self.url_list.as_os_str().is_empty() {
             return Err(ConfigError::new(
                 "url_list",
-                "is missing: it names the list of URLs, a file or a folder",
+                "is missing: it names the list of URLs: a file, a folder or a pattern",
             ));
         }
         in_range("number_sample_per_shard", u64::from(self.number_sample_per_shard), 1, 10_000_000)?;

@@ -31,7 +31,7 @@ pub enum DataFetchError {
     },
     /// No format belongs to the file's extension and none was given, or a folder holds no list.
     #[error(
-        "{path}: {problem}; the known extensions are txt, csv, tsv, jsonl, json (each also with .gz) and parquet"
+        "{path}: {problem}; the known extensions are txt, csv, tsv, jsonl, json (each also with .gz or .zst) and parquet"
     )]
     UnknownList {
         /// The file or folder.

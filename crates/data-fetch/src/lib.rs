@@ -1,6 +1,7 @@
 //! Downloads the images of a URL list into WebDataset shards and says of every URL what became of it.
 //!
-//! The stage reads a list of URLs with captions (txt, csv, tsv, jsonl, json, parquet; a file or a folder),
+//! The stage reads a list of URLs with captions (txt, csv, tsv, jsonl, json, plain, `.gz` or `.zst`; parquet; a
+//! file, a folder or a pattern),
 //! fetches them concurrently, checks, resizes and re-encodes the images, and writes shards laid out as
 //! img2dataset lays them out: `{shard}.tar` with the kept samples, `{shard}.parquet` with one row per URL,
 //! `{shard}_stats.json` with the counts.
@@ -106,7 +107,7 @@ pub use reject::{Reject, RowStatus};
 pub use report::DataFetchReport;
 pub use robots::OptOutPolicy;
 pub use shard::{ShardNetwork, ShardStats};
-pub use url_list::{CarriedColumn, ColumnType, ShardRows, UrlList, UrlRow};
+pub use url_list::{CarriedColumn, ShardRows, UrlList, UrlRow};
 
 use oqvl_stage::{RunContext, Stage};
 

@@ -9,8 +9,8 @@ use crate::config::{ComputeHash, DataFetchConfig};
 use crate::error::DataFetchError;
 use crate::reject::{Reject, RowStatus};
 use crate::transform::StoredImage;
-use crate::url_list::{CarriedColumn, ColumnType, UrlRow};
-use arrow_array::builder::{BooleanBuilder, Float64Builder, Int32Builder, Int64Builder, StringBuilder};
+use crate::url_list::{CarriedBuilder, CarriedColumn, UrlRow};
+use arrow_array::builder::{Int32Builder, StringBuilder};
 use arrow_array::cast::AsArray as _;
 use arrow_array::types::Int32Type;
 use arrow_array::{Array as _, ArrayRef, Int32Array, RecordBatch, StringArray};
@@ -20,7 +20,6 @@ use parquet::arrow::{ArrowWriter, ProjectionMask};
 use parquet::basic::Compression;
 use parquet::errors::ParquetError;
 use parquet::file::properties::WriterProperties;
-use serde_json::Value;
 use std::fs::File;
 use std::path::Path;
 use std::sync::Arc;
@@ -40,13 +39,6 @@ pub(crate) struct SampleTable {
     sizes: [Int32Builder; 4],
     exif: Option<StringBuilder>,
     digest: Option<(&'static str, StringBuilder)>,
-}
-
-enum CarriedBuilder {
-    Boolean(BooleanBuilder),
-    Integer(Int64Builder),
-    Float(Float64Builder),
-    Text(StringBuilder),
 }
 
 /// What became of a row: the columns the stage fills itself.
@@ -146,8 +138,10 @@ impl SampleTable {
 
     fn into_batch(self) -> Result<RecordBatch, ParquetError> {
         let text = |mut builder: StringBuilder| -> ArrayRef { Arc::new(builder.finish()) };
-        let mut columns: Vec<(String, ArrayRef)> =
-            self.carried.into_iter().map(|(name, builder)| (name, builder.finish())).collect();
+        let mut columns: Vec<(String, ArrayRef)> = Vec::new();
+        for (name, builder) in self.carried {
+            columns.push((name, builder.finish()?));
+        }
         let mut add = |name: &str, column: ArrayRef| columns.push((name.to_owned(), column));
         add("caption", text(self.caption));
         add("url", text(self.url));
@@ -166,39 +160,6 @@ impl SampleTable {
         Ok(RecordBatch::try_from_iter_with_nullable(
             columns.into_iter().map(|(name, column)| (name, column, true)),
         )?)
-    }
-}
-
-impl CarriedBuilder {
-    fn new(column: &CarriedColumn) -> Self {
-        match column.column_type {
-            ColumnType::Boolean => Self::Boolean(BooleanBuilder::new()),
-            ColumnType::Integer => Self::Integer(Int64Builder::new()),
-            ColumnType::Float => Self::Float(Float64Builder::new()),
-            ColumnType::Empty | ColumnType::Text => Self::Text(StringBuilder::new()),
-        }
-    }
-
-    fn push(&mut self, value: &Value) {
-        match self {
-            Self::Boolean(builder) => builder.append_option(value.as_bool()),
-            Self::Integer(builder) => builder.append_option(value.as_i64()),
-            Self::Float(builder) => builder.append_option(value.as_f64()),
-            Self::Text(builder) => match value {
-                Value::Null => builder.append_null(),
-                Value::String(text) => builder.append_value(text),
-                other => builder.append_value(other.to_string()),
-            },
-        }
-    }
-
-    fn finish(self) -> ArrayRef {
-        match self {
-            Self::Boolean(mut builder) => Arc::new(builder.finish()),
-            Self::Integer(mut builder) => Arc::new(builder.finish()),
-            Self::Float(mut builder) => Arc::new(builder.finish()),
-            Self::Text(mut builder) => Arc::new(builder.finish()),
-        }
     }
 }
 

@@ -8,17 +8,20 @@
 //! Shards are cut as img2dataset cuts them: files in the order of their names, the last shard of every file
 //! short, numbering continued from file to file. Blank lines are not rows.
 
-mod column_type;
+mod carried;
+mod files;
 mod parquet_records;
 mod text_records;
 
-pub use column_type::ColumnType;
+pub(crate) use carried::CarriedBuilder;
+pub use carried::CarriedColumn;
+pub(crate) use files::is_list_in_folder;
 
 use crate::config::{DataFetchConfig, InputFormat};
 use crate::error::DataFetchError;
 use crate::reject::Reject;
+use arrow_schema::DataType;
 use serde_json::Value;
-use std::collections::BTreeSet;
 use std::ops::{ControlFlow, Range};
 use std::path::{Path, PathBuf};
 
@@ -55,16 +58,6 @@ pub struct ShardRows {
     pub rows: Vec<UrlRow>,
 }
 
-/// A column that is carried from the list into the samples' metadata.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct CarriedColumn {
-    /// Its name in the metadata.
-    pub name: String,
-    /// Its type in the parquet.
-    pub column_type: ColumnType,
-    wanted_idx: usize,
-}
-
 /// A list, counted and checked.
 #[derive(Debug, Clone)]
 pub struct UrlList {
@@ -87,7 +80,7 @@ struct ListFile {
 }
 
 impl UrlList {
-    /// Reads the list at `path` (a file or a folder) once, to count its rows and to find its columns.
+    /// Reads the list at `path` (a file, a folder or a pattern) once, to count its rows and to find its columns.
     /// `check_interrupt` is called every few thousand rows.
     ///
     /// # Errors
@@ -110,15 +103,15 @@ impl UrlList {
             wanted.len() - 1
         });
         let rows_per_shard = u64::from(config.number_sample_per_shard);
-        let mut types = vec![ColumnType::Empty; wanted.len()];
+        let mut types = vec![DataType::Null; wanted.len()];
         let mut found = vec![false; wanted.len()];
         let mut files = Vec::new();
         let mut next_shard = 0;
-        for (path, format) in list_files(path, config.input_format)? {
+        for (path, format) in files::list_files(path, config.input_format)? {
             let survey = survey_file(&path, format, &wanted, check_interrupt)?;
             survey.check_required(config, &path, &wanted, hash_idx)?;
             for idx in 0..wanted.len() {
-                types[idx] = types[idx].merged(survey.types[idx]);
+                types[idx] = carried::merged(&types[idx], &survey.types[idx]);
                 found[idx] |= survey.found[idx];
             }
             let num_shards =
@@ -136,7 +129,7 @@ impl UrlList {
         let columns: Vec<_> = carried
             .map(|idx| CarriedColumn {
                 name: if idx == UID_IDX { "uid".to_owned() } else { wanted[idx].clone() },
-                column_type: types[idx],
+                data_type: carried::stored(&types[idx]),
                 wanted_idx: idx,
             })
             .collect();
@@ -216,9 +209,15 @@ impl UrlList {
         emit: &mut dyn FnMut(ShardRows) -> ControlFlow<()>,
     ) -> Result<ControlFlow<()>, DataFetchError> {
         let mut rows = Vec::new();
-        let mut num_rows = 0_u64;
+        // What comes before the first wanted shard need not be decoded where the format can skip it.
+        let first = file.shards.clone().find(|shard_idx| wants(*shard_idx)).unwrap_or(file.shards.start);
+        let first_row = match file.format {
+            InputFormat::Parquet => (first - file.shards.start) as u64 * self.rows_per_shard,
+            _ => 0,
+        };
+        let mut num_rows = first_row;
         let mut flow = ControlFlow::Continue(());
-        read_records(&file.path, file.format, &self.wanted, &mut |record| {
+        read_records(file, &self.wanted, first_row, &mut |record| {
             flow = poll();
             if flow.is_break() || num_rows == end || num_rows == file.num_rows {
                 // One row too many is enough to know that the file has grown.
@@ -259,10 +258,10 @@ impl UrlList {
             Some(Value::String(url)) if !url.trim().is_empty() => Ok(url.trim().to_owned()),
             _ => Err(Reject::BadUrl),
         };
-        let caption = values[CAPTION_IDX].take().filter(|value| !value.is_null()).map(column_type::text_of);
+        let caption = values[CAPTION_IDX].take().filter(|value| !value.is_null()).map(carried::text_of);
         // A row without a digest cannot be verified and does not pass, as in img2dataset.
         let expected_hash = self.hash_idx.map(|idx| {
-            values[idx].take().filter(|value| !value.is_null()).map(column_type::text_of).unwrap_or_default()
+            values[idx].take().filter(|value| !value.is_null()).map(carried::text_of).unwrap_or_default()
         });
         let extra =
             self.columns.iter().map(|column| values[column.wanted_idx].take().unwrap_or_default()).collect();
@@ -276,7 +275,7 @@ struct FileSurvey {
     /// Names in the header, or keys of the first object.
     names: Vec<String>,
     /// For each wanted column: its type.
-    types: Vec<ColumnType>,
+    types: Vec<DataType>,
     /// For each wanted column: whether the file has it.
     found: Vec<bool>,
 }
@@ -331,7 +330,7 @@ fn survey_file(
     if format == InputFormat::Parquet {
         return parquet_records::survey(path, wanted);
     }
-    let mut types = vec![ColumnType::Empty; wanted.len()];
+    let mut types = vec![DataType::Null; wanted.len()];
     let mut found = vec![false; wanted.len()];
     let (mut num_rows, mut num_readable) = (0_u64, 0_u64);
     let mut checked = Ok(());
@@ -341,7 +340,7 @@ fn survey_file(
         for (idx, value) in record.iter().flatten().enumerate() {
             if let Some(value) = value {
                 found[idx] = true;
-                types[idx] = types[idx].merged(ColumnType::of(value));
+                types[idx] = carried::merged(&types[idx], &carried::type_of(value));
             }
         }
         if num_rows.is_multiple_of(ROWS_PER_CHECK) {
@@ -361,58 +360,15 @@ fn survey_file(
 }
 
 fn read_records(
-    path: &Path,
-    format: InputFormat,
+    file: &ListFile,
     wanted: &[String],
+    first_row: u64,
     on_record: &mut OnRecord<'_>,
 ) -> Result<(), DataFetchError> {
-    match format {
-        InputFormat::Parquet => parquet_records::read(path, wanted, on_record),
-        _ => text_records::read(path, format, wanted, on_record).map(|_| ()),
+    match file.format {
+        InputFormat::Parquet => parquet_records::read(&file.path, wanted, first_row, on_record),
+        format => text_records::read(&file.path, format, wanted, on_record).map(|_| ()),
     }
-}
-
-/// The files of the list with their formats, in the order of their names.
-fn list_files(
-    path: &Path,
-    format: Option<InputFormat>,
-) -> Result<Vec<(PathBuf, InputFormat)>, DataFetchError> {
-    let unknown = |problem| DataFetchError::UnknownList { path: path.to_path_buf(), problem };
-    if !path.is_dir() {
-        // Opening it tells a missing file from an unknown extension.
-        std::fs::metadata(path).map_err(DataFetchError::io(path))?;
-        let format =
-            format.or_else(|| format_of(path)).ok_or_else(|| unknown("its extension names no format"))?;
-        return Ok(vec![(path.to_path_buf(), format)]);
-    }
-    let mut paths = BTreeSet::new();
-    for entry in std::fs::read_dir(path).map_err(DataFetchError::io(path))? {
-        paths.insert(entry.map_err(DataFetchError::io(path))?.path());
-    }
-    let files: Vec<_> = paths
-        .into_iter()
-        .filter_map(|file| format_of(&file).map(|found| (file, found)))
-        .filter(|(file, found)| file.is_file() && format.is_none_or(|format| format == *found))
-        .collect();
-    if files.is_empty() { Err(unknown("no list in this folder")) } else { Ok(files) }
-}
-
-fn format_of(path: &Path) -> Option<InputFormat> {
-    let name = path.file_name()?.to_str()?.to_lowercase();
-    if name.starts_with('.') {
-        return None;
-    }
-    let plain = name.strip_suffix(".gz").unwrap_or(&name);
-    let format = match plain.rsplit_once('.')?.1 {
-        "txt" => InputFormat::Txt,
-        "csv" => InputFormat::Csv,
-        "tsv" => InputFormat::Tsv,
-        "jsonl" | "ndjson" => InputFormat::Jsonl,
-        "json" => InputFormat::Json,
-        "parquet" if plain == name => InputFormat::Parquet,
-        _ => return None,
-    };
-    Some(format)
 }
 
 #[cfg(test)]

@@ -50,6 +50,7 @@
 mod atomic;
 mod digest;
 mod error;
+mod file_pattern;
 mod image_files;
 mod manifest;
 mod pack;
@@ -68,6 +69,7 @@ mod uid_subset;
 pub use atomic::{AtomicFile, TEMPORARY_PREFIX, read_json, write_atomic, write_json_atomic};
 pub use digest::{digest_bytes, digest_file};
 pub use error::ShardError;
+pub use file_pattern::FilePattern;
 pub use image_files::ImageFiles;
 pub use manifest::Manifest;
 pub use pack::{ImageEncoding, ImageRef, ImageShrink, Pack, PackInfo};

@@ -5,7 +5,8 @@ use md5::{Digest as _, Md5};
 use serde::{Deserialize, Serialize};
 use sha2::{Sha256, Sha512};
 
-/// Format of a URL list; with `.gz` appended to the file name, any but parquet may be compressed.
+/// Format of a URL list; with `.gz` or `.zst` appended to the file name, any but parquet may be
+/// compressed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum InputFormat {

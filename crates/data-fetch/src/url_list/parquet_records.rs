@@ -1,20 +1,18 @@
 //! Lists in parquet: the footer tells rows and types, the wanted columns are read batch by batch.
 
-use super::{ColumnType, FileSurvey, OnRecord, URL_IDX};
+use super::{FileSurvey, OnRecord, UID_IDX, URL_IDX, carried};
 use crate::error::DataFetchError;
-use arrow_array::cast::AsArray as _;
-use arrow_array::types::{
-    Float32Type, Float64Type, Int8Type, Int16Type, Int32Type, Int64Type, UInt8Type, UInt16Type, UInt32Type,
-    UInt64Type,
-};
-use arrow_array::{Array, ArrayRef};
-use arrow_schema::DataType;
+use arrow_array::{Array, ArrayRef, RecordBatch};
+use arrow_cast::cast;
+use arrow_json::writer::{EncoderOptions, NullableEncoder, make_encoder};
+use arrow_schema::{ArrowError, DataType, Field, FieldRef};
 use parquet::arrow::ProjectionMask;
 use parquet::arrow::arrow_reader::{ArrowReaderOptions, ParquetRecordBatchReaderBuilder};
 use parquet::errors::ParquetError;
-use serde_json::{Map, Value};
+use serde_json::Value;
 use std::fs::File;
 use std::path::Path;
+use std::sync::Arc;
 
 /// Rows decoded at a time.
 const BATCH_ROWS: usize = 1024;
@@ -23,30 +21,39 @@ const BATCH_ROWS: usize = 1024;
 pub(super) fn survey(path: &Path, wanted: &[String]) -> Result<FileSurvey, DataFetchError> {
     let builder = open(path)?;
     let schema = builder.schema();
-    let mut types = vec![ColumnType::Empty; wanted.len()];
+    let mut types = vec![DataType::Null; wanted.len()];
     let mut found = vec![false; wanted.len()];
     for (idx, column) in wanted.iter().enumerate() {
         let Ok(field) = schema.field_with_name(column) else { continue };
-        let wrong = || DataFetchError::ColumnType {
+        let carried = carried_type(idx, field.data_type());
+        let is_right =
+            |carried: &DataType| idx != URL_IDX || matches!(carried, DataType::Utf8 | DataType::Null);
+        found[idx] = true;
+        types[idx] = carried.filter(is_right).ok_or_else(|| DataFetchError::ColumnType {
             path: path.to_path_buf(),
             column: column.clone(),
             found: field.data_type().to_string(),
-        };
-        found[idx] = true;
-        types[idx] = column_type(field.data_type()).ok_or_else(wrong)?;
-        if idx == URL_IDX && !matches!(types[idx], ColumnType::Text | ColumnType::Empty) {
-            return Err(wrong());
-        }
+        })?;
     }
     let num_rows = u64::try_from(builder.metadata().file_metadata().num_rows()).unwrap_or(0);
     let names = schema.fields().iter().map(|field| field.name().clone()).collect();
     Ok(FileSurvey { num_rows, names, types, found })
 }
 
-/// Calls `on_record` with every row.
+/// The type a column is read as. Old writers leave texts without the mark that says so; for the columns that
+/// can only be text, bytes are taken for it.
+fn carried_type(wanted_idx: usize, data_type: &DataType) -> Option<DataType> {
+    match data_type {
+        DataType::Binary if wanted_idx <= UID_IDX => Some(DataType::Utf8),
+        other => carried::of_parquet(other),
+    }
+}
+
+/// Calls `on_record` with every row from `first_row` on.
 pub(super) fn read(
     path: &Path,
     wanted: &[String],
+    first_row: u64,
     on_record: &mut OnRecord<'_>,
 ) -> Result<(), DataFetchError> {
     let broken =
@@ -57,19 +64,41 @@ pub(super) fn read(
     let schema = builder.schema();
     let roots = wanted.iter().filter_map(|column| schema.index_of(column).ok());
     let mask = ProjectionMask::roots(builder.parquet_schema(), roots);
-    let reader = builder.with_projection(mask).with_batch_size(BATCH_ROWS).build();
+    let builder = builder.with_projection(mask).with_batch_size(BATCH_ROWS);
+    let reader = builder.with_offset(usize::try_from(first_row).unwrap_or(usize::MAX)).build();
+    // Nulls inside objects are values too.
+    let options = EncoderOptions::default().with_explicit_nulls(true);
     for batch in reader.map_err(|error| broken(error.to_string()))? {
         let batch = batch.map_err(|error| broken(error.to_string()))?;
-        let columns: Vec<_> = wanted.iter().map(|column| batch.column_by_name(column)).collect();
+        let columns = columns(&batch, wanted).map_err(|error| broken(error.to_string()))?;
+        let encoders: Result<Vec<_>, _> = columns
+            .iter()
+            .map(|column| {
+                column.as_ref().map(|(field, values)| make_encoder(field, values, &options)).transpose()
+            })
+            .collect();
+        let mut encoders = encoders.map_err(|error: ArrowError| broken(error.to_string()))?;
         for row_idx in 0..batch.num_rows() {
-            let record =
-                columns.iter().map(|column| column.map(|column| value_at(column, row_idx))).collect();
-            if on_record(Ok(record)).is_break() {
+            let record = encoders.iter_mut().map(|encoder| encoder.as_mut().map(|it| value_at(it, row_idx)));
+            if on_record(Ok(record.collect())).is_break() {
                 return Ok(());
             }
         }
     }
     Ok(())
+}
+
+/// The wanted columns, in the types whose JSON is right.
+fn columns(batch: &RecordBatch, wanted: &[String]) -> Result<Vec<Option<(FieldRef, ArrayRef)>>, ArrowError> {
+    let column = |(idx, name): (usize, &String)| {
+        let Some(values) = batch.column_by_name(name) else { return Ok(None) };
+        let Some(data_type) = carried_type(idx, values.data_type()) else { return Ok(None) };
+        let data_type = carried::json_type(&data_type);
+        let values =
+            if *values.data_type() == data_type { Arc::clone(values) } else { cast(values, &data_type)? };
+        Ok(Some((Arc::new(Field::new(name, data_type, true)), values)))
+    };
+    wanted.iter().enumerate().map(column).collect()
 }
 
 fn open(path: &Path) -> Result<ParquetRecordBatchReaderBuilder<File>, DataFetchError> {
@@ -81,54 +110,13 @@ fn open(path: &Path) -> Result<ParquetRecordBatchReaderBuilder<File>, DataFetchE
     })
 }
 
-/// The type a column is carried as; `None` if its values cannot be carried.
-fn column_type(data_type: &DataType) -> Option<ColumnType> {
-    match data_type {
-        DataType::Null => Some(ColumnType::Empty),
-        DataType::Boolean => Some(ColumnType::Boolean),
-        DataType::Int8 | DataType::Int16 | DataType::Int32 | DataType::Int64 => Some(ColumnType::Integer),
-        DataType::UInt8 | DataType::UInt16 | DataType::UInt32 => Some(ColumnType::Integer),
-        DataType::Float32 | DataType::Float64 => Some(ColumnType::Float),
-        DataType::Utf8 | DataType::UInt64 => Some(ColumnType::Text),
-        DataType::List(item) => column_type(item.data_type()).map(|_| ColumnType::Text),
-        DataType::Struct(fields) => {
-            let all = fields.iter().all(|field| column_type(field.data_type()).is_some());
-            all.then_some(ColumnType::Text)
-        }
-        _ => None,
-    }
-}
-
 /// The value of a row as JSON. Float columns may hold NaN and infinities, which JSON does not have: they
-/// become null.
-fn value_at(column: &ArrayRef, row_idx: usize) -> Value {
-    if column.is_null(row_idx) {
+/// become null. Dates and times are ISO 8601 texts, decimals texts.
+fn value_at(encoder: &mut NullableEncoder<'_>, row_idx: usize) -> Value {
+    if encoder.is_null(row_idx) {
         return Value::Null;
     }
-    match column.data_type() {
-        DataType::Boolean => column.as_boolean().value(row_idx).into(),
-        DataType::Int8 => column.as_primitive::<Int8Type>().value(row_idx).into(),
-        DataType::Int16 => column.as_primitive::<Int16Type>().value(row_idx).into(),
-        DataType::Int32 => column.as_primitive::<Int32Type>().value(row_idx).into(),
-        DataType::Int64 => column.as_primitive::<Int64Type>().value(row_idx).into(),
-        DataType::UInt8 => column.as_primitive::<UInt8Type>().value(row_idx).into(),
-        DataType::UInt16 => column.as_primitive::<UInt16Type>().value(row_idx).into(),
-        DataType::UInt32 => column.as_primitive::<UInt32Type>().value(row_idx).into(),
-        DataType::UInt64 => column.as_primitive::<UInt64Type>().value(row_idx).into(),
-        DataType::Float32 => f64::from(column.as_primitive::<Float32Type>().value(row_idx)).into(),
-        DataType::Float64 => column.as_primitive::<Float64Type>().value(row_idx).into(),
-        DataType::Utf8 => column.as_string::<i32>().value(row_idx).into(),
-        DataType::List(_) => {
-            let items = column.as_list::<i32>().value(row_idx);
-            (0..items.len()).map(|idx| value_at(&items, idx)).collect()
-        }
-        DataType::Struct(fields) => {
-            let columns = column.as_struct().columns();
-            let members = fields.iter().zip(columns);
-            let object: Map<_, _> =
-                members.map(|(field, column)| (field.name().clone(), value_at(column, row_idx))).collect();
-            Value::Object(object)
-        }
-        other => unreachable!("a column of type {other} is refused before the first row is read"),
-    }
+    let mut json = Vec::new();
+    encoder.encode(row_idx, &mut json);
+    serde_json::from_slice(&json).unwrap_or_default()
 }

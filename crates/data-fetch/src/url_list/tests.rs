@@ -1,7 +1,14 @@
 //! Every format, with the awkward cases of each.
 
 use super::*;
-use arrow_array::{ArrayRef, Float32Array, Int32Array, RecordBatch, StringArray};
+use arrow_array::cast::AsArray as _;
+use arrow_array::types::{Decimal128Type, TimestampMicrosecondType};
+use arrow_array::{
+    Array as _, ArrayRef, BinaryArray, BooleanArray, Date32Array, Decimal128Array, DictionaryArray,
+    Float32Array, Float64Array, Int8Array, Int32Array, LargeStringArray, ListArray, RecordBatch, StringArray,
+    StringViewArray, StructArray, TimestampMicrosecondArray, UInt64Array,
+};
+use arrow_schema::Field;
 use flate2::Compression;
 use flate2::write::GzEncoder;
 use oqvl_shard_io::write_atomic;
@@ -106,13 +113,22 @@ fn csv_is_quoted_and_ragged() {
             "http://a/5|plain|[\"5\"]",
         ]
     );
-    assert_eq!(case.survey().unwrap().columns()[0].column_type, ColumnType::Text);
+    assert_eq!(case.survey().unwrap().columns()[0].data_type, DataType::Utf8);
 }
 
 #[test]
-fn tsv_and_gzip() {
+fn tsv_gzip_and_zstd() {
     let text = b"url\tcaption\nhttp://a/1\ta, b\nhttp://a/2\t\xff\n";
-    for (name, bytes) in [("urls.tsv", text.to_vec()), ("urls.tsv.gz", gzip(text))] {
+    for (name, bytes) in [
+        ("urls.tsv", text.to_vec()),
+        ("urls.tsv.gz", gzip(text)),
+        ("urls.tsv.zst", zstd::encode_all(&text[..], 3).unwrap()),
+        // Two frames one after the other, as parallel compressors and `cat` leave them.
+        ("urls.TSV.GZ", [gzip(&text[..20]), gzip(&text[20..])].concat()),
+        ("b.tsv.zst", [&text[..20], &text[20..]].map(|part| zstd::encode_all(part, 1).unwrap()).concat()),
+        // The name does not always know.
+        ("c.tsv", gzip(text)),
+    ] {
         assert_eq!(Case::new(&[(name, &bytes)]).rows(), ["http://a/1|a, b|[]", "(bad-row)|-|[]"]);
     }
 }
@@ -141,7 +157,7 @@ fn json_lines_keep_broken_rows_in_place() {
     );
     let list = case.survey().unwrap();
     assert_eq!(list.columns().iter().map(|column| column.name.as_str()).collect::<Vec<_>>(), ["uid", "clip"]);
-    assert_eq!(list.columns()[1].column_type, ColumnType::Float);
+    assert_eq!(list.columns()[1].data_type, DataType::Float64);
 }
 
 #[test]
@@ -150,7 +166,7 @@ fn json_list_is_streamed_and_syntax_errors_are_fatal() {
     let mut case = Case::new(&[("urls.json", text)]);
     case.config.caption_col = Some("text".to_owned());
     assert_eq!(case.rows(), ["http://a/1|one|[]", "http://a/2|two|[]", "(bad-row)|-|[]"]);
-    for broken in ["[{\"url\": \"http://a/1\"}, {\"url\"", "{\"url\": \"http://a/1\"}", "[] []", ""] {
+    for broken in ["[{\"url\": \"http://a/1\"}, {\"url\"", "\"http://a/1\"", "[] []", ""] {
         let error = Case::new(&[("urls.json", broken.as_bytes())]).survey().unwrap_err();
         assert!(matches!(error, DataFetchError::ListFormat { format: "json", .. }), "{broken}: {error}");
     }
@@ -172,7 +188,7 @@ fn parquet_brings_its_types() {
         case.rows(),
         ["http://a/1|one|[\"u1\",0.5]", "(bad-url)|two|[\"u2\",null]", "http://a/3|-|[\"u3\",2.0]"]
     );
-    assert_eq!(case.survey().unwrap().columns()[1].column_type, ColumnType::Float);
+    assert_eq!(case.survey().unwrap().columns()[1].data_type, DataType::Float32);
     case.config.url_col = "width".to_owned();
     assert!(matches!(case.survey().unwrap_err(), DataFetchError::ColumnType { .. }));
 }
@@ -361,4 +377,198 @@ fn boxes_are_the_last_column_that_is_carried() {
     assert!(
         without.survey().unwrap_err().to_string().contains("`save_additional_columns` names column `uid`")
     );
+}
+
+#[test]
+fn a_json_file_may_hold_lines() {
+    let text =
+        "\u{feff}\n {\"url\": \"http://a/1\", \"caption\": \"one\"}\nbroken\n{\"url\": \"http://a/2\"}\n";
+    let case = Case::new(&[("urls.json", text.as_bytes())]);
+    assert_eq!(case.rows(), ["http://a/1|one|[]", "(bad-row)|-|[]", "http://a/2|-|[]"]);
+}
+
+#[test]
+fn a_cut_compressed_list_is_an_error() {
+    let text = (0..100).map(|row| format!("http://a/{row}\n")).collect::<String>();
+    for (name, mut bytes) in
+        [("a.txt.gz", gzip(text.as_bytes())), ("a.txt.zst", zstd::encode_all(text.as_bytes(), 3).unwrap())]
+    {
+        bytes.truncate(bytes.len() - 9);
+        let error = Case::new(&[(name, &bytes)]).survey().unwrap_err();
+        assert!(matches!(error, DataFetchError::ListFormat { format: "txt", .. }), "{name}: {error}");
+    }
+}
+
+#[test]
+fn a_pattern_names_files_in_order() {
+    let case =
+        Case::new(&[("b-1.txt", b"b1\n"), ("b-0.csv", b"url\nb0\n"), ("a.txt", b"a\n"), ("c.xml", b"<x/>")]);
+    std::fs::create_dir(case.dir.path().join("deep")).unwrap();
+    write_atomic(&case.dir.path().join("deep/b-2.txt"), b"b2\n").unwrap();
+    let urls = |pattern: &str| -> Result<Vec<String>, DataFetchError> {
+        let list = UrlList::survey(&case.config, &case.dir.path().join(pattern), &|| Ok(()))?;
+        let shards = read_shards(&list, &|_| true)?;
+        Ok(shards.iter().flat_map(|shard| &shard.rows).map(|row| row.url.clone().unwrap()).collect())
+    };
+    assert_eq!(urls("b-*").unwrap(), ["b0", "b1"]);
+    assert_eq!(urls("**/*.txt").unwrap(), ["a", "b1", "b2"]);
+    assert_eq!(urls("deep/*").unwrap(), ["b2"]);
+    assert!(urls("d-*").unwrap_err().to_string().contains("no file matches this pattern"));
+    assert!(urls("*").unwrap_err().to_string().contains("c.xml: its extension names no format"));
+}
+
+/// Every type that people's lists have: how its values look in the samples' JSON, and what it is in the shards'
+/// parquet.
+#[test]
+fn parquet_types_are_carried() {
+    let boxes = ListArray::from_iter_primitive::<arrow_array::types::Float64Type, _, _>([
+        Some(vec![Some(0.25), Some(1.0)]),
+        Some(vec![]),
+    ]);
+    let nested_field = Arc::new(Field::new("element", boxes.data_type().clone(), true));
+    let offsets = arrow_buffer::OffsetBuffer::from_lengths([2, 0]);
+    let face_bboxes = ListArray::new(nested_field, offsets, Arc::new(boxes), None);
+    let pair = StructArray::from(vec![(
+        Arc::new(Field::new("width", DataType::Int32, true)),
+        Arc::new(Int32Array::from(vec![Some(7), None])) as ArrayRef,
+    )]);
+    let dictionary: DictionaryArray<arrow_array::types::Int32Type> = vec!["x", "x"].into_iter().collect();
+    let moments = || TimestampMicrosecondArray::from(vec![Some(1_700_000_000_123_456), None]);
+    let prices = Decimal128Array::from(vec![12_345, -5]).with_precision_and_scale(10, 2).unwrap();
+    let micros =
+        |zone: Option<&str>| DataType::Timestamp(arrow_schema::TimeUnit::Microsecond, zone.map(Into::into));
+    let table: Vec<(&str, ArrayRef, DataType, Value, Value)> = vec![
+        (
+            "bool",
+            Arc::new(BooleanArray::from(vec![true, false])),
+            DataType::Boolean,
+            json!(true),
+            json!(false),
+        ),
+        ("i8", Arc::new(Int8Array::from(vec![-128, 127])), DataType::Int8, json!(-128), json!(127)),
+        ("u64", Arc::new(UInt64Array::from(vec![u64::MAX, 0])), DataType::UInt64, json!(u64::MAX), json!(0)),
+        (
+            "f32",
+            Arc::new(Float32Array::from(vec![0.1, f32::NAN])),
+            DataType::Float32,
+            json!(f64::from(0.1_f32)),
+            json!(null),
+        ),
+        ("f64", Arc::new(Float64Array::from(vec![0.1, 1e300])), DataType::Float64, json!(0.1), json!(1e300)),
+        (
+            "text",
+            Arc::new(StringArray::from(vec![Some("é\n\""), None])),
+            DataType::Utf8,
+            json!("é\n\""),
+            json!(null),
+        ),
+        ("large", Arc::new(LargeStringArray::from(vec!["l", ""])), DataType::Utf8, json!("l"), json!("")),
+        ("view", Arc::new(StringViewArray::from(vec!["v", "w"])), DataType::Utf8, json!("v"), json!("w")),
+        ("dictionary", Arc::new(dictionary), DataType::Utf8, json!("x"), json!("x")),
+        (
+            "date",
+            Arc::new(Date32Array::from(vec![0, 19_000])),
+            DataType::Date32,
+            json!("1970-01-01"),
+            json!("2022-01-08"),
+        ),
+        ("local", Arc::new(moments()), micros(None), json!("2023-11-14T22:13:20.123456"), json!(null)),
+        (
+            "zoned",
+            Arc::new(moments().with_timezone("UTC")),
+            micros(Some("UTC")),
+            json!("2023-11-14T22:13:20.123456Z"),
+            json!(null),
+        ),
+        ("decimal", Arc::new(prices), DataType::Decimal128(10, 2), json!("123.45"), json!("-0.05")),
+        ("face_bboxes", Arc::new(face_bboxes), list_of_lists(), json!([[0.25, 1.0], []]), json!([])),
+        (
+            "struct",
+            Arc::new(pair.clone()),
+            pair.data_type().clone(),
+            json!({"width": 7}),
+            json!({"width": null}),
+        ),
+    ];
+    let urls: ArrayRef = Arc::new(BinaryArray::from(vec![b"http://a/1".as_slice(), b"http://a/2"]));
+    let mut columns = vec![("url", urls)];
+    columns.extend(table.iter().map(|(name, column, ..)| (*name, Arc::clone(column))));
+    let mut case = Case::new(&[("list.parquet", &parquet(columns))]);
+    case.config.save_additional_columns = table.iter().map(|(name, ..)| (*name).to_owned()).collect();
+    let list = case.survey().unwrap();
+    let rows = &read_shards(&list, &|_| true).unwrap()[0].rows;
+    assert_eq!(rows[1].url.as_deref(), Ok("http://a/2"));
+    for (idx, (name, column, data_type, first, second)) in table.iter().enumerate() {
+        let carried = &list.columns()[idx];
+        assert_eq!((&carried.name[..], &carried.data_type), (*name, data_type));
+        assert_eq!((&rows[0].extra[idx], &rows[1].extra[idx]), (first, second), "{name}");
+        let mut builder = CarriedBuilder::new(carried);
+        rows.iter().for_each(|row| builder.push(&row.extra[idx]));
+        let stored = builder.finish().unwrap();
+        assert_eq!(stored.data_type(), data_type, "{name}");
+        // A NaN becomes null; everything else is as it was.
+        let expected = arrow_cast::cast(column, data_type).unwrap();
+        assert_eq!(stored.slice(0, 1).to_data(), expected.slice(0, 1).to_data(), "{name}");
+        assert_eq!(stored.is_null(1), second.is_null(), "{name}");
+    }
+    let values = |name: &str| {
+        let idx = table.iter().position(|(column, ..)| *column == name).unwrap();
+        let mut builder = CarriedBuilder::new(&list.columns()[idx]);
+        rows.iter().for_each(|row| builder.push(&row.extra[idx]));
+        builder.finish().unwrap()
+    };
+    assert_eq!(values("decimal").as_primitive::<Decimal128Type>().value(1), -5);
+    assert_eq!(values("zoned").as_primitive::<TimestampMicrosecondType>().value(0), 1_700_000_000_123_456);
+}
+
+fn list_of_lists() -> DataType {
+    let field = |item| Arc::new(Field::new("element", item, true));
+    DataType::List(field(DataType::List(field(DataType::Float64))))
+}
+
+#[test]
+fn bytes_are_refused_by_name() {
+    let columns: Vec<(&str, ArrayRef)> = vec![
+        ("url", Arc::new(StringArray::from(vec!["http://a/1"]))),
+        ("jpg", Arc::new(BinaryArray::from(vec![b"\xff\xd8".as_slice()]))),
+    ];
+    let mut case = Case::new(&[("list.parquet", &parquet(columns))]);
+    assert_eq!(case.rows(), ["http://a/1|-|[]"]);
+    case.config.save_additional_columns = vec!["jpg".to_owned()];
+    let error = case.survey().unwrap_err().to_string();
+    assert!(error.contains("column `jpg` has type Binary, which cannot be stored"), "{error}");
+}
+
+#[test]
+fn parquet_is_read_from_the_first_wanted_shard_and_in_every_codec() {
+    use parquet::basic::{BrotliLevel, Compression, GzipLevel, ZstdLevel};
+    for compression in [
+        Compression::UNCOMPRESSED,
+        Compression::SNAPPY,
+        Compression::GZIP(GzipLevel::default()),
+        Compression::BROTLI(BrotliLevel::default()),
+        Compression::ZSTD(ZstdLevel::default()),
+        Compression::LZ4_RAW,
+    ] {
+        let urls: ArrayRef = Arc::new(StringArray::from_iter_values((0..5000).map(|row| format!("u{row}"))));
+        let batch = RecordBatch::try_from_iter([("url", urls)]).unwrap();
+        let properties = parquet::file::properties::WriterProperties::builder()
+            .set_compression(compression)
+            .set_max_row_group_row_count(Some(700))
+            .build();
+        let mut bytes = Vec::new();
+        let mut writer =
+            parquet::arrow::ArrowWriter::try_new(&mut bytes, batch.schema(), Some(properties)).unwrap();
+        writer.write(&batch).unwrap();
+        writer.close().unwrap();
+        let case = Case::new(&[("list.parquet", &bytes)]);
+        let list = case.survey().unwrap();
+        assert_eq!(list.shards().len(), 2500);
+        let shards = read_shards(&list, &|shard_idx| shard_idx == 1900 || shard_idx == 2499).unwrap();
+        let found: Vec<_> = shards
+            .iter()
+            .map(|shard| (shard.shard_idx, shard.rows[0].url.clone().unwrap(), shard.rows.len()))
+            .collect();
+        assert_eq!(found, [(1900, "u3800".to_owned(), 2), (2499, "u4998".to_owned(), 2)], "{compression}");
+    }
 }

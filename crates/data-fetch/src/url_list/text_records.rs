@@ -1,4 +1,4 @@
-//! Lists in text formats: txt, csv, tsv, jsonl, json; plain or gzipped.
+//! Lists in text formats: txt, csv, tsv, jsonl, json; plain, gzipped or Zstandard-compressed.
 //!
 //! A line that is not what it should be is a row of its own (`bad-row`), so that the rows after it keep their
 //! keys; what makes the rest of the file unreadable is an error. No record may take more than
@@ -14,7 +14,7 @@ use serde_json::{Map, Value};
 use std::cell::Cell;
 use std::fmt;
 use std::fs::File;
-use std::io::{self, BufRead, BufReader, Read};
+use std::io::{self, BufRead, BufReader, Read, Seek as _};
 use std::ops::ControlFlow;
 use std::path::Path;
 use std::rc::Rc;
@@ -30,9 +30,7 @@ pub(super) fn read(
     wanted: &[String],
     on_record: &mut OnRecord<'_>,
 ) -> Result<Vec<String>, DataFetchError> {
-    let file = File::open(path).map_err(DataFetchError::io(path))?;
-    let is_gzip = path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("gz"));
-    let plain: Box<dyn Read> = if is_gzip { Box::new(MultiGzDecoder::new(file)) } else { Box::new(file) };
+    let plain = open_plain(path).map_err(DataFetchError::io(path))?;
     let allowance = Rc::new(Cell::new(MAX_RECORD_BYTES));
     let limited = RecordLimit { inner: plain, allowance: Rc::clone(&allowance) };
     let input = BufReader::with_capacity(1 << 16, limited);
@@ -47,6 +45,19 @@ pub(super) fn read(
     };
     let format = format.name();
     names.map_err(|problem| DataFetchError::ListFormat { path: path.to_path_buf(), format, problem })
+}
+
+/// The file's text. Its first bytes say whether it is compressed: names of downloaded files are not reliable.
+fn open_plain(path: &Path) -> io::Result<Box<dyn Read>> {
+    let mut file = File::open(path)?;
+    let mut magic = Vec::new();
+    (&mut file).take(4).read_to_end(&mut magic)?;
+    file.rewind()?;
+    Ok(match magic[..] {
+        [0x1f, 0x8b, ..] => Box::new(MultiGzDecoder::new(BufReader::new(file))),
+        [0x28, 0xb5, 0x2f, 0xfd] => Box::new(zstd::Decoder::new(file)?),
+        _ => Box::new(file),
+    })
 }
 
 struct TextList<'a, 'b> {
@@ -158,7 +169,13 @@ impl TextList<'_, '_> {
         }
     }
 
+    /// A list of objects; or, in files that are called `.json` all the same, one object per line.
     fn json_list(mut self) -> Result<Vec<String>, String> {
+        let start = self.input.fill_buf().map_err(|error| error.to_string())?;
+        let start = start.strip_prefix(b"\xef\xbb\xbf").unwrap_or(start);
+        if start.trim_ascii_start().first() == Some(&b'{') {
+            return self.json_lines();
+        }
         let mut names = None;
         let mut stopped = false;
         let wanted = self.wanted;
