@@ -13,8 +13,8 @@ use crate::reject::Reject;
 use crate::resize_policy::{ResizePlan, Size, check_size, plan};
 use crate::sample_json::to_python_json_line;
 use oqvl_image_prep::{
-    DecodeError, DecodeLimits, Encoding, ImageFormat, NormalizedBox, Raster, blur_boxes, decode_on_white,
-    encode, exif_tags, resize_opencv,
+    DecodeError, DecodeLimits, ImageFormat, NormalizedBox, Raster, blur_boxes, decode_on_white, encode,
+    exif_tags, resize_opencv,
 };
 use serde_json::{Map, Value};
 

@@ -17,7 +17,9 @@ fn world() -> (World, Arc<AtomicBool>) {
         let number: u8 = request.path.trim_start_matches('/').parse().unwrap();
         match number {
             4 | 14 => Reply::status(404),
-            _ if number % 3 == 0 && number < 20 && !is_healed.load(Ordering::Relaxed) => Reply::status(500),
+            _ if number.is_multiple_of(3) && number < 20 && !is_healed.load(Ordering::Relaxed) => {
+                Reply::status(500)
+            }
             _ => Reply::ok(&jpeg(20, 20, number)),
         }
     });

@@ -1,7 +1,9 @@
 //! Score sidecars and pack plans: parquet files that are anything.
 
 use super::{Fixup, Target, scratch, seed_files, with_file};
-use oqvl_shard_io::{ImageRef, Pack, PackInfo, ScoreTable, ShardError, read_plan, write_plan};
+use oqvl_shard_io::{
+    ImageEncoding, ImageRef, ImageShrink, Pack, PackInfo, ScoreTable, ShardError, read_plan, write_plan,
+};
 use std::path::Path;
 
 pub(super) const SCORES: Target = Target {
@@ -146,6 +148,7 @@ fn plan_seeds() -> Vec<Vec<u8>> {
         num_image_tokens: 9,
         tokenizer_digest: "d".into(),
         images_dir: "mixer".into(),
+        image_shrink: ImageShrink::None,
     };
     let pack = |number: u32| Pack {
         input_ids: vec![1, -200, 198, 5, 2],
@@ -156,6 +159,7 @@ fn plan_seeds() -> Vec<Vec<u8>> {
             key: format!("{number:09}"),
             offset: 512,
             num_bytes: 700,
+            encoding: ImageEncoding::default(),
         }],
     };
     let mut seeds = [0, 1, 20]
