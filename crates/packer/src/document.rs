@@ -32,6 +32,8 @@ pub(crate) enum Reject {
     Overlong,
     /// The tar is damaged from here on; what follows in it is not known. Counted once, under the tar's name.
     DamagedShard,
+    /// The tar lacks its end: what is there has been read, what is missing is not known. Counted once, as above.
+    UnterminatedShard,
     /// A packed JSON file that is none. Counted once, under the file's name.
     DamagedPack,
 }
@@ -51,6 +53,7 @@ impl Reject {
             Self::DuplicateKey => "duplicate-key",
             Self::Overlong => "overlong",
             Self::DamagedShard => "damaged-shard",
+            Self::UnterminatedShard => "unterminated-shard",
             Self::DamagedPack => "damaged-pack",
         }
     }

@@ -104,8 +104,11 @@ impl Source<'_> {
                     return Err(error.into());
                 }
                 Some(Err(error)) => {
-                    tracing::warn!(%error, "the rest of the shard is left out");
-                    let document = Err(Reject::DamagedShard);
+                    tracing::warn!(%error, "the rest of the shard, if there is more, is left out");
+                    let document = Err(match error {
+                        ShardError::Unterminated { .. } => Reject::UnterminatedShard,
+                        _ => Reject::DamagedShard,
+                    });
                     return take(Made { key: name.to_owned(), document, skipped_images: Vec::new() });
                 }
             }

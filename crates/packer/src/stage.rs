@@ -293,6 +293,18 @@ mod tests {
     }
 
     #[test]
+    fn a_tar_without_its_end_is_packed_and_counted() {
+        let dir = work_dir();
+        let path = dir.path().join("mixer/00000000.tar");
+        let bytes = std::fs::read(&path).unwrap();
+        let samples: Vec<Sample> = ShardReader::open(&path).unwrap().map(Result::unwrap).collect();
+        write_atomic(&path, &bytes[..usize::try_from(samples[2].offset).unwrap()]).unwrap();
+        let (report, run) = pack(&dir, &config(40, 3));
+        assert_eq!(report.tally.rejected["unterminated-shard"], 1);
+        assert_eq!(plan(&run, 0)[0].keys, ["a", "b"]);
+    }
+
+    #[test]
     fn lengths_with_the_public_tokenizer() {
         let Some(data) = shared_data() else { return };
         let dir = work_dir();
