@@ -1,8 +1,9 @@
-//! The image entry: `decode`, `probe` and the EXIF orientation of any bytes.
+//! The image entry: `decode`, `decode_on_white`, `probe` and the EXIF tags of any bytes.
 
 use super::{Fixup, Target, seed_files};
 use oqvl_image_prep::{
-    DecodeLimits, RgbImage, decode, encode_jpeg, encode_png, encode_webp, exif_orientation, probe,
+    DecodeLimits, RgbImage, decode, decode_on_white, encode_jpeg, encode_png, encode_webp, exif_orientation,
+    exif_tags, probe,
 };
 
 pub(super) const TARGET: Target = Target {
@@ -47,6 +48,8 @@ const LIMITS: DecodeLimits =
 
 fn run(input: &[u8]) -> String {
     exif_orientation(input);
+    exif_tags(input);
+    check_matted(input);
     let header = probe(input);
     if let Err(error) = &header {
         assert_ne!(error.reason(), "decoder-panicked", "{error}");
@@ -70,6 +73,21 @@ fn run(input: &[u8]) -> String {
             let text: String = error.to_string().chars().take(80).collect();
             format!("{}: {text}", error.reason())
         }
+    }
+}
+
+/// The downloader's view of the file is of the same size, or an error too.
+fn check_matted(input: &[u8]) {
+    match decode_on_white(input, &LIMITS) {
+        Ok(matted) => {
+            let (_, width, height) = probe(input).expect("what decodes can be probed");
+            assert_eq!(
+                (matted.raster.width(), matted.raster.height()),
+                (width, height),
+                "the two decoders disagree"
+            );
+        }
+        Err(error) => assert_ne!(error.reason(), "decoder-panicked", "{error}"),
     }
 }
 

@@ -146,9 +146,10 @@ fn data_fetch(
     let text = format!(
         "name = \"peers\"\nseed = 7\nthreads = {workers}\n\n[data-fetch]\nurl_list = {list:?}\n\
          number_sample_per_shard = {SAMPLES_PER_SHARD}\nimage_size = 512\nresize_mode = \"keep_ratio\"\n\
-         resize_only_if_bigger = true\nskip_reencode = false\nencode_format = \"jpg\"\nencode_quality = 95\n\
-         in_flight = {in_flight}\nper_host_in_flight = {in_flight}\nconnect_timeout_seconds = {TIMEOUT}.0\n\
-         deadline_seconds = {TIMEOUT}.0\nretries = 0\nallow_private_addresses = true\n"
+         resize_only_if_bigger = true\ndownscale_interpolation = \"{resize}\"\nskip_reencode = false\n\
+         encode_format = \"jpg\"\nencode_quality = 95\nin_flight = {in_flight}\nper_host_in_flight = {in_flight}\n\
+         max_host_failures = 0\nconnect_timeout_seconds = {TIMEOUT}.0\ntimeout = {TIMEOUT}.0\n\
+         deadline_seconds = 30.0\nretries = 0\nallow_private_addresses = true\n"
     );
     json_file::write_bytes(&config, text.as_bytes())?;
     Ok(Side::new(format!("data-fetch, {resize}"), context.binary("oqvl-data-fetch")?)
