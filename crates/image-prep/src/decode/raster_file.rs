@@ -5,8 +5,11 @@ use std::io::Cursor;
 use image::codecs::{bmp::BmpDecoder, tiff::TiffDecoder, webp::WebPDecoder};
 use image::{ColorType, ImageDecoder};
 
-use super::{Channels, DecodeLimits, Samples, Size, from_image_error};
+use super::{Channels, DecodeLimits, Samples, Size, from_image_error, webp_frames};
 use crate::{DecodeError, ImageFormat};
+
+/// Bytes of a pixel in the least that a frame is decoded to.
+const RGB_BYTES: u64 = 3;
 
 /// # Panics
 /// If `format` is not WebP, BMP or TIFF.
@@ -22,6 +25,11 @@ pub(super) fn decode(
     bytes: &[u8],
     limits: &DecodeLimits,
 ) -> Result<Samples, DecodeError> {
+    if format == ImageFormat::WebP {
+        for frame in webp_frames::frame_sizes(bytes) {
+            limits.check(format, frame, RGB_BYTES)?;
+        }
+    }
     let mut samples = read(format, open(format, bytes)?, limits)?;
     // The decoder expands palettes; OpenCV keeps bitmaps with a palette of grays gray.
     if format == ImageFormat::Bmp && has_palette(bytes) && is_gray(&samples) {

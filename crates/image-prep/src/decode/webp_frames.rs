@@ -89,7 +89,10 @@ mod tests {
     fn frames_of_every_kind_are_measured() {
         let lossless = chunk(b"VP8L", &[0x2f, 0xe7, 0x40, 0x02, 0x00, 0]);
         assert_eq!(sizes(&file(&[lossless.clone()])), [(232, 10)]);
-        assert_eq!(sizes(&file(&[chunk(b"ICCP", b"odd"), chunk(b"VP8 ", &lossy(16383, 0xc005))])), [(16383, 5)]);
+        assert_eq!(
+            sizes(&file(&[chunk(b"ICCP", b"odd"), chunk(b"VP8 ", &lossy(16383, 0xc005))])),
+            [(16383, 5)]
+        );
         let frame = [&[0; 16][..], &chunk(b"ALPH", b"x"), &chunk(b"VP8 ", &lossy(7, 8))].concat();
         let animation = file(&[chunk(b"VP8X", &[2; 10]), chunk(b"ANMF", &frame), chunk(b"ANMF", &[0; 9])]);
         assert_eq!(sizes(&animation), [(7, 8)]);
