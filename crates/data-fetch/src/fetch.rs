@@ -10,6 +10,10 @@ use rand::Rng as _;
 use reqwest::{Certificate, Url};
 use std::time::{Duration, Instant};
 
+/// Requests under way at first for every thread that works on images, and at least: enough for servers that answer at
+/// once.
+const REQUESTS_PER_WORKER: usize = 8;
+
 /// What fetching one URL gave.
 #[derive(Debug)]
 pub(crate) struct Fetched {
@@ -61,7 +65,7 @@ enum Failure {
 }
 
 impl Fetcher {
-    /// `seed` is for the jitter of the waits alone.
+    /// `num_workers` threads will work on what arrives. `seed` is for the jitter of the waits alone.
     ///
     /// # Errors
     /// [`DataFetchError::Client`] if the HTTP client cannot be set up.
@@ -69,6 +73,7 @@ impl Fetcher {
         config: &DataFetchConfig,
         resolver: GuardedResolver,
         authorities: &[Certificate],
+        num_workers: usize,
         seed: u64,
     ) -> Result<Self, DataFetchError> {
         let limits = Limits {
@@ -86,8 +91,13 @@ impl Fetcher {
             max_failures: config.max_host_failures,
             failing_for: limits.deadline,
         };
-        let gate = HostGate::new(config.in_flight, host_limits);
+        let gate = HostGate::new(config.in_flight, REQUESTS_PER_WORKER * num_workers, host_limits);
         Ok(Self { client, resolver, gate, limits, seed })
+    }
+
+    /// There is too little to work on: more requests may be under way.
+    pub(crate) fn widen(&self) {
+        self.gate.widen();
     }
 
     /// Fetches one URL. `url_idx` numbers the URL in the list, for the jitter.

@@ -9,6 +9,7 @@
 //! failures in a row, and a time, it is given up for a while, and its URLs are rejected without a request.
 
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
@@ -22,6 +23,26 @@ const GIVEN_UP: Duration = Duration::from_secs(600);
 const FAILURE_MEMORY: Duration = Duration::from_secs(1200);
 /// Hosts in the table before it is first searched for those nobody needs.
 const FIRST_SWEEP: usize = 1024;
+
+/// How many requests may be under way: it grows up to a most while what arrives is used up at once, and shrinks while
+/// it piles up. Waiting bodies take memory and win nothing.
+#[derive(Debug)]
+struct Window {
+    size: AtomicUsize,
+    least: usize,
+    most: usize,
+}
+
+/// How much of what has arrived waits to be worked on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Backlog {
+    /// Those who work would soon have nothing to do.
+    Low,
+    /// Enough.
+    Enough,
+    /// More than is good.
+    High,
+}
 
 /// What a host has to bear, and what is borne of it.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -40,6 +61,7 @@ pub(crate) struct HostLimits {
 #[derive(Debug)]
 pub(crate) struct HostGate {
     all: Arc<Semaphore>,
+    window: Arc<Window>,
     limits: HostLimits,
     hosts: Arc<Mutex<Hosts>>,
 }
@@ -94,7 +116,9 @@ pub(crate) enum HostAnswer {
 /// Leave to send one request; dropped, it admits the next.
 #[derive(Debug)]
 pub(crate) struct Slot {
-    _all: OwnedSemaphorePermit,
+    all: Option<OwnedSemaphorePermit>,
+    semaphore: Arc<Semaphore>,
+    window: Arc<Window>,
     host: Option<HostSlot>,
 }
 
@@ -107,10 +131,18 @@ struct HostSlot {
 }
 
 impl HostGate {
-    /// At most `in_flight` requests at a time; `limits` hold for each host.
+    /// At most `in_flight` requests at a time, `at_first` of them to begin with and at the least; `limits` hold for
+    /// each host.
     #[must_use]
-    pub(crate) fn new(in_flight: usize, limits: HostLimits) -> Self {
-        Self { all: Arc::new(Semaphore::new(in_flight)), limits, hosts: Arc::default() }
+    pub(crate) fn new(in_flight: usize, at_first: usize, limits: HostLimits) -> Self {
+        let at_first = at_first.clamp(1, in_flight);
+        let window = Window { size: AtomicUsize::new(at_first), least: at_first, most: in_flight };
+        Self {
+            all: Arc::new(Semaphore::new(at_first)),
+            window: Arc::new(window),
+            limits,
+            hosts: Arc::default(),
+        }
     }
 
     /// Waits for a slot at `host`. Waiting for other requests and for the rate is not limited: requests have
@@ -143,7 +175,27 @@ impl HostGate {
                 tokio::time::sleep_until(turn).await;
             }
             let all = Arc::clone(&self.all).acquire_owned().await.expect("the semaphore is never closed");
-            return Ok(Slot { _all: all, host: Some(slot) });
+            return Ok(Slot {
+                all: Some(all),
+                semaphore: Arc::clone(&self.all),
+                window: Arc::clone(&self.window),
+                host: Some(slot),
+            });
+        }
+    }
+
+    /// Half as many slots again, if none is free: to be called now and then while there is too little to work on. Requests
+    /// that hang would otherwise hold up those that would not.
+    pub(crate) fn widen(&self) {
+        if self.all.available_permits() > 0 {
+            return;
+        }
+        let Window { size, most, .. } = &*self.window;
+        let before = size.load(Ordering::Relaxed);
+        let after = (before + before.div_ceil(2)).min(*most);
+        // Whoever changes it at the same moment changes it enough.
+        if size.compare_exchange(before, after, Ordering::Relaxed, Ordering::Relaxed).is_ok() {
+            self.all.add_permits(after - before);
         }
     }
 
@@ -242,6 +294,25 @@ impl Slot {
     pub(crate) fn leave_host(&mut self) {
         self.host = None;
     }
+
+    /// Gives the slot back, and with it one more or none at all, by how much there is to work on.
+    pub(crate) fn give_back(mut self, backlog: Backlog) {
+        let Window { size, least, most } = &*self.window;
+        let step = |by: isize| {
+            let change =
+                |size: usize| size.checked_add_signed(by).filter(|size| (*least..=*most).contains(size));
+            size.fetch_update(Ordering::Relaxed, Ordering::Relaxed, change).is_ok()
+        };
+        match backlog {
+            Backlog::Low if step(1) => self.semaphore.add_permits(1),
+            Backlog::High if step(-1) => {
+                if let Some(permit) = self.all.take() {
+                    permit.forget();
+                }
+            }
+            _ => {}
+        }
+    }
 }
 
 impl Drop for HostSlot {
@@ -269,7 +340,7 @@ mod tests {
 
     /// `in_flight` in all, `per_host` at a host, nothing else.
     fn gate(in_flight: usize, per_host: usize) -> HostGate {
-        HostGate::new(in_flight, limits(per_host))
+        HostGate::new(in_flight, in_flight, limits(per_host))
     }
 
     fn limits(in_flight: usize) -> HostLimits {
@@ -345,6 +416,37 @@ mod tests {
         assert_eq!(lock(&gate.hosts).by_name.len(), 0);
     }
 
+    #[tokio::test]
+    async fn the_window_follows_the_work() {
+        let gate = HostGate::new(4, 2, limits(9));
+        let free = || gate.all.available_permits();
+        for (backlog, expected) in [
+            (Backlog::Enough, 2),
+            (Backlog::High, 2),
+            (Backlog::Low, 3),
+            (Backlog::Low, 4),
+            (Backlog::Low, 4),
+            (Backlog::High, 3),
+            (Backlog::Enough, 3),
+            (Backlog::High, 2),
+        ] {
+            enter(&gate, "a").await.unwrap().give_back(backlog);
+            assert_eq!(free(), expected, "{backlog:?}");
+        }
+        assert_eq!(HostGate::new(1, 99, limits(9)).all.available_permits(), 1);
+
+        let gate = HostGate::new(8, 3, limits(9));
+        gate.widen();
+        let mut slots = Vec::new();
+        for expected in [3, 5, 8, 8] {
+            while let Some(slot) = enter(&gate, "a").await {
+                slots.push(slot);
+            }
+            assert_eq!(slots.len(), expected);
+            gate.widen();
+        }
+    }
+
     #[test]
     fn a_rate_holds_in_the_long_run() {
         let start = Instant::now();
@@ -366,7 +468,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_rate_is_waited_for_at_its_host_only() {
-        let gate = HostGate::new(100, HostLimits { requests_per_second: Some(20.0), ..limits(2) });
+        let gate = HostGate::new(100, 100, HostLimits { requests_per_second: Some(20.0), ..limits(2) });
         let started = Instant::now();
         for _ in 0..24 {
             gate.enter("a", &mut { LONG }).await.unwrap();
@@ -402,7 +504,7 @@ mod tests {
 
     #[tokio::test]
     async fn waiting_requests_notice_that_their_host_is_given_up() {
-        let gate = Arc::new(HostGate::new(10, HostLimits { max_failures: 1, ..limits(1) }));
+        let gate = Arc::new(HostGate::new(10, 10, HostLimits { max_failures: 1, ..limits(1) }));
         let slot = enter(&gate, "a").await.unwrap();
         let waiting = tokio::spawn({
             let gate = Arc::clone(&gate);

@@ -7,16 +7,16 @@
 //!   [gate](crate::host_gate).
 //! - Requests run on tokio; decoding, resizing and encoding on rayon's pool; each open shard has one writer
 //!   thread.
-//! - A row keeps its slot at the gate until the writer has its image. Memory is thus bounded: `in_flight`
-//!   bodies (of which the [client](crate::client) bounds the long ones together), one decoded image per thread and
-//!   `reorder_buffer_bytes` per open shard.
+//! - A row keeps its slot at the gate until the writer has its image, and there are fewer slots while images pile up
+//!   before the decoders. Memory is thus bounded: `in_flight` bodies at the most (of which the [client](crate::client)
+//!   bounds the long ones together), one decoded image per thread and `reorder_buffer_bytes` per open shard.
 
 use crate::client::Body;
 use crate::config::DataFetchConfig;
 use crate::dispatch::{Dispatcher, Ready};
 use crate::error::DataFetchError;
 use crate::fetch::Fetcher;
-use crate::host_gate::Slot;
+use crate::host_gate::{Backlog, Slot};
 use crate::reject::Reject;
 use crate::reorder::RowOutcome;
 use crate::resolver::{AddressPolicy, GuardedResolver, Hosts};
@@ -31,7 +31,7 @@ use std::ops::ControlFlow;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio::task::{JoinError, JoinSet};
@@ -91,10 +91,10 @@ pub(crate) fn fetch_shards(
     // The client registers with the runtime it is made in.
     let fetcher = {
         let _entered = runtime.enter();
-        Fetcher::new(config, GuardedResolver::new(hosts, policy), &authorities, run.seed)?
+        Fetcher::new(config, GuardedResolver::new(hosts, policy), &authorities, run.threads, run.seed)?
     };
     let pipeline = Pipeline {
-        shared: Arc::new(Shared::new(config, list.box_idx(), fetcher)),
+        shared: Arc::new(Shared::new(config, list.box_idx(), fetcher, run.threads)),
         list: Arc::new(list),
         wanted: wanted.into(),
         first_shard,
@@ -149,6 +149,9 @@ struct Shared {
     config: Arc<DataFetchConfig>,
     /// Position of the boxes to blur among the carried columns.
     box_idx: Option<usize>,
+    /// Images that have arrived and are not done.
+    backlog: AtomicUsize,
+    num_workers: usize,
     /// Pixels that may be decoded at the same time, in units of [`PIXELS_PER_PERMIT`].
     decoding: Arc<Semaphore>,
     fetcher: Fetcher,
@@ -206,6 +209,9 @@ impl Pipeline {
                 _ = tick.tick() => {
                     run.check_interrupt()?;
                     shown.update(&self.shared.counters, progress);
+                    if self.shared.backlog() == Backlog::Low {
+                        self.shared.fetcher.widen();
+                    }
                 }
                 Some(done) = rows.join_next() => {
                     let host = done.unwrap_or_else(|error| resume_unwind(error.into_panic()));
@@ -315,13 +321,17 @@ async fn row_task(shared: Arc<Shared>, row: Row, host: Option<Arc<str>>) -> Opti
     shared.counters.count(&outcome);
     // The writer is gone only if it failed, which ends the run.
     let _ = writer.send(outcome).await;
-    drop(slot);
+    if let Some(slot) = slot {
+        slot.give_back(shared.backlog());
+    }
     host
 }
 
 impl Shared {
-    fn new(config: &DataFetchConfig, box_idx: Option<usize>, fetcher: Fetcher) -> Self {
+    fn new(config: &DataFetchConfig, box_idx: Option<usize>, fetcher: Fetcher, num_workers: usize) -> Self {
         Self {
+            backlog: AtomicUsize::new(0),
+            num_workers,
             config: Arc::new(config.clone()),
             box_idx,
             decoding: Arc::new(Semaphore::new(MAX_DECODING_PERMITS as usize)),
@@ -342,10 +352,21 @@ impl Shared {
         match fetched.outcome {
             Ok((body, slot)) => {
                 let num_bytes = body.bytes.len() as u64;
+                self.backlog.fetch_add(1, Ordering::Relaxed);
                 let result = self.transform_on_pool(body, self.expectations(row), url).await;
+                self.backlog.fetch_sub(1, Ordering::Relaxed);
                 (RowOutcome { row_idx, result, num_retries, num_bytes }, Some(slot))
             }
             Err(reject) => (RowOutcome { row_idx, result: Err(reject), num_retries, num_bytes: 0 }, None),
+        }
+    }
+
+    /// One image in hand and one or two waiting keep a worker busy.
+    fn backlog(&self) -> Backlog {
+        match self.backlog.load(Ordering::Relaxed) / self.num_workers.max(1) {
+            0 | 1 => Backlog::Low,
+            2 | 3 => Backlog::Enough,
+            _ => Backlog::High,
         }
     }
 
@@ -417,8 +438,8 @@ mod tests {
     async fn a_waiting_row_is_small() {
         let config = DataFetchConfig::default();
         let resolver = GuardedResolver::new(Hosts::default(), AddressPolicy::PublicOnly);
-        let fetcher = Fetcher::new(&config, resolver, &[], 7).unwrap();
-        let shared = Arc::new(Shared::new(&config, None, fetcher));
+        let fetcher = Fetcher::new(&config, resolver, &[], 2, 7).unwrap();
+        let shared = Arc::new(Shared::new(&config, None, fetcher, 2));
         let row = UrlRow {
             url: Ok("http://a.test/x".to_owned()),
             caption: None,

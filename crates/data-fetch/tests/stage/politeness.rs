@@ -158,3 +158,23 @@ fn a_slow_row_in_every_shard_delays_the_run_once() {
     assert_eq!((report.tally.kept, report.tally.rejected["timeout"]), (95, 5));
     assert!(started.elapsed() < Duration::from_millis(2500), "{:?}", started.elapsed());
 }
+
+/// More requests hang than are under way at first: those behind them do not wait for their deadlines.
+#[test]
+fn requests_that_hang_do_not_hold_up_the_others() {
+    let image = jpeg(20, 20, 1);
+    let list = [urls("a.test", 40), urls("b.test", 40), urls("c.test", 20)].concat();
+    let mut world = World::new(&list, move |request| {
+        let reply = Reply::ok(&image);
+        if request.host == "c.test" { reply } else { reply.delivered(Delivery::Silent) }
+    });
+    world.config.per_host_in_flight = 40;
+    world.config.deadline_seconds = 3.0;
+    let started = Instant::now();
+    let report = world.run();
+    assert_eq!((report.tally.kept, report.tally.rejected["timeout"]), (20, 80));
+    let requests = world.server.requests();
+    let last =
+        requests.iter().filter(|request| request.host == "c.test").map(|request| request.arrived).max();
+    assert!(last.unwrap() - started < Duration::from_millis(2000), "{:?}", last.unwrap() - started);
+}
