@@ -82,7 +82,10 @@ fn photos_go_through_the_data_stages_and_awkward_files_are_kept_or_rejected_with
     let _ = run.finish().succeeded();
 
     let (_, fetched, reasons) = balanced_counts(run.work_dir(), "data-fetch");
-    assert_eq!(reasons, ["corrupt-image", "empty-body", "image-too-small", "not-an-image"]);
+    assert_eq!(
+        reasons,
+        ["corrupt-image", "empty-body", "image-too-small", "truncated-image", "unknown-format"]
+    );
     for filter in ["clip-filter", "mlm-filter"] {
         assert_eq!(
             balanced_counts(run.work_dir(), filter).0,
