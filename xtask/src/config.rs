@@ -10,6 +10,8 @@ use toml::{Table, Value};
 
 /// Keys of a config file outside the tables.
 const GENERAL_KEYS: [&str; 3] = ["name", "seed", "threads"];
+/// The table that all stages share.
+const STORES_TABLE: &str = "stores";
 
 /// A config file and its overrides, names checked.
 #[derive(Debug)]
@@ -79,15 +81,15 @@ impl RunConfig {
 
 /// Refuses a key or table that nobody owns, with the nearest name that somebody does.
 fn check_name(name: &str, is_table: bool) -> Result<(), String> {
-    let stages = STAGES.map(StageName::as_str);
-    let (kind, known): (_, &[&str]) = if is_table { ("table", &stages) } else { ("key", &GENERAL_KEYS) };
+    let tables: Vec<&str> = STAGES.map(StageName::as_str).into_iter().chain([STORES_TABLE]).collect();
+    let (kind, known): (_, &[&str]) = if is_table { ("table", &tables) } else { ("key", &GENERAL_KEYS) };
     if known.contains(&name) {
         return Ok(());
     }
     let all = known.join(", ");
     Err(match nearest(name, known) {
         Some(nearest) => format!("unknown {kind} `{name}`; did you mean `{nearest}`?"),
-        None if is_table => format!("unknown {kind} `{name}`; the stages are {all}"),
+        None if is_table => format!("unknown {kind} `{name}`; the tables are {all}"),
         None => format!("unknown {kind} `{name}`; outside tables there are {all}"),
     })
 }
@@ -130,12 +132,12 @@ mod tests {
 
     #[test]
     fn a_stage_is_told_what_concerns_it() {
-        let sets = ["seed=8", "packer.seq_len=9", "report.stages=[]"];
+        let sets = ["seed=8", "packer.seq_len=9", "report.stages=[]", "stores.offline=true"];
         let config = check("name = \"a\"\n[packer]\n[trainer]", &sets).unwrap();
         let of = |stage| config.sets_of(StageName::find(stage).unwrap()).collect::<Vec<_>>();
-        assert_eq!(of("packer"), ["seed=8", "packer.seq_len=9"]);
-        assert_eq!(of("report"), ["seed=8", "report.stages=[]"]);
-        assert_eq!(of("trainer"), ["seed=8"]);
+        assert_eq!(of("packer"), ["seed=8", "packer.seq_len=9", "stores.offline=true"]);
+        assert_eq!(of("report"), ["seed=8", "report.stages=[]", "stores.offline=true"]);
+        assert_eq!(of("trainer"), ["seed=8", "stores.offline=true"]);
     }
 
     #[test]
@@ -179,7 +181,7 @@ mod tests {
             assert_eq!(check(text, &[set]).unwrap_err(), expected);
         }
         let error = check("name = \"a\"\n[zzzzzzzzz]", &[]).unwrap_err();
-        assert!(error.contains("the stages are micro-world, data-fetch"), "{error}");
+        assert!(error.contains("the tables are micro-world, data-fetch"), "{error}");
     }
 
     #[test]

@@ -5,11 +5,12 @@ mod choices;
 
 pub use choices::{ComputeHash, EncodeFormat, IncrementalMode, InputFormat, ResizeMode, RetryFailed};
 
+use crate::url_list::is_list_in_folder;
 use checks::in_range;
 use oqvl_image_prep::{Encoding, Interpolation};
 use oqvl_stage::{ConfigError, EarlierOutput, StageConfig};
 use serde::{Deserialize, Serialize};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// Shorter side of a stored image, in pixels: the recipe for the CCS set (paper, section 3.1).
 pub const DEFAULT_IMAGE_SIZE: u32 = 512;
@@ -330,6 +331,11 @@ impl StageConfig for DataFetchConfig {
 
     fn inputs(&self) -> Vec<PathBuf> {
         vec![self.url_list.clone()]
+    }
+
+    /// Of a remote folder, what would count as a list in a local one.
+    fn wants_file(&self, _input: &Path, name: &str) -> bool {
+        !name.contains('/') && is_list_in_folder(Path::new(name), self.input_format)
     }
 
     fn keys_without_effect(&self) -> &'static [&'static str] {

@@ -68,6 +68,10 @@ pub(crate) fn fetch_shards(
         run.check_interrupt()?;
         let rows_wanted =
             if run.owns_shard(shard_idx) { rows_wanted(config, run, &list, shard_idx)? } else { 0 };
+        // A whole run sends what lies here at its end; a share sends its own.
+        if rows_wanted == 0 && run.shards.is_some() && run.owns_shard(shard_idx) {
+            publish(config, run, shard_idx);
+        }
         num_rows += rows_wanted;
         wanted.push(rows_wanted > 0);
     }
@@ -107,6 +111,12 @@ pub(crate) fn fetch_shards(
     runtime.shutdown_timeout(SHUTDOWN_GRACE);
     progress.finish();
     outcome
+}
+
+/// Hands a finished shard in, to be sent if output goes to a store: its stats when the rest has arrived.
+fn publish(config: &DataFetchConfig, run: &RunContext, shard_idx: usize) {
+    let ShardPaths { tar, table, network: _, stats } = ShardPaths::new(&run.out_dir, config, shard_idx);
+    run.publish(vec![tar, table, stats]);
 }
 
 /// Rows of a shard that are to be fetched: all of one that is not finished, and those to be tried once more of one
@@ -221,7 +231,7 @@ impl Pipeline {
                 }
                 // A full disk ends the run at once, not after the downloads of whole shards.
                 Some(written) = writers.join_next() => match unwrap_written(written)? {
-                    Written::Finished => {}
+                    Written::Finished(shard_idx) => publish(config, run, shard_idx),
                     // Every row was sent, so the writer can only have been told to stop.
                     Written::Abandoned => return Err(Interrupted.into()),
                 },

@@ -154,8 +154,8 @@ pub(crate) struct ShardJob {
 /// How writing a shard ended.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Written {
-    /// The shard is on disk.
-    Finished,
+    /// The shard of this number is on disk.
+    Finished(usize),
     /// The run stopped first; nothing is left.
     Abandoned,
 }
@@ -179,7 +179,7 @@ impl ShardJob {
             }
         }
         files.finish()?;
-        Ok(Written::Finished)
+        Ok(Written::Finished(self.shard.shard_idx))
     }
 
     pub(crate) fn is_cancelled(&self) -> bool {

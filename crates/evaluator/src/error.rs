@@ -61,7 +61,7 @@ pub enum EvaluatorError {
     #[error("the tokenizer failed")]
     Text(#[from] oqvl_text_prep::TextError),
     /// A result file could not be written.
-    #[error("cannot write results")]
+    #[error("{0}")]
     Results(#[from] oqvl_shard_io::ShardError),
     /// The run was stopped; answered questions are kept.
     #[error("{0}")]

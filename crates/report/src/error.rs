@@ -7,7 +7,7 @@ use std::path::PathBuf;
 #[non_exhaustive]
 pub enum ReportError {
     /// A manifest, sidecar or subset cannot be read, or the report cannot be written.
-    #[error("cannot read or write a file of the run")]
+    #[error("{0}")]
     Format(#[from] oqvl_shard_io::ShardError),
     /// Reading or writing failed.
     #[error("{path}")]

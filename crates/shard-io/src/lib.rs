@@ -9,6 +9,7 @@
 //! * a [`UidSubset`] is a sorted `.npy` list of the 128-bit uids to keep;
 //! * a [`Pack`] is one packed training sequence, stored as a *plan* ([`write_plan`]: image bytes stay in their
 //!   shards) or as a self-contained tar ([`write_pack_tar`]);
+//! * a [`Store`] copies what lies in object stores here ([`Mirror`]), and a [`Destination`] takes finished files there;
 //! * a [`Manifest`] says what a stage did: configuration, seed, inputs, outputs and counts.
 //!
 //! Whatever is written appears under its final name complete or not at all ([`AtomicFile`]), and the same values
@@ -45,7 +46,7 @@
 //! ```
 //!
 //! Left to others: decoding pixels (`image-prep`), tokens and the meaning of the ids in a pack (`text-prep`),
-//! fetching from the network (`data-fetch`).
+//! fetching the images of a list (`data-fetch`).
 
 mod atomic;
 mod digest;
@@ -62,6 +63,7 @@ mod shard_file;
 mod shard_list;
 mod shard_reader;
 mod sidecar;
+mod store;
 mod tar_entries;
 mod tar_writer;
 mod uid_subset;
@@ -80,5 +82,9 @@ pub use shard_file::ShardFile;
 pub use shard_list::list_shards;
 pub use shard_reader::{ReadLimits, ShardReader};
 pub use sidecar::ScoreTable;
+pub use store::{
+    Claim, Destination, HubSettings, Mirror, MirrorOptions, MirroredFile, Sent, Store, StoreError,
+    StoreSettings, StoreUri,
+};
 pub use tar_writer::{MemberLocation, ShardSummary, ShardWriter};
 pub use uid_subset::{Uid, UidSubset};

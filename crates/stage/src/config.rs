@@ -1,12 +1,15 @@
 //! The config file: one TOML file for a whole run, one table per stage, `--set` on top.
 
 use crate::StageConfig;
+use crate::stores::StoresConfig;
 use serde::de::DeserializeOwned;
 use std::path::Path;
 use toml::{Table, Value};
 
 /// Top-level keys that are not stage tables.
-const GENERAL_KEYS: [&str; 3] = ["name", "seed", "threads"];
+const GENERAL_KEYS: [&str; 4] = ["name", "seed", "threads", STORES_TABLE];
+/// The table of the object stores, which all stages share.
+const STORES_TABLE: &str = "stores";
 
 /// Far above, a system cannot start them, and the pool waits for ever.
 const MAX_THREADS: usize = 1024;
@@ -147,6 +150,14 @@ impl ConfigFile {
         threads.filter(|threads| *threads <= MAX_THREADS).ok_or_else(|| {
             ConfigError::new("threads", format!("expected an integer from 0 to {MAX_THREADS}, got `{value}`"))
         })
+    }
+
+    /// The validated `[stores]` table; all defaults if there is none.
+    pub(crate) fn stores(&self) -> Result<StoresConfig, ConfigError> {
+        let Some(table) = self.table.get(STORES_TABLE).cloned() else { return Ok(StoresConfig::default()) };
+        let config: StoresConfig = deserialize(table).map_err(|error| error.inside(STORES_TABLE))?;
+        config.validate().map_err(|error| error.inside(STORES_TABLE))?;
+        Ok(config)
     }
 
     /// The validated table of one stage.

@@ -3,10 +3,13 @@
 use crate::Stage;
 use crate::error::Interrupted;
 use crate::progress::Progress;
+use crate::publisher::Upload;
 use crate::shard_range::ShardRange;
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::mpsc::SyncSender;
 
 /// Directories, seed, share of the shards, and the way to report progress and to notice Ctrl-C.
 #[derive(Debug, Clone)]
@@ -25,6 +28,12 @@ pub struct RunContext {
     pub fingerprint: String,
     stage: &'static str,
     interrupted: Arc<AtomicBool>,
+    /// Local paths of remote inputs, by address.
+    mirrors: Arc<BTreeMap<PathBuf, PathBuf>>,
+    /// Where finished files are handed in that are to be sent to a store.
+    uploads: Option<SyncSender<Upload>>,
+    /// One past the highest shard that was asked for.
+    num_shards_asked: Arc<AtomicUsize>,
 }
 
 impl RunContext {
@@ -47,7 +56,26 @@ impl RunContext {
             fingerprint: fingerprint.to_owned(),
             stage,
             interrupted,
+            mirrors: Arc::default(),
+            uploads: None,
+            num_shards_asked: Arc::default(),
         }
+    }
+
+    /// The same with remote inputs, by address, and a way for finished files.
+    pub(crate) fn with_stores(
+        mut self,
+        mirrors: BTreeMap<PathBuf, PathBuf>,
+        uploads: Option<SyncSender<Upload>>,
+    ) -> Self {
+        self.mirrors = Arc::new(mirrors);
+        self.uploads = uploads;
+        self
+    }
+
+    /// Shards the stage has asked about so far: the share may reach beyond them.
+    pub(crate) fn num_shards_asked(&self) -> usize {
+        self.num_shards_asked.load(Ordering::Relaxed)
     }
 
     /// A context for calling [`Stage::run`] from a library or a test, without flags, manifest or signal handler.
@@ -61,15 +89,26 @@ impl RunContext {
         Ok(run)
     }
 
-    /// A path of the config: relative paths start in the work directory.
+    /// A path of the config: relative paths start in the work directory, an address is where its copy lies.
     #[must_use]
     pub fn resolve(&self, path: &Path) -> PathBuf {
-        self.work_dir.join(path)
+        self.mirrors.get(path).cloned().unwrap_or_else(|| self.work_dir.join(path))
+    }
+
+    /// Files below [`out_dir`](RunContext::out_dir) are finished: if output goes to a store, they are sent while the
+    /// stage goes on, in this order, the last one when all others have arrived. What is not handed in here is sent
+    /// when the stage is done. Waits if a great many files are waiting already.
+    pub fn publish(&self, files: Vec<PathBuf>) {
+        if let Some(uploads) = &self.uploads {
+            // Nobody listens any more if sending failed, which the runtime reports.
+            let _ = uploads.send(Upload::Files(files));
+        }
     }
 
     /// Whether this process is to make the shard.
     #[must_use]
     pub fn owns_shard(&self, shard_idx: usize) -> bool {
+        self.num_shards_asked.fetch_max(shard_idx + 1, Ordering::Relaxed);
         self.shards.is_none_or(|range| range.owns(shard_idx))
     }
 

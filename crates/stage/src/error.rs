@@ -71,8 +71,14 @@ pub enum StageError {
         /// The operating system's reason.
         source: std::io::Error,
     },
-    /// A manifest cannot be read or written.
-    #[error("cannot read or write a manifest or report")]
+    /// A remote input cannot be copied here, or output not there.
+    #[error("{0}")]
+    Store(#[source] oqvl_shard_io::StoreError),
+    /// The run was stopped while files were on their way.
+    #[error("{0}")]
+    Interrupted(#[source] Interrupted),
+    /// A manifest or report cannot be read or written.
+    #[error("{0}")]
     Format(#[from] oqvl_shard_io::ShardError),
 }
 

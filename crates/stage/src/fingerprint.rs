@@ -1,7 +1,8 @@
 //! What a stage's output depends on: its config, the seed, its version, and the digests of its inputs.
 
 use crate::error::StageError;
-use oqvl_shard_io::{Manifest, digest_bytes, digest_file};
+use crate::remote_inputs::Mirrors;
+use oqvl_shard_io::{FilePattern, Manifest, Mirror, digest_bytes, digest_file};
 use std::collections::BTreeMap;
 use std::path::{Component, Path, PathBuf};
 
@@ -12,8 +13,27 @@ const MAX_HASHED_BYTES: u64 = 256 << 20;
 pub(crate) fn digest_inputs(
     work_dir: &Path,
     inputs: &[PathBuf],
+    mirrors: &Mirrors,
 ) -> Result<BTreeMap<String, String>, StageError> {
-    inputs.iter().map(|input| Ok((input.display().to_string(), digest_input(work_dir, input)?))).collect()
+    let digest = |input: &PathBuf| match mirrors.get(input) {
+        Some(mirror) => digest_mirror(input, mirror),
+        None => digest_input(work_dir, input),
+    };
+    inputs.iter().map(|input| Ok((input.display().to_string(), digest(input)?))).collect()
+}
+
+/// Digest of what was copied from a store, by content: the same files from elsewhere are the same input.
+fn digest_mirror(input: &Path, mirror: &Mirror) -> Result<String, StageError> {
+    let has = |name: &str| mirror.files.iter().any(|file| file.name == name);
+    let is_output_of_stage = has(crate::runtime::FINGERPRINT_FILE);
+    if is_output_of_stage && !has(Manifest::FILE_NAME) {
+        let reason = "the stage whose output this is has not finished sending it".to_owned();
+        return Err(StageError::InputNotReady { path: input.to_path_buf(), reason });
+    }
+    // A manifest speaks of times.
+    let files = mirror.files.iter().filter(|file| !(is_output_of_stage && is_runtime_file(&file.name)));
+    let lines: Vec<_> = files.map(|file| format!("{} {}", file.name, file.digest)).collect();
+    Ok(digest_bytes(lines.join("\n").as_bytes()))
 }
 
 /// Digest of everything an output depends on.
@@ -33,6 +53,7 @@ pub(crate) fn fingerprint(
 fn digest_input(work_dir: &Path, input: &Path) -> Result<String, StageError> {
     let not_ready = |reason: String| StageError::InputNotReady { path: input.to_path_buf(), reason };
     let path = work_dir.join(input);
+    let pattern = FilePattern::of_path(&path);
     if let Some((stage, inside)) = below(work_dir, &path)? {
         let stage_dir = work_dir.join(&stage);
         let manifest = stage_dir.join(Manifest::FILE_NAME);
@@ -42,12 +63,22 @@ fn digest_input(work_dir: &Path, input: &Path) -> Result<String, StageError> {
                     "the manifest of stage `{stage}` cannot be read: run it again"
                 )));
             };
-            if let Some(file) = changed_outputs(&stage_dir, &manifest, &inside).next() {
+            let chosen_by_pattern = |file: &str| {
+                let pattern = FilePattern::of_key(&inside.to_string_lossy())?;
+                let below = Path::new(file).strip_prefix(pattern.base()).ok()?;
+                Some(pattern.matches(&below.to_string_lossy()))
+            };
+            let whole = if pattern.is_some() { Path::new("") } else { &inside };
+            if let Some(file) = changed_outputs(&stage_dir, &manifest, whole).next() {
                 let what = format!("`{file}` is gone or has another size than stage `{stage}` left it with");
                 return Err(not_ready(format!("{what}: run that stage again")));
             }
             let outputs = manifest.outputs.iter();
-            let chosen: Vec<_> = outputs.filter(|(file, _)| Path::new(file).starts_with(&inside)).collect();
+            let is_chosen = |file: &str| match &pattern {
+                Some(_) => chosen_by_pattern(file) == Some(true),
+                None => Path::new(file).starts_with(&inside),
+            };
+            let chosen: Vec<_> = outputs.filter(|(file, _)| is_chosen(file)).collect();
             if chosen.is_empty() {
                 return Err(not_ready(format!("stage `{stage}` is finished but wrote no such file")));
             }
@@ -56,17 +87,24 @@ fn digest_input(work_dir: &Path, input: &Path) -> Result<String, StageError> {
         if stage_dir.join(crate::runtime::FINGERPRINT_FILE).exists() {
             return Err(not_ready(format!("stage `{stage}` has not finished in {}", work_dir.display())));
         }
-        if !path.exists() {
+        if !path.exists() && pattern.is_none() {
             let shown = path.display();
             return Err(not_ready(format!(
                 "there is no {shown}, and no stage `{stage}` has finished that wrote it"
             )));
         }
     }
+    if let Some(pattern) = &pattern {
+        let files = pattern.files().map_err(StageError::io(&path))?;
+        if files.is_empty() {
+            return Err(not_ready(format!("no file matches {}", path.display())));
+        }
+        return digest_files(&files, pattern.base());
+    }
     if !path.exists() {
         return Err(not_ready(format!("{} does not exist", path.display())));
     }
-    digest_foreign(&path)
+    digest_files(&files_below(&path)?, &path)
 }
 
 /// A path in the work directory, relative or absolute, as the directory it starts in (a stage's name, if a stage wrote it)
@@ -99,16 +137,16 @@ pub(crate) fn changed_outputs<'a>(
     outputs.filter(move |file| Path::new(file).starts_with(inside) && !is_as_written(file))
 }
 
-/// Digest of a file or directory that no stage of ours wrote.
-fn digest_foreign(path: &Path) -> Result<String, StageError> {
+/// Digest of files below `base` that no stage of ours wrote.
+fn digest_files(files: &[PathBuf], base: &Path) -> Result<String, StageError> {
     let mut lines = Vec::new();
-    for file in files_below(path)? {
-        let metadata = std::fs::metadata(&file).map_err(StageError::io(&file))?;
-        let name = file.strip_prefix(path).unwrap_or(&file).display().to_string();
+    for file in files {
+        let metadata = std::fs::metadata(file).map_err(StageError::io(file))?;
+        let name = file.strip_prefix(base).unwrap_or(file).display().to_string();
         let content = if metadata.len() <= MAX_HASHED_BYTES {
-            digest_file(&file).map_err(StageError::io(&file))?
+            digest_file(file).map_err(StageError::io(file))?
         } else {
-            format!("{:?}", metadata.modified().map_err(StageError::io(&file))?)
+            format!("{:?}", metadata.modified().map_err(StageError::io(file))?)
         };
         lines.push(format!("{name} {} {content}", metadata.len()));
     }
@@ -187,19 +225,19 @@ mod tests {
         let file = dir.path().join("urls.txt");
         write_atomic(&file, b"a").unwrap();
         let inputs = [file.clone()];
-        let first = digest_inputs(Path::new("/nowhere"), &inputs).unwrap();
-        assert_eq!(first, digest_inputs(Path::new("/nowhere"), &inputs).unwrap());
+        let first = digest_inputs(Path::new("/nowhere"), &inputs, &Mirrors::new()).unwrap();
+        assert_eq!(first, digest_inputs(Path::new("/nowhere"), &inputs, &Mirrors::new()).unwrap());
         write_atomic(&file, b"b").unwrap();
-        assert_ne!(first, digest_inputs(Path::new("/nowhere"), &inputs).unwrap());
+        assert_ne!(first, digest_inputs(Path::new("/nowhere"), &inputs, &Mirrors::new()).unwrap());
     }
 
     #[test]
     fn a_missing_input_says_which_stage_makes_it() {
         let dir = tempfile::tempdir().unwrap();
-        let error = digest_inputs(dir.path(), &["mixer".into()]).unwrap_err().to_string();
+        let error = digest_inputs(dir.path(), &["mixer".into()], &Mirrors::new()).unwrap_err().to_string();
         assert!(error.contains("no stage `mixer` has finished"), "{error}");
         write_atomic(&dir.path().join("typo.csv"), b"").unwrap();
-        assert!(digest_inputs(dir.path(), &["typo.csv".into()]).is_ok());
+        assert!(digest_inputs(dir.path(), &["typo.csv".into()], &Mirrors::new()).is_ok());
     }
 
     /// A stage `mixer` that has finished with one shard.

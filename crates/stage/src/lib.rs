@@ -55,6 +55,10 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 //!
+//! Stages read and write local files. Inputs that lie in object stores are copied below the work directory before a run,
+//! and `stores.upload_to` copies finished output to one; both are the runtime's work, and a stage that wants its files
+//! sent as they are finished says so by [`RunContext::publish`].
+//!
 //! What a stage does with its data is its own business; formats on disk belong to `oqvl-shard-io`.
 
 mod cli;
@@ -65,11 +69,15 @@ mod fingerprint;
 mod logging;
 mod process_env;
 mod progress;
+mod publisher;
 mod random;
+mod remote_inputs;
 mod runtime;
 mod scoring;
 mod shard_range;
+mod stores;
 mod tally;
+mod voice;
 
 pub use config::{ConfigError, ConfigFile};
 pub use context::RunContext;
@@ -82,7 +90,7 @@ pub use shard_range::ShardRange;
 pub use tally::{RejectedSample, Tally};
 
 use serde::{Serialize, de::DeserializeOwned};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// One stage of the pipeline.
 pub trait Stage {
@@ -115,8 +123,16 @@ pub trait StageConfig: DeserializeOwned + Serialize {
     fn validate(&self) -> Result<(), ConfigError>;
 
     /// Files and directories the stage reads. Relative paths are under the work directory; the path of another
-    /// stage's output (or of something inside it) makes this stage wait for that one.
+    /// stage's output (or of something inside it) makes this stage wait for that one. A path may be a pattern with
+    /// wildcards, or an address (`s3://…`, `gs://…`, `https://…`, `hf://…`), which the runtime copies below the work
+    /// directory first; [`RunContext::resolve`] then says where.
     fn inputs(&self) -> Vec<PathBuf>;
+
+    /// Whether a file of a remote directory is wanted; `name` is its path below the address `input`. By default all are.
+    fn wants_file(&self, input: &Path, name: &str) -> bool {
+        let _ = (input, name);
+        true
+    }
 
     /// Keys that say how the work is done and not what comes out of it, such as waiting times: they are not part of the
     /// fingerprint, so that a change of them leaves finished output as it is.

@@ -1,4 +1,7 @@
-//! Settings that libraries below us take from the environment only, and only when the process starts.
+//! The environment: settings that libraries below us take from there only, and only when the process starts; and what
+//! users say there of object stores.
+
+use crate::stores::Environment;
 
 /// Name and value; a value from outside stands.
 const SETTINGS: [(&str, &str); 4] = [
@@ -26,6 +29,12 @@ pub(crate) fn ensure() {
     command.args(std::env::args_os().skip(1)).envs(missing.into_iter().copied());
     // `exec` only returns if it failed; the stage then runs as it is, slower but the same.
     let _ = command.exec();
+}
+
+/// The variables that speak of object stores, read once.
+pub(crate) fn stores() -> Environment {
+    let text = |value: std::ffi::OsString| value.into_string().ok();
+    Environment::new(std::env::vars_os().filter_map(|(name, value)| Some((text(name)?, text(value)?))))
 }
 
 /// Elsewhere the defaults stay.

@@ -5,9 +5,14 @@ use crate::error::{Interrupted, StageError};
 use crate::fingerprint;
 use crate::logging::{self, LogFormat};
 use crate::process_env;
+use crate::publisher::Publisher;
+use crate::remote_inputs::{self, Mirrors, Missing};
+use crate::shard_range::ShardRange;
+use crate::stores::StoresConfig;
+use crate::voice::Voice;
 use crate::{ConfigError, EarlierOutput, RunContext, Stage, StageConfig as _};
 use anyhow::Context as _;
-use oqvl_shard_io::{Manifest, TEMPORARY_PREFIX, read_json, write_json_atomic};
+use oqvl_shard_io::{Claim, Manifest, StoreSettings, TEMPORARY_PREFIX, read_json, write_json_atomic};
 use std::collections::BTreeMap;
 use std::fs::{File, TryLockError};
 use std::io::Write as _;
@@ -37,6 +42,9 @@ struct Stamp {
 struct Job<S: Stage> {
     config: S::Config,
     config_json: serde_json::Value,
+    stores: StoresConfig,
+    store_settings: StoreSettings,
+    voice: Voice,
     flags: Flags,
     seed: u64,
     threads: usize,
@@ -64,7 +72,13 @@ impl Status {
 /// (0 done or up to date, 1 failed, 2 wrong request, 130 interrupted).
 pub fn main<S: Stage>() -> ExitCode {
     process_env::ensure();
-    match run::<S>() {
+    let mut voice = Voice { stage: S::NAME, format: LogFormat::Text };
+    let flags = cli::parse(S::NAME, S::VERSION, S::SHARDED).map_err(anyhow::Error::from);
+    let result = flags.and_then(|flags| {
+        voice.format = flags.log_format;
+        run::<S>(flags, voice)
+    });
+    match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             let mut message = String::new();
@@ -75,7 +89,7 @@ pub fn main<S: Stage>() -> ExitCode {
                     message += &text;
                 }
             }
-            tell(&format!("oqvl-{}: {message}", S::NAME));
+            voice.error(&format!("oqvl-{}: {message}", S::NAME));
             ExitCode::from(exit_code(&error))
         }
     }
@@ -101,14 +115,7 @@ fn exit_code(error: &anyhow::Error) -> u8 {
     if wrong_request { EXIT_WRONG_REQUEST } else { EXIT_FAILED }
 }
 
-/// The last word goes to stderr as it is: it must be readable whatever the log format.
-fn tell(line: &str) {
-    // If stderr is gone there is nobody left to tell.
-    let _ = writeln!(std::io::stderr(), "{line}");
-}
-
-fn run<S: Stage>() -> anyhow::Result<()> {
-    let flags = cli::parse(S::NAME, S::VERSION, S::SHARDED)?;
+fn run<S: Stage>(flags: Flags, voice: Voice) -> anyhow::Result<()> {
     logging::init(flags.log_format, flags.verbosity);
     let file = cli::load_config(&flags, S::NAME)?;
     let config: S::Config = file.stage(S::NAME)?;
@@ -117,7 +124,11 @@ fn run<S: Stage>() -> anyhow::Result<()> {
         std::io::stdout().write_all(toml::to_string(&table)?.as_bytes())?;
         return Ok(());
     }
+    let stores = file.stores()?;
     let job = Job::<S> {
+        store_settings: stores.settings(&process_env::stores()),
+        stores,
+        voice,
         config_json: serde_json::to_value(&config).context("the config cannot be written as JSON")?,
         seed: file.seed()?,
         threads: file.threads()?,
@@ -133,7 +144,8 @@ fn run<S: Stage>() -> anyhow::Result<()> {
 
 impl<S: Stage> Job<S> {
     fn dry_run(&self) -> anyhow::Result<()> {
-        let (status, reason) = match self.fingerprint() {
+        let mirrors = self.mirror_inputs(Missing::Report, &AtomicBool::new(false));
+        let (status, reason) = match mirrors.and_then(|mirrors| self.fingerprint(&mirrors)) {
             Ok((fingerprint, _)) => match self.status(&fingerprint)? {
                 status @ Status::UpToDate => (status.word(), String::new()),
                 Status::Pending(reason) => ("pending", reason.to_owned()),
@@ -155,19 +167,28 @@ impl<S: Stage> Job<S> {
     }
 
     fn execute(&self) -> anyhow::Result<()> {
-        let (fingerprint, inputs) = self.fingerprint()?;
+        let interrupted = watch_signals(self.voice)?;
+        let mirrors = self.mirror_inputs(Missing::Fetch, &interrupted)?;
+        let (fingerprint, inputs) = self.fingerprint(&mirrors)?;
         self.check_share()?;
         if self.flags.shards.is_none() && self.status(&fingerprint)? == Status::UpToDate {
-            tell(&format!("{}: up to date, {}", S::NAME, self.out_dir.display()));
+            // An earlier run may have finished without having sent everything.
+            if let Some(publisher) = self.publisher(&fingerprint, &interrupted)? {
+                self.upload(publisher, "")?;
+            }
+            self.voice.info(&format!("{}: up to date, {}", S::NAME, self.out_dir.display()));
             return Ok(());
         }
-        let interrupted = watch_signals()?;
         survive_file_size_limit()?;
+        // Before anything here is removed: a place that is taken is a wrong request.
+        let publisher = self.publisher(&fingerprint, &interrupted)?;
         let _lock = self.prepare_out_dir(&fingerprint)?;
         let threads = configure_threads(self.threads)?;
         let work_dir = &self.flags.work_dir;
         let shards = self.flags.shards;
         let run = RunContext::new(S::NAME, work_dir, self.seed, threads, shards, &fingerprint, interrupted);
+        let paths = mirrors.into_iter().map(|(address, mirror)| (address, mirror.path)).collect();
+        let run = run.with_stores(paths, publisher.as_ref().map(Publisher::queue));
 
         let started = Instant::now();
         let report = S::run(&self.config, &run)?;
@@ -175,6 +196,7 @@ impl<S: Stage> Job<S> {
 
         let report = serde_json::to_value(&report).context("the report cannot be written as JSON")?;
         warn_of_nothing_kept(&report);
+        warn_of_absent_shards(self.flags.shards, run.num_shards_asked());
         let suffix = self.flags.shards.map_or_else(String::new, |range| format!("{range}."));
         write_json_atomic(&self.out_dir.join(format!("report.{suffix}json")), &report)?;
         let outputs = self.outputs()?;
@@ -193,12 +215,52 @@ impl<S: Stage> Job<S> {
             report: report.clone(),
         };
         manifest.write(&self.out_dir.join(format!("manifest.{suffix}json")))?;
-        tell(&last_line(S::NAME, seconds, &report, &self.out_dir));
+        if let Some(publisher) = publisher {
+            self.upload(publisher, &suffix)?;
+        }
+        let (line, fields) = last_line(S::NAME, seconds, &report, &self.out_dir);
+        self.voice.info_with(&line, fields);
         Ok(())
     }
 
-    fn fingerprint(&self) -> Result<(String, BTreeMap<String, String>), StageError> {
-        let inputs = fingerprint::digest_inputs(&self.flags.work_dir, &self.config.inputs())?;
+    fn mirror_inputs(&self, missing: Missing, interrupted: &AtomicBool) -> Result<Mirrors, StageError> {
+        let (settings, max_bytes) = (&self.store_settings, self.stores.max_mirror_bytes());
+        remote_inputs::mirror(&self.config, &self.flags.work_dir, settings, max_bytes, missing, interrupted)
+    }
+
+    /// The way to the store that output goes to, if it does. Its mark there is the stamp of the output directory.
+    fn publisher(
+        &self,
+        fingerprint: &str,
+        interrupted: &Arc<AtomicBool>,
+    ) -> anyhow::Result<Option<Publisher>> {
+        let Some(uri) = self.stores.destination(S::NAME) else { return Ok(None) };
+        let bytes =
+            |stamp: &Stamp| serde_json::to_vec_pretty(stamp).context("the stamp cannot be written as JSON");
+        let stamp = bytes(&Stamp { stage: S::NAME.to_owned(), fingerprint: fingerprint.to_owned() })?;
+        // Output that is added to keeps its place there too.
+        let is_extended = self.config.earlier_output() == EarlierOutput::Extend;
+        let earlier = self.stamp()?.filter(|_| is_extended).as_ref().map(bytes).transpose()?;
+        let claim = Claim { name: FINGERPRINT_FILE, content: &stamp, replaces: earlier.as_deref() };
+        let settings = self.store_settings.clone();
+        Ok(Some(Publisher::start(settings, &uri, &self.out_dir, claim, interrupted)?))
+    }
+
+    /// Sends what the stage has not handed in and, when all of it has arrived, report and manifest. A share sends only
+    /// these two: its neighbours' files are their own.
+    fn upload(&self, publisher: Publisher, suffix: &str) -> Result<(), StageError> {
+        let mut files = Vec::new();
+        if self.flags.shards.is_none() {
+            files.extend(fingerprint::output_files(&self.out_dir)?.into_values());
+        }
+        files.extend(["report", "manifest"].map(|name| self.out_dir.join(format!("{name}.{suffix}json"))));
+        let counts = publisher.finish(files)?;
+        tracing::info!("{}: sent {} files, {} were there already", S::NAME, counts.now, counts.before);
+        Ok(())
+    }
+
+    fn fingerprint(&self, mirrors: &Mirrors) -> Result<(String, BTreeMap<String, String>), StageError> {
+        let inputs = fingerprint::digest_inputs(&self.flags.work_dir, &self.config.inputs(), mirrors)?;
         let mut config = self.config_json.clone();
         if let Some(table) = config.as_object_mut() {
             table.retain(|key, _| !self.config.keys_without_effect().contains(&key.as_str()));
@@ -329,10 +391,8 @@ impl<S: Stage> Job<S> {
                 }
                 if policy == EarlierOutput::Complete && out_dir.join(Manifest::FILE_NAME).exists() {
                     let shown = out_dir.display();
-                    tell(&format!(
-                        "{}: its config or its inputs have changed; {shown} is made anew",
-                        S::NAME
-                    ));
+                    let changed = "its config or its inputs have changed";
+                    self.voice.info(&format!("{}: {changed}; {shown} is made anew", S::NAME));
                 }
                 // A kill halfway leaves output of no run, whatever the config is by then.
                 write_json_atomic(
@@ -431,14 +491,14 @@ fn survive_file_size_limit() -> anyhow::Result<()> {
 }
 
 /// First Ctrl-C or SIGTERM: the stage stops at the next safe point. Second: at once.
-fn watch_signals() -> anyhow::Result<Arc<AtomicBool>> {
+fn watch_signals(voice: Voice) -> anyhow::Result<Arc<AtomicBool>> {
     let interrupted = Arc::new(AtomicBool::new(false));
     let flag = Arc::clone(&interrupted);
     ctrlc::set_handler(move || {
         if flag.swap(true, Ordering::SeqCst) {
             std::process::exit(i32::from(EXIT_INTERRUPTED));
         }
-        tell("stopping at the next safe point; once more to stop at once");
+        voice.info("stopping at the next safe point; once more to stop at once");
     })
     .context("cannot listen for Ctrl-C")?;
     Ok(interrupted)
@@ -459,6 +519,16 @@ fn warn_of_nothing_kept(report: &serde_json::Value) {
     }
 }
 
+/// A share beyond the last shard is a mistake that would otherwise look like success.
+fn warn_of_absent_shards(shards: Option<ShardRange>, num_shards: usize) {
+    let Some(ShardRange::Span { first, last }) = shards else { return };
+    if last > num_shards {
+        let what =
+            if first >= num_shards { "names no shard at all" } else { "reaches beyond the last shard" };
+        tracing::warn!("--shards {first}..{last} {what}: there are {num_shards}");
+    }
+}
+
 /// Largest resident size of this process so far, or 0 where the system does not say.
 fn peak_rss_bytes() -> u64 {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
@@ -467,13 +537,27 @@ fn peak_rss_bytes() -> u64 {
     kibibytes * 1024
 }
 
-fn last_line(stage: &str, seconds: f64, report: &serde_json::Value, out_dir: &Path) -> String {
+/// The last line of a run that went well, and what of it a machine wants to know.
+fn last_line(
+    stage: &str,
+    seconds: f64,
+    report: &serde_json::Value,
+    out_dir: &Path,
+) -> (String, serde_json::Map<String, serde_json::Value>) {
     let count = |name: &str| report.get(name).and_then(serde_json::Value::as_u64);
+    let shown = out_dir.display();
+    let mut fields = serde_json::Map::new();
+    fields.insert("seconds".to_owned(), seconds.into());
+    fields.insert("out_dir".to_owned(), shown.to_string().into());
     let counts = match (count("seen"), count("kept")) {
         (Some(seen), Some(kept)) => {
-            format!(": seen {seen}, kept {kept}, rejected {}", seen.saturating_sub(kept))
+            let rejected = seen.saturating_sub(kept);
+            for (name, value) in [("seen", seen), ("kept", kept), ("rejected", rejected)] {
+                fields.insert(name.to_owned(), value.into());
+            }
+            format!(": seen {seen}, kept {kept}, rejected {rejected}")
         }
         _ => String::new(),
     };
-    format!("{stage}: done in {seconds:.1} s{counts}, {}", out_dir.display())
+    (format!("{stage}: done in {seconds:.1} s{counts}, {shown}"), fields)
 }
