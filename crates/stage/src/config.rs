@@ -7,7 +7,7 @@ use std::path::Path;
 use toml::{Table, Value};
 
 /// Top-level keys that are not stage tables.
-const GENERAL_KEYS: [&str; 4] = ["name", "seed", "threads", STORES_TABLE];
+const GENERAL_KEYS: [&str; 3] = ["name", "seed", "threads"];
 /// The table of the object stores, which all stages share.
 const STORES_TABLE: &str = "stores";
 
@@ -121,7 +121,8 @@ impl ConfigFile {
     pub(crate) fn check_owner(&self, assignment: &str, stage: &str) -> Result<(), ConfigError> {
         let Some((key, _)) = assignment.split_once('=') else { return Ok(()) };
         let head = key.trim().split('.').next().unwrap_or_default();
-        if head == stage || GENERAL_KEYS.contains(&head) || self.table.contains_key(head) {
+        let is_shared = GENERAL_KEYS.contains(&head) || head == STORES_TABLE;
+        if head == stage || is_shared || self.table.contains_key(head) {
             return Ok(());
         }
         Err(ConfigError::flag("--set", format!("the config has no table `{head}`, in `{assignment}`")))
