@@ -79,7 +79,7 @@ pub use pack_tar::{PackTarReader, PackWithImages, index_pack_tar, read_pack_tar,
 pub use plan::{PlanWriter, read_plan, write_plan};
 pub use sample::{IMAGE_EXTENSIONS, Member, Sample, SampleKey};
 pub use shard_file::ShardFile;
-pub use shard_list::list_shards;
+pub use shard_list::{list_plans, list_shards};
 pub use shard_reader::{ReadLimits, ShardReader};
 pub use sidecar::ScoreTable;
 pub use store::{

@@ -2,13 +2,12 @@
 
 use crate::{ImageLoader, TrainError};
 use oqvl_model::{Example, Prompt};
-use oqvl_shard_io::{ImageFiles, Pack, PackInfo, ShardError, index_pack_tar, list_shards, read_plan};
+use oqvl_shard_io::{
+    ImageFiles, Pack, PackInfo, ShardError, index_pack_tar, list_plans, list_shards, read_plan,
+};
 use oqvl_text_prep::{IGNORE_INDEX, IMAGE_TOKEN_ID, fitting_len};
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
-
-/// Ending of plan files.
-const PLAN_SUFFIX: &str = ".plan.parquet";
 
 /// What a directory's packs are stored as.
 #[derive(Debug, Clone, Copy)]
@@ -19,12 +18,7 @@ enum Container {
 
 /// The files that hold the packs of `dir`, in name order. Plans win: the shards they point into may lie beside them.
 fn pack_files(dir: &Path) -> Result<(Vec<PathBuf>, Container), TrainError> {
-    let entries = std::fs::read_dir(dir).map_err(TrainError::io(dir))?;
-    let mut plans: Vec<PathBuf> = entries
-        .filter_map(|entry| Some(entry.ok()?.path()))
-        .filter(|path| path.to_string_lossy().ends_with(PLAN_SUFFIX))
-        .collect();
-    plans.sort();
+    let plans = list_plans(dir)?;
     if !plans.is_empty() {
         return Ok((plans, Container::Plan));
     }
