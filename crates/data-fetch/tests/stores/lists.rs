@@ -186,6 +186,41 @@ fn a_server_that_dies_in_the_middle_costs_only_the_rest() {
 }
 
 #[test]
+fn every_line_of_a_json_log_is_json() {
+    let pictures = pictures::serve(Duration::ZERO);
+    let mut program = Program::new("list.csv");
+    let lines = |run: crate::program::Run, code: i32| -> Vec<serde_json::Value> {
+        assert_eq!(run.code, Some(code), "{}", run.stderr);
+        run.stderr
+            .lines()
+            .map(|line| serde_json::from_str(line).unwrap_or_else(|_| panic!("{line}")))
+            .collect()
+    };
+    let json = ["--log-format", "json"];
+    let missing = lines(program.run_with(&json), 1);
+    let said = missing.last().unwrap()["fields"]["message"].as_str().unwrap();
+    assert!(
+        said.contains("input `list.csv` is not ready") && missing.last().unwrap()["level"] == "ERROR",
+        "{said}"
+    );
+    oqvl_shard_io::write_atomic(&program.dir.path().join("list.csv"), csv(pictures, &["one"]).as_bytes())
+        .unwrap();
+    let done = lines(program.run_with(&json), 0);
+    let last = &done.last().unwrap()["fields"];
+    assert_eq!((&last["seen"], &last["kept"], &last["rejected"]), (&1.into(), &1.into(), &0.into()));
+    let again = lines(program.run_with(&json), 0);
+    assert!(again.last().unwrap()["fields"]["message"].as_str().unwrap().contains("up to date"));
+    let beyond = lines(program.run_with(&["--log-format", "json", "--shards", "3..5"]), 0);
+    let warned = beyond
+        .iter()
+        .any(|line| line["fields"]["message"] == "--shards 3..5 names no shard at all: there are 1");
+    assert!(warned, "{beyond:?}");
+    program.set("data-fetch.image_size", "0");
+    let wrong = lines(program.run_with(&json), 2);
+    assert!(wrong[0]["fields"]["message"].as_str().unwrap().contains("data-fetch.image_size"), "{wrong:?}");
+}
+
+#[test]
 fn lists_behind_http() {
     let pictures = pictures::serve(Duration::ZERO);
     let served = csv(pictures, &["over", "http"]);
