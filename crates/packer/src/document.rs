@@ -195,7 +195,7 @@ impl Rules {
         if document.length > self.seq_len && self.overlong == Overlong::Reject {
             return Err(Reject::Overlong);
         }
-        let to_i32 = |&id: &i64| i32::try_from(id).expect("ids of tokenizers are 32-bit and mostly small");
+        let to_i32 = |&id: &i64| i32::try_from(id).expect("the tokenizer has fewer than 2^31 ids");
         document.input_ids = ids.iter().map(to_i32).collect();
         Ok(document)
     }

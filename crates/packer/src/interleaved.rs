@@ -158,20 +158,60 @@ impl<'a> SlotImage<'a> {
     }
 }
 
-/// Where the string lies in the JSON it was read from, quotes not included.
-fn place_in(json: &[u8], text: &JsonText<'_>) -> Option<Place> {
-    let (start, num_bytes) = match &text.0 {
-        Cow::Borrowed(text) => ((text.as_ptr() as usize).checked_sub(json.as_ptr() as usize)?, text.len()),
-        // Written with escapes: of base64 that is `\/`, or line ends.
-        Cow::Owned(text) => {
-            let quoted = serde_json::to_string(text).ok()?;
-            let json = std::str::from_utf8(json).ok()?;
-            [quoted.replace('/', "\\/"), quoted]
-                .iter()
-                .find_map(|quoted| Some((json.find(quoted.as_str())? + 1, quoted.len() - 2)))?
+/// How often the JSON may be searched through from end to end for strings with escapes, before the rest count as
+/// undecodable: a document made for it could otherwise keep a thread busy for hours.
+const MAX_SEARCHES: usize = 32;
+
+/// Finds where strings lie in the JSON they were read from.
+struct Places<'a> {
+    json: &'a [u8],
+    /// Where the last search ended: strings mostly come in order.
+    searched_to: usize,
+    /// Bytes that may still be searched.
+    budget: usize,
+    /// How the last string that was searched for had its slashes written.
+    slashes: [&'static str; 2],
+}
+
+impl<'a> Places<'a> {
+    fn new(json: &'a [u8]) -> Self {
+        let budget = json.len().saturating_mul(MAX_SEARCHES);
+        Self { json, searched_to: 0, budget, slashes: ["\\/", "/"] }
+    }
+
+    /// The inside of the string's quotes.
+    fn find(&mut self, text: &JsonText<'_>) -> Option<Place> {
+        let (start, num_bytes) = match &text.0 {
+            // A slice of the input.
+            Cow::Borrowed(text) => {
+                ((text.as_ptr() as usize).checked_sub(self.json.as_ptr() as usize)?, text.len())
+            }
+            // Written with escapes: of base64 that is `\/`, or line ends.
+            Cow::Owned(text) => self.search(text)?,
+        };
+        Some(Place { offset: start as u64, num_bytes: num_bytes as u64, encoding: ImageEncoding::JsonBase64 })
+    }
+
+    fn search(&mut self, text: &str) -> Option<(usize, usize)> {
+        let json = std::str::from_utf8(self.json).ok()?;
+        let quoted = serde_json::to_string(text).ok()?;
+        for slash in self.slashes {
+            let written = quoted.replace('/', slash);
+            for from in [self.searched_to, 0] {
+                let found = json.get(from..)?.find(&written);
+                let num_searched = found.unwrap_or(json.len() - from);
+                self.budget = self.budget.checked_sub(num_searched)?;
+                if let Some(found) = found {
+                    self.searched_to = from + found + written.len();
+                    if slash != self.slashes[0] {
+                        self.slashes.reverse();
+                    }
+                    return Some((from + found + 1, written.len() - 2));
+                }
+            }
         }
-    };
-    Some(Place { offset: start as u64, num_bytes: num_bytes as u64, encoding: ImageEncoding::JsonBase64 })
+        None
+    }
 }
 
 impl DocumentMaker<'_> {
@@ -211,8 +251,9 @@ impl DocumentMaker<'_> {
         };
         let Some(slots) = raw.slots(self.rules.orphan_texts) else { return Ok(made) };
         let mut items = Vec::with_capacity(slots.len());
+        let mut places = Places::new(json);
         for Slot { image, text } in slots {
-            match image.map(|image| image.place(json)) {
+            match image.map(|image| image.place(&mut places)) {
                 Some(Ok(place)) => {
                     origin.images.push(Place { offset: offset + place.offset, ..place });
                     items.push(InterleavedItem::Image);
@@ -255,10 +296,10 @@ impl DocumentMaker<'_> {
 }
 
 impl SlotImage<'_> {
-    /// Where the image lies in `json`, or why it is left out.
-    fn place(self, json: &[u8]) -> Result<Place, Reject> {
+    /// Where the image lies, or why it is left out.
+    fn place(self, places: &mut Places<'_>) -> Result<Place, Reject> {
         let Self::Base64(text) = self else { return Err(Reject::MissingImage) };
-        let place = place_in(json, &text).ok_or(Reject::UndecodableImage)?;
+        let place = places.find(&text).ok_or(Reject::UndecodableImage)?;
         let bytes = ImageEncoding::JsonBase64.decode(text.0.into_owned().into_bytes());
         match probe(&bytes.ok_or(Reject::UndecodableImage)?) {
             Err(_) => Err(Reject::UndecodableImage),
@@ -347,6 +388,23 @@ mod tests {
         let base64 = lines["image_info"][0]["image_base64"].as_str().unwrap().to_owned();
         lines["image_info"][0]["image_base64"] = format!("{}\n{}", &base64[..76], &base64[76..]).into();
         check(&lines.to_string(), &ours, "<s>[img]\n[img]\n<|im_end|>", &[200, 3]);
+    }
+
+    #[test]
+    fn searching_ends() {
+        // Base64 with an escape that JSON does not need is not found.
+        let odd = format!("\"\\u0041{}\"", "A".repeat(900));
+        let images = vec![format!("{{\"image_base64\":{odd}}}"); 500].join(",");
+        let json = format!("{{\"image_info\":[{images}],\"texts\":[]}}");
+        let made = make(&json, &config(4096, 3));
+        assert_eq!((made.document, made.skipped_images.len()), (Err(Reject::MissingImage), 500));
+        let text = JsonText(Cow::Owned("not there".to_owned()));
+        let mut places = Places::new(json.as_bytes());
+        assert_eq!((places.find(&text), places.find(&text)), (None, None));
+        assert!(places.budget < json.len() * MAX_SEARCHES);
+        places.budget = 3;
+        assert_eq!(places.find(&text), None);
+        assert_eq!(places.find(&JsonText(Cow::Borrowed(&json[7..11]))).map(|place| place.offset), Some(7));
     }
 
     #[test]

@@ -7,7 +7,7 @@ use oqvl_shard_io::{
     ImageFiles, ImageShrink, Pack, PackInfo, PlanWriter, ShardError, read_json, write_json_atomic,
     write_pack_tar,
 };
-use oqvl_stage::{RunContext, Tally};
+use oqvl_stage::{ConfigError, RunContext, Tally};
 use oqvl_text_prep::Tokenizer;
 
 use crate::document::{Document, DocumentMaker, Duplicates, Made, Reject, Rules, pack};
@@ -38,6 +38,10 @@ impl<'a> Setup<'a> {
     /// Loads the tokenizer with the special tokens that the config's packer has.
     pub(crate) fn new(config: &'a PackerConfig, run: &'a RunContext) -> Result<Self, PackerError> {
         let mut tokenizer = Tokenizer::from_file(run.resolve(&config.tokenizer))?;
+        if i32::try_from(tokenizer.vocab_size()).is_err() {
+            let message = format!("has ids up to {}, more than fit into 31 bits", tokenizer.vocab_size() - 1);
+            return Err(ConfigError::new("tokenizer", message).into());
+        }
         let mut pad_id = None;
         if config.parity == Parity::Pil {
             tokenizer = tokenizer.with_special_token(REFERENCE_PAD_TOKEN)?;

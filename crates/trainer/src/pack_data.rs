@@ -99,6 +99,12 @@ impl PackData {
         self.packs.is_empty()
     }
 
+    /// The largest token id of any pack: parity with the reference pads with an id the tokenizer does not have.
+    #[must_use]
+    pub fn max_id(&self) -> i64 {
+        self.packs.iter().flat_map(|pack| &pack.input_ids).copied().max().unwrap_or_default()
+    }
+
     /// Images so far that were no images; blank ones took their places.
     #[must_use]
     pub fn num_undecodable_images(&self) -> usize {
@@ -224,6 +230,7 @@ mod tests {
         .unwrap();
         let open = || PackData::open(&plans, dir.path(), 4, PAD).unwrap();
         let example = open().example(0).unwrap();
+        assert_eq!(open().max_id(), 3);
         let tenths: Vec<f32> =
             example.prompt.images.iter().map(|values| (values[0] * 10.0).round()).collect();
         assert_eq!(tenths, [-10.0, 10.0, -6.0]);

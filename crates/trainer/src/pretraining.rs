@@ -151,6 +151,10 @@ fn check_packs(data: &PackData, vlm: &Vlm, tokenizer: &Tokenizer, packs: &Path) 
         let found = format!("sequences of up to {seq_len} tokens");
         return Err(mismatch(found, format!("at most {max}, the model's max_position_embeddings")));
     }
+    let (max_id, num_rows) = (data.max_id(), vlm.config().text_config.vocab_size);
+    if usize::try_from(max_id).is_ok_and(|id| id >= num_rows) {
+        return Err(mismatch(format!("token ids up to {max_id}"), format!("{num_rows} rows of embeddings")));
+    }
     if data.info.tokenizer_digest != tokenizer.digest() {
         return Err(mismatch(
             "another tokenizer".to_owned(),
