@@ -1,5 +1,6 @@
 //! Why a mix could not be made.
 
+use std::io;
 use std::path::PathBuf;
 
 use oqvl_shard_io::ShardError;
@@ -9,7 +10,7 @@ use oqvl_stage::{ConfigError, Interrupted};
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum MixerError {
-    /// The configuration contradicts itself.
+    /// The configuration contradicts itself or the data: a query names a column that is not there.
     #[error("{0}")]
     Config(#[from] ConfigError),
     /// The run was asked to stop.
@@ -28,6 +29,59 @@ pub enum MixerError {
         /// The metrics it has.
         known: String,
     },
+    /// A parquet file lacks a column a rule goes by.
+    #[error("{path}: no column `{column}`; it has {known}")]
+    NoSuchColumn {
+        /// The file.
+        path: PathBuf,
+        /// The column asked for.
+        column: String,
+        /// The columns it has.
+        known: String,
+    },
+    /// A metadata folder has no file that belongs to the pool.
+    #[error("{path}: no file here is called `{pattern}`")]
+    NoMetadata {
+        /// The folder.
+        path: PathBuf,
+        /// The pattern.
+        pattern: String,
+    },
+    /// A parquet file cannot be read.
+    #[error("{path}: {problem}")]
+    Table {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        problem: String,
+    },
+    /// A model or list a baseline needs cannot be used.
+    #[error("{path}: {problem}")]
+    Asset {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        problem: String,
+    },
+    /// A query that was in order failed.
+    #[error("mixer.{key}: the query failed: {problem}")]
+    Query {
+        /// The key of the query in the config.
+        key: String,
+        /// What failed.
+        problem: String,
+    },
+    /// Scratch files cannot be written, most often because the disk is full.
+    #[error("{path}: cannot write scratch files here: {source}")]
+    Scratch {
+        /// The directory or file.
+        path: PathBuf,
+        /// What the operating system said.
+        source: io::Error,
+    },
+    /// The system gives no threads for queries.
+    #[error("cannot start the threads that run queries")]
+    Threads(#[source] io::Error),
     /// A sample seen in the first pass is not there in the second.
     #[error("{path}: the input changed while it was read")]
     InputChanged {

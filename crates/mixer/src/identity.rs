@@ -1,7 +1,7 @@
 //! Who a sample is: its uid, and its name in the output.
 
-use oqvl_shard_io::{Sample, SampleKey, Uid};
-use serde_json::Value;
+use oqvl_shard_io::{SampleKey, Uid};
+use serde_json::{Map, Value};
 
 use crate::reject::Reject;
 
@@ -25,27 +25,35 @@ pub(crate) enum NamedBy {
     Key,
 }
 
-/// Reads the identity off the `json` member.
-pub(crate) fn identify(sample: &Sample) -> Result<Identity, Reject> {
-    let metadata: Option<serde_json::Map<String, Value>> =
-        sample.metadata().map_err(|_| Reject::BadMetadata)?;
-    match metadata.as_ref().and_then(|fields| fields.get("uid")) {
+/// Reads the identity off the `json` member: its object, none if there is no member, an error if it is no object.
+pub(crate) fn identify(
+    key: &SampleKey,
+    metadata: Result<Option<&Map<String, Value>>, ()>,
+) -> Result<Identity, Reject> {
+    let metadata = metadata.map_err(|()| Reject::BadMetadata)?;
+    match metadata.and_then(|fields| fields.get("uid")) {
         None | Some(Value::Null) => {
-            let uid = uid_of_key(&sample.key);
-            Ok(Identity { uid, output_key: sample.key.clone(), named_by: NamedBy::Key })
+            let uid = uid_of_key(key.as_str());
+            Ok(Identity { uid, output_key: key.clone(), named_by: NamedBy::Key })
         }
         Some(Value::String(text)) => {
             let uid: Uid = text.parse().map_err(|_| Reject::BadUid)?;
-            let output_key = SampleKey::new(format!("{uid}-0")).expect("hexadecimal digits make a key");
-            Ok(Identity { uid, output_key, named_by: NamedBy::Uid })
+            Ok(Identity { uid, output_key: output_key(uid), named_by: NamedBy::Uid })
         }
         Some(_) => Err(Reject::BadUid),
     }
 }
 
+/// What the DataComp resharder calls the first sample with this uid: `{uid}-0`. The sample's `json` keeps its old key
+/// (oddity D9 of the reference, matched). There, a uid that the subset lists twice gives a second sample `{uid}-1`
+/// (D7); here a list is a set, and `dedup = ["uid"]` drops second samples.
+pub(crate) fn output_key(uid: Uid) -> SampleKey {
+    SampleKey::new(format!("{uid}-0")).expect("hexadecimal digits make a key")
+}
+
 /// Stands for the uid of a sample without one: the first 128 bits of its key's BLAKE3 digest.
-fn uid_of_key(key: &SampleKey) -> Uid {
-    let digest = blake3::hash(key.as_str().as_bytes());
+pub(crate) fn uid_of_key(key: &str) -> Uid {
+    let digest = blake3::hash(key.as_bytes());
     let half = |start: usize| {
         let bytes = digest.as_bytes()[start..start + 8].try_into().expect("the slice has 8 bytes");
         u64::from_be_bytes(bytes)
@@ -58,11 +66,10 @@ mod tests {
     use super::*;
 
     fn check(json: Option<&str>) -> Result<(String, String), Reject> {
-        let mut sample = Sample::new(SampleKey::new("000000007").unwrap());
-        if let Some(json) = json {
-            sample.push("json", json.as_bytes().to_vec());
-        }
-        identify(&sample).map(|identity| (identity.uid.to_string(), identity.output_key.to_string()))
+        let key = SampleKey::new("000000007").unwrap();
+        let metadata = json.map(|json| serde_json::from_str(json).map_err(|_| ())).transpose();
+        identify(&key, metadata.as_ref().map(Option::as_ref).map_err(|()| ()))
+            .map(|identity| (identity.uid.to_string(), identity.output_key.to_string()))
     }
 
     #[test]

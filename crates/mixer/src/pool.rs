@@ -1,248 +1,401 @@
-//! The first pass: everything the decisions need to know of each sample, and nothing else.
+//! The pool: all samples, numbered; where they are, who they are, and what columns they have.
+//!
+//! Nothing here grows with the number of samples but a few bits for each, and the uids in order, which go to scratch
+//! files when they are many.
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::path::{Path, PathBuf};
 
-use oqvl_shard_io::{Member, ScoreTable, ShardError, ShardReader, Uid, list_shards};
+use arrow_array::Array;
+use oqvl_shard_io::{Uid, UidReader, UidWriter};
 use oqvl_stage::RunContext;
-use rayon::prelude::*;
 
-use crate::config::{Rule, ScoreSource};
-use crate::identity::{Identity, NamedBy, identify};
+use crate::MixerError;
+use crate::columns::{MergedColumns, texts};
+use crate::config::PoolSource;
+use crate::external_sort::{Sorted, Sorter};
+use crate::parquet_scan::ParquetFiles;
+use crate::places::Places;
 use crate::reject::Reject;
-use crate::{DedupKey, MixerConfig, MixerError};
+use crate::row_set::RowSet;
+use crate::sample_index::{IndexPlan, SampleIndex};
+use crate::scratch::Scratch;
 
-/// Half of a BLAKE3 digest: at a billion samples a collision has odds of about 1 in 10^20.
-pub(crate) type Digest = [u8; 16];
+/// A uid and the row that has it, as bytes that sort by uid, then row.
+const UID_ROW_BYTES: usize = 24;
 
-/// An input shard.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct InputShard {
-    pub(crate) path: PathBuf,
-    /// File name without `.tar`.
-    pub(crate) name: String,
-}
-
-/// What the first pass notes of a sample.
+/// A part of the pool: a shard, or a file of a metadata folder.
 #[derive(Debug, Clone)]
-pub(crate) struct SampleRecord {
-    /// Where it starts in its shard.
-    pub(crate) offset: u64,
-    /// Its uid, or why it has no usable one.
-    pub(crate) uid: Result<Uid, Reject>,
-    /// Digest of the image bytes, if samples are compared by them and there is an image.
-    pub(crate) content: Option<Digest>,
-    /// Digest of the caption, if samples are compared by it and there is one.
-    pub(crate) caption: Option<Digest>,
+pub(crate) struct Part {
+    /// Its file name without ending.
+    pub(crate) name: String,
+    pub(crate) first_row: u64,
+    pub(crate) num_rows: u64,
+    /// Whether there was more that cannot be read.
+    pub(crate) is_damaged: bool,
 }
 
-/// What the first pass notes of a shard.
+/// All samples.
 #[derive(Debug)]
-pub(crate) struct ShardScan {
-    pub(crate) shard: InputShard,
-    /// In shard order.
-    pub(crate) samples: Vec<SampleRecord>,
-    /// For each subset the score of each sample, NaN where there is none; empty for a subset given by uids.
-    pub(crate) scores: Vec<Vec<f64>>,
-    /// Keys of the samples that are not named by a uid, by position.
-    pub(crate) unnamed: BTreeMap<usize, String>,
-    /// Whether the tar is damaged behind the last of `samples`.
-    pub(crate) end: ShardEnd,
+pub(crate) struct Pool {
+    /// The shards and their index; none for a metadata folder.
+    pub(crate) index: Option<SampleIndex>,
+    pub(crate) parts: Vec<Part>,
+    /// The columns of all rows, in row order.
+    pub(crate) files: ParquetFiles,
+    pub(crate) num_rows: u64,
+    /// The rows whose uid can be used.
+    pub(crate) usable: RowSet,
+    bad_uid: RowSet,
+    uids: Sorted<UID_ROW_BYTES>,
 }
 
-/// How a shard ends.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum ShardEnd {
-    Whole,
-    Damaged,
+/// The rows that a list of uids names.
+#[derive(Debug)]
+pub(crate) struct FoundRows {
+    pub(crate) rows: RowSet,
+    /// Distinct uids of the list that no row has.
+    pub(crate) num_absent: u64,
 }
 
-impl ShardScan {
-    /// What the report calls the sample at `position`: its uid, or `{shard}/{key}`.
-    pub(crate) fn display_name(&self, position: usize) -> String {
-        match (self.unnamed.get(&position), &self.samples[position].uid) {
-            (None, Ok(uid)) => uid.to_string(),
-            (key, _) => format!("{}/{}", self.shard.name, key.map_or("", String::as_str)),
+impl Pool {
+    /// The pool of a source: runs the first pass over shards, reads the uids of a metadata folder.
+    pub(crate) fn open(
+        source: PoolSource<'_>,
+        plan: &IndexPlan,
+        scratch: &Scratch,
+        run: &RunContext,
+    ) -> Result<Pool, MixerError> {
+        match source {
+            PoolSource::Shards(dir) => {
+                let index = SampleIndex::create(&index_dir(run), plan, &run.resolve(dir))?;
+                index.fill(plan, run)?;
+                Pool::of_index(index, scratch, run)
+            }
+            PoolSource::Metadata(dir, pattern) => {
+                let paths = metadata_files(&run.resolve(dir), pattern)?;
+                Pool::of_metadata(paths, scratch, run)
+            }
         }
     }
-}
 
-/// The shards of `dir` in name order.
-pub(crate) fn input_shards(dir: &Path) -> Result<Vec<InputShard>, MixerError> {
-    let name = |path: &Path| path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
-    Ok(list_shards(dir)?.into_iter().map(|path| InputShard { name: name(&path), path }).collect())
-}
+    fn of_index(index: SampleIndex, scratch: &Scratch, run: &RunContext) -> Result<Pool, MixerError> {
+        let (mut parts, mut tables, mut num_rows) = (Vec::new(), Vec::new(), 0);
+        for (shard, input) in index.shards.iter().enumerate() {
+            let path = index.places_path(shard);
+            let Some((len, is_damaged)) = Places::read_summary(&path) else {
+                return Err(MixerError::InputChanged { path });
+            };
+            let pieces = (len as usize).div_ceil(crate::sample_index::ROWS_PER_FILE);
+            tables.extend((0..pieces).map(|piece| index.table_path(shard, piece)));
+            parts.push(Part { name: input.name.clone(), first_row: num_rows, num_rows: len, is_damaged });
+            num_rows += len;
+        }
+        let files = ParquetFiles::with_columns(MergedColumns::of_shards(), tables, run)?;
+        if files.num_rows != num_rows {
+            return Err(MixerError::InputChanged { path: index.dir().to_path_buf() });
+        }
+        let mut rows = UidRows::new(num_rows, scratch);
+        for shard in 0..index.shards.len() {
+            run.check_interrupt()?;
+            for place in read_places(&index, shard)?.samples {
+                rows.push(place.uid)?;
+            }
+        }
+        rows.into_pool(Some(index), parts, files)
+    }
 
-/// Scans all input shards, in parallel; the result is in shard order.
-pub(crate) fn scan_pool(
-    config: &MixerConfig,
-    rules: &[Rule],
-    run: &RunContext,
-) -> Result<Vec<ShardScan>, MixerError> {
-    let shards = input_shards(&run.resolve(&config.shards))?;
-    let progress = run.progress(shards.len() as u64, "shards read");
-    let scans = shards
-        .into_par_iter()
-        .map(|shard| {
-            let scan = scan_shard(shard, config, rules, run)?;
-            progress.inc(1);
-            Ok(scan)
-        })
-        .collect::<Result<Vec<ShardScan>, MixerError>>();
-    progress.finish();
-    scans
-}
+    fn of_metadata(paths: Vec<PathBuf>, scratch: &Scratch, run: &RunContext) -> Result<Pool, MixerError> {
+        let files = ParquetFiles::open(paths, run)?;
+        files.require("uid")?;
+        let part = |file: &crate::parquet_scan::ParquetFile| Part {
+            name: file.path.file_stem().unwrap_or_default().to_string_lossy().into_owned(),
+            first_row: file.first_row,
+            num_rows: file.num_rows,
+            is_damaged: false,
+        };
+        let parts = files.files.iter().map(part).collect();
+        let mut rows = UidRows::new(files.num_rows, scratch);
+        scan_uids(&files, run, |uid| rows.push(uid))?;
+        rows.into_pool(None, parts, files)
+    }
 
-fn scan_shard(
-    shard: InputShard,
-    config: &MixerConfig,
-    rules: &[Rule],
-    run: &RunContext,
-) -> Result<ShardScan, MixerError> {
-    let (mut samples, mut keys) = (Vec::new(), Vec::new());
-    let mut unnamed = BTreeMap::new();
-    let mut end = ShardEnd::Whole;
-    for sample in ShardReader::open(&shard.path)? {
-        run.check_interrupt()?;
-        let sample = match sample {
-            Ok(sample) => sample,
-            // The disk, not the data, is at fault: trying again may help, going on would lose samples.
-            Err(error @ (ShardError::Io { .. } | ShardError::Read { .. })) => return Err(error.into()),
-            Err(error) => {
-                tracing::warn!(%error, "the rest of the shard is left out");
-                end = ShardEnd::Damaged;
+    /// The part that holds `row`, and its position there.
+    pub(crate) fn locate(&self, row: u64) -> (usize, u64) {
+        let part = self.parts.partition_point(|part| part.first_row <= row) - 1;
+        (part, row - self.parts[part].first_row)
+    }
+
+    /// The range of rows of a part.
+    pub(crate) fn rows_of(&self, part: usize) -> std::ops::Range<u64> {
+        let part = &self.parts[part];
+        part.first_row..part.first_row + part.num_rows
+    }
+
+    /// Why the uid of `row` cannot be used; the row is not in `usable`.
+    pub(crate) fn uid_problem(&self, row: u64) -> Reject {
+        if self.bad_uid.contains(row) { Reject::BadUid } else { Reject::BadMetadata }
+    }
+
+    /// What the first pass noted of the samples of a shard.
+    pub(crate) fn places(&self, shard: usize) -> Result<Places, MixerError> {
+        read_places(self.index.as_ref().expect("only shards have places"), shard)
+    }
+
+    /// Every usable row with its uid, by uid, then row.
+    pub(crate) fn by_uid(
+        &self,
+    ) -> Result<impl Iterator<Item = Result<(Uid, u64), MixerError>> + '_, MixerError> {
+        Ok(self.uids.iter()?.map(|record| {
+            let record = record?;
+            let number = |at: usize| u64::from_be_bytes(record[at..at + 8].try_into().expect("eight bytes"));
+            Ok((Uid::from_halves(number(0), number(8)), number(16)))
+        }))
+    }
+
+    /// The rows of ascending `uids`, which may repeat.
+    pub(crate) fn rows_with(
+        &self,
+        uids: impl Iterator<Item = Result<Uid, MixerError>>,
+    ) -> Result<FoundRows, MixerError> {
+        join(self.by_uid()?, uids, self.num_rows)
+    }
+
+    /// The rows that the list at `path` names. A list out of order is sorted, in scratch files if need be.
+    pub(crate) fn rows_in_list(
+        &self,
+        path: &Path,
+        scratch: &Scratch,
+        run: &RunContext,
+    ) -> Result<FoundRows, MixerError> {
+        let (mut is_sorted, mut last) = (true, None);
+        for uid in UidReader::open(path)? {
+            let uid = uid?;
+            if last.replace(uid).is_some_and(|last| last > uid) {
+                is_sorted = false;
                 break;
             }
-        };
-        let identity = identify(&sample);
-        if !matches!(identity, Ok(Identity { named_by: NamedBy::Uid, .. })) {
-            unnamed.insert(samples.len(), sample.key.to_string());
         }
-        samples.push(SampleRecord {
-            offset: sample.offset,
-            uid: identity.map(|identity| identity.uid),
-            content: digest(config, DedupKey::Content, sample.image()),
-            caption: digest(config, DedupKey::Caption, sample.member("txt")),
-        });
-        keys.push(String::from(sample.key));
+        run.check_interrupt()?;
+        if is_sorted {
+            return self.rows_with(UidReader::open(path)?.map(|uid| Ok(uid?)));
+        }
+        tracing::warn!(path = %path.display(), "the list is not in order; it is sorted first");
+        let mut sorter = UidSorter::new(scratch);
+        for uid in UidReader::open(path)? {
+            sorter.push(uid?)?;
+        }
+        self.rows_with(sorter.finish()?.iter()?)
     }
-    let scores = rules
-        .iter()
-        .map(|rule| match rule {
-            Rule::Score { source, .. } => read_scores(source, &shard, &keys, run),
-            Rule::Uids(_) => Ok(Vec::new()),
-        })
-        .collect::<Result<_, _>>()?;
-    Ok(ShardScan { shard, samples, scores, unnamed, end })
+
+    /// Writes the uids of `rows` as a list, each once; returns how many.
+    pub(crate) fn write_list(&self, rows: &RowSet, path: &Path) -> Result<u64, MixerError> {
+        let mut len = 0;
+        self.for_each_uid(rows, |_| {
+            len += 1;
+            Ok(())
+        })?;
+        let mut writer = UidWriter::create(path, len)?;
+        self.for_each_uid(rows, |uid| Ok(writer.push(uid)?))?;
+        writer.finish()?;
+        Ok(len)
+    }
+
+    /// The uids of `rows`, ascending, each once.
+    fn for_each_uid(
+        &self,
+        rows: &RowSet,
+        mut take: impl FnMut(Uid) -> Result<(), MixerError>,
+    ) -> Result<(), MixerError> {
+        let mut last = None;
+        for entry in self.by_uid()? {
+            let (uid, row) = entry?;
+            if rows.contains(row) && last.replace(uid) != Some(uid) {
+                take(uid)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// What the report calls a row: its uid if it has one of its own, or `{part}/{key}`.
+    pub(crate) fn name_of(&self, row: u64) -> Result<String, MixerError> {
+        let (part, position) = self.locate(row);
+        let shard = &self.parts[part].name;
+        let text = |column: &str| -> Result<Option<String>, MixerError> {
+            let batch = self.files.read_row(row, &[column])?;
+            let texts = texts(batch.column(0)).filter(|texts| !texts.is_null(0));
+            Ok(texts.map(|texts| texts.value(0).to_owned()))
+        };
+        if self.index.is_none() {
+            return if self.usable.contains(row) {
+                Ok(text("uid")?.unwrap_or_default())
+            } else {
+                Ok(format!("{shard}/{position}"))
+            };
+        }
+        let place = self.places(part)?.samples[position as usize];
+        match place.uid {
+            Ok(uid) if place.named_by_uid => Ok(uid.to_string()),
+            _ => Ok(format!("{shard}/{}", text("key")?.unwrap_or_default())),
+        }
+    }
 }
 
-/// The digest of `member`, where samples are compared by `key`.
-fn digest(config: &MixerConfig, key: DedupKey, member: Option<&Member>) -> Option<Digest> {
-    let member = member.filter(|_| config.dedups_by(key))?;
-    let digest = blake3::hash(&member.data);
-    Some(digest.as_bytes()[..16].try_into().expect("a digest has 32 bytes"))
+/// The rows among `pool`, sorted by uid, whose uid is among the ascending `wanted`.
+pub(crate) fn join(
+    pool: impl Iterator<Item = Result<(Uid, u64), MixerError>>,
+    wanted: impl Iterator<Item = Result<Uid, MixerError>>,
+    num_rows: u64,
+) -> Result<FoundRows, MixerError> {
+    let mut found = FoundRows { rows: RowSet::none(num_rows), num_absent: 0 };
+    let (mut pool, mut last) = (pool.peekable(), None);
+    for uid in wanted {
+        let uid = uid?;
+        if last.replace(uid) == Some(uid) {
+            continue;
+        }
+        let mut is_absent = true;
+        while let Some(next) = pool.next_if(|next| !matches!(next, Ok((other, _)) if *other > uid)) {
+            let (other, row) = next?;
+            if other == uid {
+                found.rows.insert(row);
+                is_absent = false;
+            }
+        }
+        found.num_absent += u64::from(is_absent);
+    }
+    Ok(found)
 }
 
-/// The score of every sample of `shard`, NaN where the sidecar has none.
-fn read_scores(
-    source: &ScoreSource,
-    shard: &InputShard,
-    keys: &[String],
+/// Sorts uids that need not fit into memory.
+#[derive(Debug)]
+pub(crate) struct UidSorter(Sorter<16>);
+
+/// Uids in order.
+#[derive(Debug)]
+pub(crate) struct SortedUids(Sorted<16>);
+
+impl UidSorter {
+    pub(crate) fn new(scratch: &Scratch) -> UidSorter {
+        UidSorter(Sorter::new(scratch))
+    }
+
+    pub(crate) fn push(&mut self, uid: Uid) -> Result<(), MixerError> {
+        self.0.push(uid_bytes(uid))
+    }
+
+    pub(crate) fn finish(self) -> Result<SortedUids, MixerError> {
+        Ok(SortedUids(self.0.finish()?))
+    }
+}
+
+impl SortedUids {
+    pub(crate) fn iter(&self) -> Result<impl Iterator<Item = Result<Uid, MixerError>> + '_, MixerError> {
+        Ok(self.0.iter()?.map(|bytes| Ok(Uid::from(u128::from_be_bytes(bytes?)))))
+    }
+}
+
+/// Bytes that sort as uids do.
+fn uid_bytes(uid: Uid) -> [u8; 16] {
+    u128::from(uid).to_be_bytes()
+}
+
+/// Collects what is known of the uids of all rows.
+struct UidRows {
+    next_row: u64,
+    usable: RowSet,
+    bad_uid: RowSet,
+    uids: Sorter<UID_ROW_BYTES>,
+}
+
+impl UidRows {
+    fn new(num_rows: u64, scratch: &Scratch) -> UidRows {
+        let none = RowSet::none(num_rows);
+        UidRows { next_row: 0, usable: none.clone(), bad_uid: none, uids: Sorter::new(scratch) }
+    }
+
+    fn push(&mut self, uid: Result<Uid, Reject>) -> Result<(), MixerError> {
+        let row = self.next_row;
+        self.next_row += 1;
+        match uid {
+            Ok(uid) => {
+                self.usable.insert(row);
+                let mut record = [0; UID_ROW_BYTES];
+                record[..16].copy_from_slice(&uid_bytes(uid));
+                record[16..].copy_from_slice(&row.to_be_bytes());
+                self.uids.push(record)?;
+            }
+            Err(Reject::BadUid) => self.bad_uid.insert(row),
+            Err(_) => {}
+        }
+        Ok(())
+    }
+
+    fn into_pool(
+        self,
+        index: Option<SampleIndex>,
+        parts: Vec<Part>,
+        files: ParquetFiles,
+    ) -> Result<Pool, MixerError> {
+        let num_rows = files.num_rows;
+        let (usable, bad_uid, uids) = (self.usable, self.bad_uid, self.uids.finish()?);
+        Ok(Pool { index, parts, files, num_rows, usable, bad_uid, uids })
+    }
+}
+
+fn read_places(index: &SampleIndex, shard: usize) -> Result<Places, MixerError> {
+    let path = index.places_path(shard);
+    Places::read(&path)?.ok_or(MixerError::InputChanged { path })
+}
+
+/// The directory of the index: hidden, and gone when the selection is written.
+pub(crate) fn index_dir(run: &RunContext) -> PathBuf {
+    run.out_dir.join(".index")
+}
+
+/// The uid of every row of `files`, in row order.
+pub(crate) fn scan_uids(
+    files: &ParquetFiles,
     run: &RunContext,
-) -> Result<Vec<f64>, MixerError> {
-    if keys.is_empty() {
-        // A filter that met no sample may not know its columns.
-        return Ok(Vec::new());
-    }
-    let path = ScoreTable::sidecar_path(&run.resolve(&source.dir), &shard.name, &source.scorer);
-    let table = ScoreTable::read(&path)?;
-    let Some(metric) = table.metric(&source.metric) else {
-        let names: Vec<&str> = table.metrics.iter().map(|(name, _)| name.as_str()).collect();
-        let known = if names.is_empty() { "none".to_owned() } else { format!("`{}`", names.join("`, `")) };
-        return Err(MixerError::NoSuchMetric { path, metric: source.metric.clone(), known });
+    mut take: impl FnMut(Result<Uid, Reject>) -> Result<(), MixerError>,
+) -> Result<(), MixerError> {
+    let path = |file: usize| files.files[file].path.clone();
+    files.scan(
+        &["uid"],
+        run,
+        |rows| parse_uids(rows.batch.column(0), || path(rows.file)),
+        |uids| uids.into_iter().try_for_each(&mut take),
+    )
+}
+
+/// The uids of a column.
+pub(crate) fn parse_uids(
+    column: &arrow_array::ArrayRef,
+    path: impl FnOnce() -> PathBuf,
+) -> Result<Vec<Result<Uid, Reject>>, MixerError> {
+    let Some(uids) = texts(column) else {
+        let problem = format!("the column `uid` is not text but {}", column.data_type());
+        return Err(MixerError::Table { path: path(), problem });
     };
-    Ok(join_scores(keys, &table.keys, metric))
+    let parse = |uid: Option<&str>| uid.and_then(|uid| uid.parse().ok()).ok_or(Reject::BadUid);
+    Ok(uids.iter().map(parse).collect())
 }
 
-/// Looks up the score of each of `keys`. A key that occurs several times takes its rows in their order.
-fn join_scores(keys: &[String], table_keys: &[String], metric: &[Option<f64>]) -> Vec<f64> {
-    let mut rows: HashMap<&str, VecDeque<f64>> = HashMap::with_capacity(table_keys.len());
-    for (key, score) in table_keys.iter().zip(metric) {
-        rows.entry(key).or_default().push_back(score.unwrap_or(f64::NAN));
-    }
-    let take = |key: &String| rows.get_mut(key.as_str()).and_then(VecDeque::pop_front).unwrap_or(f64::NAN);
-    keys.iter().map(take).collect()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::test_pool::{TestSample, config, write_pool};
-    use crate::{Mixer, SubsetConfig};
-
-    #[test]
-    fn scores_are_joined_by_key() {
-        let owned = |keys: &[&str]| keys.iter().map(|&key| key.to_owned()).collect::<Vec<_>>();
-        let check = |keys: &[&str], rows: &[(&str, Option<f64>)], expected: &[Option<f64>]| {
-            let table_keys: Vec<String> = rows.iter().map(|(key, _)| (*key).to_owned()).collect();
-            let metric: Vec<Option<f64>> = rows.iter().map(|(_, score)| *score).collect();
-            let joined = join_scores(&owned(keys), &table_keys, &metric);
-            let joined: Vec<_> = joined.into_iter().map(|s| Some(s).filter(|s| !s.is_nan())).collect();
-            assert_eq!(joined, expected);
-        };
-        check(&[], &[("a", Some(1.0))], &[]);
-        check(&["a", "b"], &[], &[None, None]);
-        check(&["a", "b"], &[("b", Some(2.0)), ("a", Some(1.0))], &[Some(1.0), Some(2.0)]);
-        check(&["a", "b"], &[("b", Some(f64::NAN)), ("a", None)], &[None, None]);
-        let rows = [("a", Some(1.0)), ("b", Some(2.0)), ("a", Some(3.0))];
-        check(&["a", "a", "a", "b"], &rows, &[Some(1.0), Some(3.0), None, Some(2.0)]);
-    }
-
-    #[test]
-    fn shards_come_in_name_order_and_unfinished_ones_do_not() {
-        let dir = tempfile::tempdir().unwrap();
-        for name in ["00010.tar", "00002.tar", ".tmp-x.tar", "00002.parquet", "00002_stats.json", "tar"] {
-            oqvl_shard_io::write_atomic(&dir.path().join(name), b"").unwrap();
+/// The files of a metadata folder that match `pattern`, by name.
+pub(crate) fn metadata_files(dir: &Path, pattern: &str) -> Result<Vec<PathBuf>, MixerError> {
+    let failed = |source| oqvl_shard_io::ShardError::Io { path: dir.to_path_buf(), source };
+    let pattern_text = pattern.to_owned();
+    let pattern = glob::Pattern::new(pattern).expect("the pattern was checked with the config");
+    let mut paths = Vec::new();
+    for entry in std::fs::read_dir(dir).map_err(failed)? {
+        let path = entry.map_err(failed)?.path();
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        if !name.starts_with('.') && pattern.matches(&name) {
+            paths.push(path);
         }
-        let names: Vec<String> =
-            input_shards(dir.path()).unwrap().into_iter().map(|shard| shard.name).collect();
-        assert_eq!(names, ["00002", "00010"]);
-        let empty = tempfile::tempdir().unwrap();
-        assert!(matches!(input_shards(empty.path()), Err(MixerError::Shard(ShardError::NoShards { .. }))));
-        assert!(matches!(
-            input_shards(&empty.path().join("x")),
-            Err(MixerError::Shard(ShardError::Io { .. }))
-        ));
     }
-
-    #[test]
-    fn the_first_pass_notes_what_is_asked_for() {
-        let (dir, run) = write_pool(&[&[TestSample::new("a", 1), TestSample::new("b", 2).without_uid()]]);
-        let with_dedup = |dedup: &[DedupKey]| MixerConfig { dedup: dedup.to_vec(), ..config() };
-        let scan = |config: &MixerConfig| scan_pool(config, &[], &run).unwrap().remove(0);
-        let plain = scan(&with_dedup(&[DedupKey::Uid]));
-        assert!(plain.samples.iter().all(|sample| sample.content.is_none() && sample.caption.is_none()));
-        assert_eq!(plain.end, ShardEnd::Whole);
-        let uid = plain.samples[0].uid.unwrap().to_string();
-        assert_eq!([plain.display_name(0), plain.display_name(1)], [uid, "00000/b".to_owned()]);
-        let compared = scan(&with_dedup(&[DedupKey::Content, DedupKey::Caption]));
-        assert_ne!(compared.samples[0].content, compared.samples[1].content);
-        assert!(compared.samples.iter().all(|sample| sample.content.is_some() && sample.caption.is_some()));
-        drop(dir);
+    if paths.is_empty() {
+        return Err(MixerError::NoMetadata { path: dir.to_path_buf(), pattern: pattern_text });
     }
-
-    #[test]
-    fn absent_sidecars_and_metrics_are_named() {
-        let (dir, run) = write_pool(&[&[TestSample::new("a", 1).scored("clip", 0.5)]]);
-        let check = |metric: &str, scorer: &str, expected: &str| {
-            let subset =
-                SubsetConfig { scorer: Some(scorer.into()), ..crate::test_pool::min_score(metric, 0.0) };
-            let config = MixerConfig { select: crate::Select::Union, subset: vec![subset], ..config() };
-            let message = <Mixer as oqvl_stage::Stage>::run(&config, &run).unwrap_err().to_string();
-            assert!(message.contains(expected), "{message}");
-        };
-        check("itm", "test", "00000.test.parquet: no metric `itm`; it has `clip`");
-        check("clip", "nobody", "00000.nobody.parquet");
-        drop(dir);
-    }
+    paths.sort();
+    Ok(paths)
 }

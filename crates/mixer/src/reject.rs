@@ -19,6 +19,10 @@ pub(crate) enum Reject {
     DuplicateContent,
     /// An earlier sample with the same caption is in the output.
     DuplicateCaption,
+    /// An earlier sample whose image looks the same is in the output.
+    NearDuplicate,
+    /// Its image looks like one of a benchmark.
+    BenchmarkImage,
 }
 
 impl Reject {
@@ -33,6 +37,8 @@ impl Reject {
             Reject::DuplicateUid => "duplicate-uid",
             Reject::DuplicateContent => "duplicate-content",
             Reject::DuplicateCaption => "duplicate-caption",
+            Reject::NearDuplicate => "near-duplicate",
+            Reject::BenchmarkImage => "benchmark-image",
         }
     }
 }

@@ -1,20 +1,47 @@
 //! The second pass: copies the selected samples into output shards of equal size.
+//!
+//! Deviations from the DataComp resharder (`resharder.py`): shards are found by listing the directory, so that a
+//! missing number loses nothing (oddity D6), and a tar needs no `_stats.json` beside it to be read (there, a shard
+//! counts only with both, or when `sizes.json` lists it); output shards are numbered by content and full but for the
+//! last, whatever the number of threads (D8); the samples' metadata go along as `{:08d}.parquet`, so that the next
+//! selection can be made on the mix.
 
 use std::collections::BTreeMap;
+use std::io::Read as _;
 use std::ops::Range;
-use std::path::{Path, PathBuf};
+use std::path::Path;
+use std::sync::Arc;
 
-use oqvl_shard_io::{Sample, ShardReader, ShardWriter, write_json_atomic};
+use arrow_array::{ArrayRef, RecordBatch, StringArray, UInt32Array};
+use arrow_schema::{Field, Schema};
+use datafusion::arrow::compute::take_record_batch;
+use oqvl_shard_io::{
+    ReadLimits, Sample, SampleKey, ShardFile, ShardReader, ShardWriter, TableWriter, write_json_atomic,
+};
 use oqvl_stage::RunContext;
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
 use crate::MixerError;
-use crate::identity::identify;
-use crate::pool::ShardScan;
+use crate::columns::{conform, public_names, texts};
+use crate::config::ScoreFiles;
+use crate::identity::output_key;
+use crate::places::{Place, Places};
+use crate::pool::Pool;
+use crate::row_set::RowSet;
+use crate::sample_index::{ROWS_PER_FILE, SampleIndex, key_check, read_table};
 
 /// The sizes of all output shards, by file name, as the DataComp resharder reads it.
 const SIZES_FILE: &str = "sizes.json";
+
+/// Most bytes of an input shard that are read at once: neighbouring samples come in one piece.
+const MAX_READ_BYTES: u64 = 1 << 20;
+
+/// Columns of the pool that speak of the input shard.
+const INPUT_COLUMNS: [&str; 3] = ["shard", "shard_index", "position"];
+
+/// What a tar ends with; a piece of one must end so too.
+const TAR_END: [u8; 1024] = [0; 1024];
 
 /// `{:08d}_stats.json`: the done-marker of an output shard.
 #[derive(Debug, Serialize, Deserialize)]
@@ -29,48 +56,155 @@ struct Segment {
     /// Index of the input shard.
     shard: usize,
     /// Range within the list of its selected positions.
-    picks: Range<usize>,
+    picks: Range<u64>,
 }
 
-/// Writes the output shards of this process, in parallel, and the table of all sizes; returns the number of all
-/// output shards. Shards that are there already are left as they are.
-pub(crate) fn write_shards(
-    pool: &[ShardScan],
-    kept: &[Vec<usize>],
-    samples_per_shard: usize,
-    run: &RunContext,
-) -> Result<u64, MixerError> {
-    let total: usize = kept.iter().map(Vec::len).sum();
-    let num_shards = total.div_ceil(samples_per_shard);
-    let samples_of = |shard: usize| shard * samples_per_shard..total.min((shard + 1) * samples_per_shard);
-    let progress = run.progress(num_shards as u64, "shards written");
-    (0..num_shards).into_par_iter().filter(|shard| run.owns_shard(*shard)).try_for_each(|shard| {
-        let segments = segments(kept, samples_of(shard));
-        write_shard(&run.out_dir, shard, &segments, pool, kept, run)?;
-        progress.inc(1);
-        Ok::<(), MixerError>(())
-    })?;
-    progress.finish();
-    let sizes: BTreeMap<String, u64> =
-        (0..num_shards).map(|shard| (format!("{shard:08}.tar"), samples_of(shard).len() as u64)).collect();
-    write_json_atomic(&run.out_dir.join(SIZES_FILE), &sizes)?;
-    Ok(num_shards as u64)
+/// The work of the second pass.
+#[derive(Debug)]
+pub(crate) struct Resharder<'a> {
+    pool: &'a Pool,
+    index: &'a SampleIndex,
+    kept: &'a RowSet,
+    /// Selected samples of every input shard.
+    counts: Vec<u64>,
+    samples_per_shard: u64,
+    /// The columns of the pool under their own names, and the names they get in the output.
+    schema: Arc<Schema>,
+    names: Vec<String>,
+    run: &'a RunContext,
 }
 
-fn tar_path(out_dir: &Path, shard: usize) -> PathBuf {
-    out_dir.join(format!("{shard:08}.tar"))
+impl<'a> Resharder<'a> {
+    pub(crate) fn new(
+        pool: &'a Pool,
+        index: &'a SampleIndex,
+        kept: &'a RowSet,
+        samples_per_shard: usize,
+        sidecars: &[ScoreFiles],
+        run: &'a RunContext,
+    ) -> Resharder<'a> {
+        let counts = (0..pool.parts.len()).map(|part| kept.count_range(pool.rows_of(part))).collect();
+        let schema = pool.files.schema.clone();
+        let names = public_names(&schema, sidecars);
+        let samples_per_shard = samples_per_shard as u64;
+        Resharder { pool, index, kept, counts, samples_per_shard, schema, names, run }
+    }
+
+    /// Writes the output shards of this process, in parallel, and the table of all sizes; returns the number of all
+    /// output shards. Shards that are there already are left as they are.
+    pub(crate) fn write(&self) -> Result<u64, MixerError> {
+        let total: u64 = self.counts.iter().sum();
+        let num_shards = total.div_ceil(self.samples_per_shard) as usize;
+        let samples_of = |shard: usize| {
+            let first = shard as u64 * self.samples_per_shard;
+            first..total.min(first + self.samples_per_shard)
+        };
+        let progress = self.run.progress(num_shards as u64, "shards written");
+        (0..num_shards).into_par_iter().filter(|shard| self.run.owns_shard(*shard)).try_for_each(
+            |shard| {
+                self.write_shard(shard, &segments(&self.counts, samples_of(shard)))?;
+                progress.inc(1);
+                Ok::<(), MixerError>(())
+            },
+        )?;
+        progress.finish();
+        let size = |shard: usize| samples_of(shard).end - samples_of(shard).start;
+        let sizes: BTreeMap<String, u64> =
+            (0..num_shards).map(|shard| (format!("{shard:08}.tar"), size(shard))).collect();
+        write_json_atomic(&self.run.out_dir.join(SIZES_FILE), &sizes)?;
+        Ok(num_shards as u64)
+    }
+
+    fn write_shard(&self, shard: usize, segments: &[Segment]) -> Result<(), MixerError> {
+        let path = |ending: &str| self.run.out_dir.join(format!("{shard:08}{ending}"));
+        let (tar, table, stats) = (path(".tar"), path(".parquet"), path("_stats.json"));
+        if tar.exists() && table.exists() && stats.exists() {
+            return Ok(());
+        }
+        let mut writer = ShardWriter::create(&tar)?;
+        let mut rows = OutputTable::new(self);
+        for segment in segments {
+            let places = self.pool.places(segment.shard)?;
+            let range = self.pool.rows_of(segment.shard);
+            let num_picks = (segment.picks.end - segment.picks.start) as usize;
+            let picks =
+                self.kept.iter_range(range.clone()).skip(segment.picks.start as usize).take(num_picks);
+            let positions: Vec<usize> = picks.map(|row| (row - range.start) as usize).collect();
+            let keys = self.copy_samples(segment.shard, &places, &positions, &mut writer)?;
+            rows.add(segment.shard, &places, &positions, keys)?;
+        }
+        let summary = writer.finish()?;
+        rows.write(&table)?;
+        write_json_atomic(&stats, &ShardStats { successes: summary.num_samples })?;
+        self.run.publish(vec![tar, table, stats]);
+        Ok(())
+    }
+
+    /// Copies the samples at `positions` of one input shard; members go over byte for byte, under the new key. Returns
+    /// the new keys with the old ones.
+    fn copy_samples(
+        &self,
+        shard: usize,
+        places: &Places,
+        positions: &[usize],
+        writer: &mut ShardWriter,
+    ) -> Result<Vec<(SampleKey, SampleKey)>, MixerError> {
+        let path = &self.index.shards[shard].path;
+        let changed = || MixerError::InputChanged { path: path.clone() };
+        let mut keys = Vec::with_capacity(positions.len());
+        let file = ShardFile::open(path)?;
+        for piece in pieces(&places.samples, positions) {
+            self.run.check_interrupt()?;
+            let bytes = file.read(piece.start, piece.num_bytes)?;
+            let tar = bytes.as_slice().chain(&TAR_END[..]);
+            let mut samples = ShardReader::new(tar, path, ReadLimits::default());
+            for position in piece.positions {
+                let sample = samples.next().ok_or_else(changed)??;
+                let place = &places.samples[*position];
+                let uid = place.uid.map_err(|_| changed())?;
+                if key_check(sample.key.as_str()) != place.key_check
+                    || piece.start + sample.offset != place.offset
+                {
+                    return Err(changed());
+                }
+                let old_key = sample.key.clone();
+                let key = if place.named_by_uid { output_key(uid) } else { old_key.clone() };
+                let _locations = writer.push(&Sample { key: key.clone(), ..sample })?;
+                keys.push((key, old_key));
+            }
+        }
+        Ok(keys)
+    }
 }
 
-fn stats_path(out_dir: &Path, shard: usize) -> PathBuf {
-    out_dir.join(format!("{shard:08}_stats.json"))
+/// Neighbouring samples that are read at once.
+#[derive(Debug)]
+struct Piece<'a> {
+    start: u64,
+    num_bytes: u64,
+    positions: &'a [usize],
+}
+
+fn pieces<'a>(places: &'a [Place], positions: &'a [usize]) -> impl Iterator<Item = Piece<'a>> {
+    let end = |position: usize| places[position].offset + places[position].num_bytes;
+    let mut rest = positions;
+    std::iter::from_fn(move || {
+        let start = places[*rest.first()?].offset;
+        let continues =
+            |pair: &[usize]| places[pair[1]].offset == end(pair[0]) && end(pair[1]) - start <= MAX_READ_BYTES;
+        let len = 1 + rest.windows(2).take_while(|pair| continues(pair)).count();
+        let (positions, others) = rest.split_at(len);
+        rest = others;
+        Some(Piece { start, num_bytes: end(positions[len - 1]) - start, positions })
+    })
 }
 
 /// The selected samples `range`, counted over all input shards, as segments of these.
-fn segments(kept: &[Vec<usize>], range: Range<usize>) -> Vec<Segment> {
+fn segments(counts: &[u64], range: Range<u64>) -> Vec<Segment> {
     let mut segments = Vec::new();
     let mut start = 0;
-    for (shard, positions) in kept.iter().enumerate() {
-        let end = start + positions.len();
+    for (shard, count) in counts.iter().enumerate() {
+        let end = start + count;
         let (first, last) = (range.start.max(start), range.end.min(end));
         if first < last {
             segments.push(Segment { shard, picks: first - start..last - start });
@@ -80,53 +214,73 @@ fn segments(kept: &[Vec<usize>], range: Range<usize>) -> Vec<Segment> {
     segments
 }
 
-fn write_shard(
-    out_dir: &Path,
-    shard: usize,
-    segments: &[Segment],
-    pool: &[ShardScan],
-    kept: &[Vec<usize>],
-    run: &RunContext,
-) -> Result<(), MixerError> {
-    let (tar_path, stats_path) = (tar_path(out_dir, shard), stats_path(out_dir, shard));
-    if tar_path.exists() && stats_path.exists() {
-        return Ok(());
-    }
-    let mut writer = ShardWriter::create(&tar_path)?;
-    for segment in segments {
-        let positions = &kept[segment.shard][segment.picks.clone()];
-        copy_samples(&pool[segment.shard], positions, &mut writer, run)?;
-    }
-    let summary = writer.finish()?;
-    write_json_atomic(&stats_path, &ShardStats { successes: summary.num_samples })?;
-    Ok(())
+/// The table beside an output shard.
+#[derive(Debug)]
+struct OutputTable<'a> {
+    resharder: &'a Resharder<'a>,
+    schema: Arc<Schema>,
+    batches: Vec<RecordBatch>,
 }
 
-/// Copies the samples at `positions` of one input shard; members go over byte for byte, under the new key.
-fn copy_samples(
-    scan: &ShardScan,
-    positions: &[usize],
-    writer: &mut ShardWriter,
-    run: &RunContext,
-) -> Result<(), MixerError> {
-    let changed = || MixerError::InputChanged { path: scan.shard.path.clone() };
-    let Some(&first) = positions.first() else { return Ok(()) };
-    let mut reader = ShardReader::open_at(&scan.shard.path, scan.samples[first].offset)?;
-    let mut next = first;
-    for &position in positions {
-        run.check_interrupt()?;
-        // Passing over a few samples costs less than a new file handle for every gap.
-        let sample = reader.nth(position - next).ok_or_else(changed)??;
-        next = position + 1;
-        let identity = identify(&sample).map_err(|_| changed())?;
-        let is_the_one =
-            scan.samples[position].offset == sample.offset && scan.samples[position].uid == Ok(identity.uid);
-        if !is_the_one {
-            return Err(changed());
+impl<'a> OutputTable<'a> {
+    fn new(resharder: &'a Resharder<'a>) -> OutputTable<'a> {
+        let columns = resharder.names.iter().zip(resharder.schema.fields());
+        let columns = columns.filter(|(name, _)| !INPUT_COLUMNS.contains(&name.as_str()));
+        let mut fields: Vec<Field> =
+            columns.map(|(name, field)| Field::new(name, field.data_type().clone(), true)).collect();
+        if !fields.iter().any(|field| field.name() == "original_key") {
+            fields.push(Field::new("original_key", arrow_schema::DataType::Utf8, true));
         }
-        let _locations = writer.push(&Sample { key: identity.output_key, ..sample })?;
+        OutputTable { resharder, schema: Arc::new(Schema::new(fields)), batches: Vec::new() }
     }
-    Ok(())
+
+    /// Adds the rows of the samples at `positions` of an input shard, which have been given `keys`.
+    fn add(
+        &mut self,
+        shard: usize,
+        places: &Places,
+        positions: &[usize],
+        keys: Vec<(SampleKey, SampleKey)>,
+    ) -> Result<(), MixerError> {
+        let mut keys = keys.into_iter();
+        for chunk in positions.chunk_by(|a, b| a / ROWS_PER_FILE == b / ROWS_PER_FILE) {
+            let table = read_table(&self.resharder.index.table_path(shard, chunk[0] / ROWS_PER_FILE))?;
+            let rows = UInt32Array::from_iter_values(chunk.iter().map(|at| (at % ROWS_PER_FILE) as u32));
+            let table = take_record_batch(&table, &rows).expect("the rows are those of the table");
+            let table = conform(&table, &self.resharder.schema);
+            let (new, old): (Vec<SampleKey>, Vec<SampleKey>) = keys.by_ref().take(chunk.len()).unzip();
+            let column = |name: &str| -> ArrayRef {
+                let place = self.resharder.names.iter().position(|known| known == name);
+                let column = place.map(|place| table.column(place).clone());
+                match (name, column) {
+                    ("key", _) => Arc::new(StringArray::from_iter_values(&new)),
+                    ("original_key", None) => Arc::new(StringArray::from_iter_values(&old)),
+                    // A uid that stands for a missing one stays inside the mixer.
+                    ("uid", Some(column)) => Arc::new(own_uids(&column, places, chunk)),
+                    (_, Some(column)) => column,
+                    (name, None) => unreachable!("`{name}` is a column of the pool"),
+                }
+            };
+            let columns = self.schema.fields().iter().map(|field| column(field.name())).collect();
+            let batch = RecordBatch::try_new(self.schema.clone(), columns);
+            self.batches.push(batch.expect("the columns were made for the schema"));
+        }
+        Ok(())
+    }
+
+    fn write(self, path: &Path) -> Result<(), MixerError> {
+        let mut writer = TableWriter::create(path, self.schema, &[])?;
+        self.batches.iter().try_for_each(|batch| writer.write(batch))?;
+        Ok(writer.finish()?)
+    }
+}
+
+fn own_uids(uids: &ArrayRef, places: &Places, positions: &[usize]) -> StringArray {
+    let uids = texts(uids).expect("the column uid is text");
+    let own = |(uid, at): (Option<&str>, &usize)| {
+        uid.filter(|_| places.samples[*at].named_by_uid).map(str::to_owned)
+    };
+    uids.iter().zip(positions).map(own).collect()
 }
 
 #[cfg(test)]
@@ -139,23 +293,23 @@ mod tests {
         /// The output shards hold every selected sample once, in order, and are full but for the last.
         #[test]
         fn segments_cover_everything_in_order(
-            counts in prop::collection::vec(0..7_usize, 0..6),
-            samples_per_shard in 1..9_usize,
+            counts in prop::collection::vec(0..7_u64, 0..6),
+            samples_per_shard in 1..9_u64,
         ) {
-            let kept: Vec<Vec<usize>> = counts.iter().map(|count| (0..*count).collect()).collect();
-            let total: usize = counts.iter().sum();
+            let total: u64 = counts.iter().sum();
             let mut visited = Vec::new();
-            for start in (0..total).step_by(samples_per_shard) {
+            for start in (0..total).step_by(samples_per_shard as usize) {
                 let end = total.min(start + samples_per_shard);
-                let segments = segments(&kept, start..end);
-                prop_assert_eq!(segments.iter().map(|segment| segment.picks.len()).sum::<usize>(), end - start);
+                let segments = segments(&counts, start..end);
+                let len = |segment: &Segment| segment.picks.end - segment.picks.start;
+                prop_assert_eq!(segments.iter().map(len).sum::<u64>(), end - start);
                 for segment in segments {
                     visited.extend(segment.picks.map(|pick| (segment.shard, pick)));
                 }
             }
-            let all = kept.iter().enumerate();
+            let all = counts.iter().enumerate();
             let expected: Vec<_> =
-                all.flat_map(|(shard, picks)| (0..picks.len()).map(move |pick| (shard, pick))).collect();
+                all.flat_map(|(shard, count)| (0..*count).map(move |pick| (shard, pick))).collect();
             prop_assert_eq!(visited, expected);
         }
     }

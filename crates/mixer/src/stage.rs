@@ -1,13 +1,19 @@
-//! The stage: scan, decide, list, reshard.
+//! The stage: plan, read, decide, list, reshard.
 
-use oqvl_shard_io::UidSubset;
 use oqvl_stage::{RunContext, Stage, StageConfig, Tally};
 use serde::{Deserialize, Serialize};
 
-use crate::decide::decide;
-use crate::pool::scan_pool;
-use crate::reshard::write_shards;
-use crate::subset::Subset;
+use crate::benchmark_images::{Contamination, find_contamination};
+use crate::config::PoolSource;
+use crate::parquet_scan::ParquetFiles;
+use crate::pool::{Pool, index_dir, metadata_files};
+use crate::query::{Database, PoolTable};
+use crate::reshard::Resharder;
+use crate::sample_index::{IndexPlan, SampleIndex};
+use crate::scratch::Scratch;
+use crate::selection::decide;
+use crate::subset::{Subset, Surroundings};
+use crate::subset_config::Rule;
 use crate::{MixerConfig, MixerError, SubsetReport};
 
 /// The mixer stage.
@@ -27,8 +33,14 @@ pub struct MixerReport {
     pub overlaps: Vec<OverlapReport>,
     /// Distinct uids in `selected.npy`.
     pub selected_uids: u64,
-    /// Output shards of the whole selection.
+    /// Output shards of the whole selection; 0 for a metadata folder.
     pub output_shards: u64,
+    /// Which samples were dropped because their image looks like that of an earlier one, if that was asked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub near_duplicates: Option<NearDuplicateReport>,
+    /// Which samples look like benchmark images, if that was asked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub decontamination: Option<DecontaminationReport>,
 }
 
 /// How much two subsets share.
@@ -38,6 +50,42 @@ pub struct OverlapReport {
     pub between: [String; 2],
     /// Samples in both, before duplicates are dropped.
     pub samples: u64,
+}
+
+/// A sample and the image it resembles.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ImageMatch {
+    /// Uid of the sample, or `{shard}/{key}`.
+    pub sample: String,
+    /// Uid or `{shard}/{key}` of the earlier sample, or file and place of the benchmark image.
+    pub like: String,
+    /// Bits of 64 in which their perceptual hashes differ.
+    pub distance: u32,
+}
+
+/// What came of the search for near-duplicates.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NearDuplicateReport {
+    /// Samples of the pool that have no perceptual hash: no image, or one that cannot be decoded. They are never
+    /// near-duplicates.
+    pub without_hash: u64,
+    /// The first 1000 that were dropped, with the sample that stays.
+    pub matches: Vec<ImageMatch>,
+}
+
+/// What came of the comparison with benchmark images.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DecontaminationReport {
+    /// Benchmark images that were compared with.
+    pub benchmark_images: u64,
+    /// Benchmark images that cannot be decoded.
+    pub unreadable_images: u64,
+    /// Samples of the pool that have no perceptual hash.
+    pub without_hash: u64,
+    /// Samples of the pool, selected or not, that look like a benchmark image.
+    pub samples: u64,
+    /// The first 1000 of them.
+    pub matches: Vec<ImageMatch>,
 }
 
 impl Stage for Mixer {
@@ -50,30 +98,90 @@ impl Stage for Mixer {
 
     fn run(config: &MixerConfig, run: &RunContext) -> Result<MixerReport, MixerError> {
         config.validate()?;
-        let rules = config.rules()?;
-        let pool = scan_pool(config, &rules, run)?;
+        let rules = config.subset.iter().enumerate().map(|(index, subset)| subset.rule(index));
+        let rules = rules.collect::<Result<Vec<Rule>, _>>()?;
+        let source = config.source()?;
+        let scratch = Scratch::create(&index_dir(run), config.memory_limit_mib)?;
+        let plan = IndexPlan::new(config, &rules);
+        let asks_queries = rules.iter().any(|rule| matches!(rule, Rule::Where(_) | Rule::Sql(_)));
+        if asks_queries {
+            check_queries(config, &rules, source, &plan, &scratch, run)?;
+        }
+        crate::baseline::check_assets(&rules, run)?;
+        let pool = Pool::open(source, &plan, &scratch, run)?;
+        let contamination = find_contamination(config, &pool, run)?;
+        let table = PoolTable::Files(&pool.files);
+        let database = match asks_queries {
+            true => Some(Database::open(config, table, pool.index.is_some(), &scratch, run)?),
+            false => None,
+        };
+        let around = Surroundings { config, database: database.as_ref(), scratch: &scratch, run };
         let mut subsets = Vec::with_capacity(rules.len());
-        for (index, (subset, rule)) in config.subset.iter().zip(&rules).enumerate() {
-            subsets.push(Subset::decide(&subset.name, index, rule, &pool, run)?);
+        for (index, rule) in rules.iter().enumerate() {
+            let subset = Subset::decide(index, rule, &pool, around)?;
+            let path = run.out_dir.join(format!("{}.npy", subset.report.name));
+            let _len = pool.write_list(&subset.rows, &path)?;
+            subsets.push(subset);
         }
-        let decision = decide(config, &pool, &subsets);
-        for subset in &subsets {
-            write_uids(&subset.report.name, &subset.uids(&pool), run)?;
-        }
-        write_uids("selected", &decision.uids, run)?;
-        let output_shards = write_shards(&pool, &decision.kept, config.samples_per_shard, run)?;
-        Ok(MixerReport {
+        let decision = decide(config, &pool, &subsets, contamination.as_ref(), &scratch, run)?;
+        let selected_uids = pool.write_list(&decision.kept, &run.out_dir.join("selected.npy"))?;
+        let output_shards = match &pool.index {
+            Some(index) => {
+                let sidecars = config.sidecars();
+                Resharder::new(&pool, index, &decision.kept, config.samples_per_shard, &sidecars, run)
+                    .write()?
+            }
+            None => 0,
+        };
+        let near = config.near_duplicates.map(|_| near_duplicates(&pool, &decision.near_duplicates, run));
+        let decontamination = contamination.map(|it| decontamination(&pool, it, run));
+        let report = MixerReport {
             tally: decision.tally,
             overlaps: overlaps(&subsets),
             subsets: subsets.into_iter().map(|subset| subset.report).collect(),
-            selected_uids: decision.uids.len() as u64,
+            selected_uids,
             output_shards,
-        })
+            near_duplicates: near.transpose()?,
+            decontamination: decontamination.transpose()?,
+        };
+        // Neighbours that write other shards still need the index; the whole run that ends the job takes it away.
+        if run.shards.is_none() {
+            let dir = index_dir(run);
+            std::fs::remove_dir_all(&dir).map_err(|source| MixerError::Scratch { path: dir, source })?;
+        }
+        Ok(report)
     }
 }
 
-fn write_uids(name: &str, uids: &UidSubset, run: &RunContext) -> Result<(), MixerError> {
-    Ok(uids.write(&run.out_dir.join(format!("{name}.npy")))?)
+/// Plans all queries before the pool is read: against the first samples of some shards, or the columns of the folder.
+fn check_queries(
+    config: &MixerConfig,
+    rules: &[Rule],
+    source: PoolSource<'_>,
+    plan: &IndexPlan,
+    scratch: &Scratch,
+    run: &RunContext,
+) -> Result<(), MixerError> {
+    let (schema, has_places) = match source {
+        PoolSource::Shards(dir) => {
+            let index = SampleIndex::create(&index_dir(run), plan, &run.resolve(dir))?;
+            (index.preview(plan, run)?.schema(), true)
+        }
+        PoolSource::Metadata(dir, pattern) => {
+            let files = ParquetFiles::open(metadata_files(&run.resolve(dir), pattern)?, run)?;
+            files.require("uid")?;
+            (files.schema.as_ref().clone(), false)
+        }
+    };
+    let database = Database::open(config, PoolTable::Preview(&schema), has_places, scratch, run)?;
+    for (index, rule) in rules.iter().enumerate() {
+        match rule {
+            Rule::Where(condition) => drop(database.plan_where(index, condition)?),
+            Rule::Sql(sql) => drop(database.plan_sql(index, sql)?),
+            Rule::Score { .. } | Rule::Uids(_) | Rule::Baseline(_) => {}
+        }
+    }
+    Ok(())
 }
 
 fn overlaps(subsets: &[Subset]) -> Vec<OverlapReport> {
@@ -81,10 +189,64 @@ fn overlaps(subsets: &[Subset]) -> Vec<OverlapReport> {
     for (index, second) in subsets.iter().enumerate() {
         for first in &subsets[..index] {
             let between = [first.report.name.clone(), second.report.name.clone()];
-            overlaps.push(OverlapReport { between, samples: first.overlap(second) });
+            overlaps.push(OverlapReport { between, samples: first.rows.overlap(&second.rows) });
         }
     }
     overlaps
+}
+
+/// The hash the first pass noted of a row.
+fn image_hash(pool: &Pool, row: u64) -> Result<Option<u64>, MixerError> {
+    let (part, position) = pool.locate(row);
+    Ok(pool.places(part)?.samples[position as usize].image_hash)
+}
+
+fn count_without_hash(pool: &Pool, run: &RunContext) -> Result<u64, MixerError> {
+    let mut without_hash = 0;
+    crate::duplicates::for_each_place(pool, &pool.usable, run, |_, place| {
+        without_hash += u64::from(place.image_hash.is_none());
+        Ok(())
+    })?;
+    Ok(without_hash)
+}
+
+fn near_duplicates(
+    pool: &Pool,
+    pairs: &[(u64, u64)],
+    run: &RunContext,
+) -> Result<NearDuplicateReport, MixerError> {
+    let mut matches = Vec::with_capacity(pairs.len());
+    for (row, earlier) in pairs {
+        let hashes = (image_hash(pool, *row)?, image_hash(pool, *earlier)?);
+        let (Some(hash), Some(other)) = hashes else {
+            unreachable!("only hashed images are near-duplicates")
+        };
+        matches.push(ImageMatch {
+            sample: pool.name_of(*row)?,
+            like: pool.name_of(*earlier)?,
+            distance: (hash ^ other).count_ones(),
+        });
+    }
+    Ok(NearDuplicateReport { without_hash: count_without_hash(pool, run)?, matches })
+}
+
+fn decontamination(
+    pool: &Pool,
+    contamination: Contamination,
+    run: &RunContext,
+) -> Result<DecontaminationReport, MixerError> {
+    let samples = contamination.rows.len();
+    let matches = contamination
+        .matches
+        .into_iter()
+        .map(|(row, like, distance)| Ok(ImageMatch { sample: pool.name_of(row)?, like, distance }));
+    Ok(DecontaminationReport {
+        benchmark_images: contamination.num_images,
+        unreadable_images: contamination.num_unreadable,
+        without_hash: count_without_hash(pool, run)?,
+        samples,
+        matches: matches.collect::<Result<_, MixerError>>()?,
+    })
 }
 
 #[cfg(test)]
@@ -92,7 +254,7 @@ mod tests {
     use std::collections::BTreeMap;
     use std::path::Path;
 
-    use oqvl_shard_io::{Sample, ShardReader, read_json};
+    use oqvl_shard_io::{Sample, ShardReader, UidSubset, read_json};
     use oqvl_stage::ShardRange;
     use proptest::prelude::*;
 
@@ -119,14 +281,12 @@ mod tests {
         samples.map(old_key).collect()
     }
 
-    /// Every file of a directory with its content.
+    /// Every file of a directory with its content, but for what processes that share it leave to each other.
     fn content(dir: &Path) -> BTreeMap<String, Vec<u8>> {
-        let files = std::fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path());
-        files
-            .map(|path| {
-                (path.file_name().unwrap().to_str().unwrap().to_owned(), std::fs::read(&path).unwrap())
-            })
-            .collect()
+        let paths = std::fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path());
+        let named = paths.map(|path| (path.file_name().unwrap().to_str().unwrap().to_owned(), path));
+        let visible = named.filter(|(name, _)| !name.starts_with('.'));
+        visible.map(|(name, path)| (name, std::fs::read(path).unwrap())).collect()
     }
 
     /// Runs the stage over one pool; checks what goes on and the count of every reject reason.
@@ -237,15 +397,8 @@ mod tests {
         let list: UidSubset =
             [2_u64, 9].map(|low| oqvl_shard_io::Uid::from_halves(0, low)).into_iter().collect();
         list.write(&dir.path().join("dfn.npy")).unwrap();
-        let subset = SubsetConfig {
-            name: "dfn".into(),
-            scores: None,
-            scorer: None,
-            metric: None,
-            min_score: None,
-            fraction: None,
-            uids: Some("dfn.npy".into()),
-        };
+        let subset =
+            SubsetConfig { name: "dfn".into(), uids: Some("dfn.npy".into()), ..SubsetConfig::default() };
         let config = MixerConfig { select: Select::Union, subset: vec![subset], ..config() };
         let report = Mixer::run(&config, &run).unwrap();
         assert_eq!(written_keys(&run, &report), ["b"]);

@@ -19,6 +19,7 @@ pub(crate) struct TestSample {
     image: Vec<u8>,
     caption: String,
     scores: Vec<(&'static str, f64)>,
+    fields: serde_json::Map<String, serde_json::Value>,
 }
 
 impl TestSample {
@@ -30,6 +31,7 @@ impl TestSample {
             image: format!("image {number}").repeat(number as usize % 90).into_bytes(),
             caption: format!("caption {number}"),
             scores: Vec::new(),
+            fields: serde_json::Map::new(),
         }
     }
 
@@ -50,6 +52,12 @@ impl TestSample {
 
     pub(crate) fn with_caption(mut self, caption: &str) -> TestSample {
         self.caption = caption.to_owned();
+        self
+    }
+
+    /// With another field in its `json`.
+    pub(crate) fn with_field(mut self, name: &str, value: impl Into<serde_json::Value>) -> TestSample {
+        self.fields.insert(name.to_owned(), value.into());
         self
     }
 
@@ -76,7 +84,8 @@ fn write_shard(dir: &Path, name: &str, samples: &[TestSample]) {
     for test in samples {
         let mut sample = Sample::new(SampleKey::new(&*test.key).unwrap());
         sample.push("jpg", test.image.clone());
-        let json = serde_json::json!({"uid": test.uid, "key": test.key});
+        let mut json = serde_json::json!({"uid": test.uid, "key": test.key});
+        json.as_object_mut().unwrap().extend(test.fields.clone());
         sample.push("json", serde_json::to_vec(&json).unwrap());
         sample.push("txt", test.caption.clone().into_bytes());
         writer.push(&sample).unwrap();
@@ -101,11 +110,10 @@ fn write_shard(dir: &Path, name: &str, samples: &[TestSample]) {
 /// Everything of the pool, no dedup, two samples per output shard.
 pub(crate) fn config() -> MixerConfig {
     MixerConfig {
-        shards: "pool".into(),
+        shards: Some("pool".into()),
         select: Select::All,
-        dedup: Vec::new(),
         samples_per_shard: 2,
-        subset: Vec::new(),
+        ..MixerConfig::default()
     }
 }
 
@@ -117,7 +125,6 @@ pub(crate) fn min_score(metric: &str, min_score: f64) -> SubsetConfig {
         scorer: Some(SCORER.to_owned()),
         metric: Some(metric.to_owned()),
         min_score: Some(min_score),
-        fraction: None,
-        uids: None,
+        ..SubsetConfig::default()
     }
 }

@@ -76,6 +76,7 @@ pub use image_files::ImageFiles;
 pub use manifest::Manifest;
 pub use pack::{ImageEncoding, ImageRef, ImageShrink, Pack, PackInfo};
 pub use pack_tar::{PackTarReader, PackWithImages, index_pack_tar, read_pack_tar, write_pack_tar};
+pub use parquet_table::TableWriter;
 pub use plan::{PlanWriter, read_plan, write_plan};
 pub use sample::{IMAGE_EXTENSIONS, Member, Sample, SampleKey};
 pub use shard_file::ShardFile;
@@ -87,4 +88,4 @@ pub use store::{
     StoreSettings, StoreUri,
 };
 pub use tar_writer::{MemberLocation, ShardSummary, ShardWriter};
-pub use uid_subset::{Uid, UidSubset};
+pub use uid_subset::{Uid, UidReader, UidSubset, UidWriter};

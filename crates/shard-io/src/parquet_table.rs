@@ -19,15 +19,20 @@ use crate::{AtomicFile, ShardError};
 /// Stands where the library would write its version, so that an upgrade alone does not change the bytes.
 const CREATED_BY: &str = "oqvl-shard-io";
 
-/// A parquet file under construction; it appears when [`finish`](TableWriter::finish) succeeds.
-pub(crate) struct TableWriter {
+/// A parquet file under construction: the same tables always give the same bytes. It appears under its name when
+/// [`finish`](TableWriter::finish) succeeds; dropped before, it leaves nothing behind.
+#[derive(Debug)]
+pub struct TableWriter {
     writer: ArrowWriter<AtomicFile>,
     path: PathBuf,
 }
 
 impl TableWriter {
-    /// Starts the table at `path`; `metadata` goes into the file in this order.
-    pub(crate) fn create(
+    /// Starts the table that will be called `path`; `metadata` goes into the file in this order.
+    ///
+    /// # Errors
+    /// [`ShardError::Io`] if the file cannot be created, [`ShardError::Parquet`] if parquet cannot hold `schema`.
+    pub fn create(
         path: &Path,
         schema: SchemaRef,
         metadata: &[(&str, String)],
@@ -45,7 +50,11 @@ impl TableWriter {
         Ok(TableWriter { writer, path: path.to_path_buf() })
     }
 
-    pub(crate) fn write(&mut self, batch: &RecordBatch) -> Result<(), ShardError> {
+    /// Appends rows, which have the schema of the table.
+    ///
+    /// # Errors
+    /// [`ShardError::Parquet`] if they have another one or writing fails.
+    pub fn write(&mut self, batch: &RecordBatch) -> Result<(), ShardError> {
         self.writer.write(batch).map_err(ShardError::parquet(&self.path))
     }
 
@@ -54,7 +63,11 @@ impl TableWriter {
         self.writer.flush().map_err(ShardError::parquet(&self.path))
     }
 
-    pub(crate) fn finish(self) -> Result<(), ShardError> {
+    /// Closes the file, makes it durable and gives it its name.
+    ///
+    /// # Errors
+    /// [`ShardError::Io`] or [`ShardError::Parquet`] if that fails.
+    pub fn finish(self) -> Result<(), ShardError> {
         let file = self.writer.into_inner().map_err(ShardError::parquet(&self.path))?;
         file.commit().map_err(ShardError::io(&self.path))
     }

@@ -7,7 +7,7 @@
 use std::fmt;
 use std::fs::File;
 use std::io::{BufReader, Read, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
@@ -59,6 +59,18 @@ impl FromStr for Uid {
 impl fmt::Display for Uid {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{:016x}{:016x}", self.0, self.1)
+    }
+}
+
+impl From<u128> for Uid {
+    fn from(number: u128) -> Uid {
+        Uid((number >> 64) as u64, number as u64)
+    }
+}
+
+impl From<Uid> for u128 {
+    fn from(uid: Uid) -> u128 {
+        u128::from(uid.0) << 64 | u128::from(uid.1)
     }
 }
 
@@ -137,24 +149,41 @@ impl UidSubset {
     /// # Errors
     /// [`ShardError::Io`] if writing fails.
     pub fn write(&self, path: &Path) -> Result<(), ShardError> {
-        let io = || ShardError::io(path);
-        let mut file = AtomicFile::create(path).map_err(io())?;
-        file.write_all(&numpy_header(self.uids.len())).map_err(io())?;
-        for uid in &self.uids {
-            let mut record = [0; RECORD_BYTES as usize];
-            record[..8].copy_from_slice(&uid.0.to_le_bytes());
-            record[8..].copy_from_slice(&uid.1.to_le_bytes());
-            file.write_all(&record).map_err(io())?;
-        }
-        file.commit().map_err(io())
+        let mut writer = UidWriter::create(path, self.uids.len() as u64)?;
+        self.uids.iter().try_for_each(|uid| writer.push(*uid))?;
+        writer.finish()
     }
 
     /// Reads a `.npy` file, or a file of bare records. Uids out of order are sorted, repeated ones dropped.
     ///
     /// # Errors
+    /// As [`UidReader::open`], and [`ShardError::Io`] if reading fails.
+    pub fn read(path: &Path) -> Result<UidSubset, ShardError> {
+        let reader = UidReader::open(path)?;
+        let mut uids = Vec::with_capacity(reader.len() as usize);
+        for uid in reader {
+            uids.push(uid?);
+        }
+        Ok(UidSubset::from_unsorted(uids))
+    }
+}
+
+/// The uids of a `.npy` file, or of a file of bare records, one after the other as they stand there: for lists that
+/// need not fit into memory.
+#[derive(Debug)]
+pub struct UidReader {
+    data: std::io::Chain<std::io::Cursor<Vec<u8>>, BufReader<File>>,
+    path: PathBuf,
+    num_left: u64,
+}
+
+impl UidReader {
+    /// Opens the list at `path`.
+    ///
+    /// # Errors
     /// [`ShardError::Npy`] if header and size do not describe a one-dimensional array of `"u8,u8"` records,
     /// [`ShardError::Io`] if reading fails.
-    pub fn read(path: &Path) -> Result<UidSubset, ShardError> {
+    pub fn open(path: &Path) -> Result<UidReader, ShardError> {
         let io = || ShardError::io(path);
         let file = File::open(path).map_err(io())?;
         let file_bytes = file.metadata().map_err(io())?.len();
@@ -166,8 +195,10 @@ impl UidSubset {
             let (header, header_bytes) = read_numpy_header(&mut reader)
                 .map_err(io())?
                 .ok_or_else(|| problem("the header is cut or too long".into()))?;
+            start.clear();
             (Some(parse_numpy_header(&header).map_err(problem)?), header_bytes)
         } else {
+            // Without a header the bytes already taken are the first of the first record.
             (None, 0)
         };
         let data_bytes = file_bytes.saturating_sub(header_bytes);
@@ -179,23 +210,90 @@ impl UidSubset {
                 "{data_bytes} bytes of data{claim}, each record has {RECORD_BYTES}"
             )));
         }
-        // Without a header the bytes already taken are the first of the first record.
-        let mut data =
-            if claimed.is_some() { (&[][..]).chain(reader) } else { start.as_slice().chain(reader) };
-        let mut uids = Vec::with_capacity((data_bytes / RECORD_BYTES) as usize);
+        let data = std::io::Cursor::new(start).chain(reader);
+        Ok(UidReader { data, path: path.to_path_buf(), num_left: data_bytes / RECORD_BYTES })
+    }
+
+    /// Number of records still to come.
+    #[must_use]
+    pub fn len(&self) -> u64 {
+        self.num_left
+    }
+
+    /// Whether none is left.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.num_left == 0
+    }
+}
+
+impl Iterator for UidReader {
+    type Item = Result<Uid, ShardError>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        self.num_left = self.num_left.checked_sub(1)?;
         let mut record = [0; RECORD_BYTES as usize];
-        for _ in 0..data_bytes / RECORD_BYTES {
-            data.read_exact(&mut record).map_err(io())?;
-            let (high, low) = record.split_at(8);
-            let half = |bytes: &[u8]| u64::from_le_bytes(bytes.try_into().expect("a record splits at 8"));
-            uids.push(Uid(half(high), half(low)));
+        if let Err(error) = self.data.read_exact(&mut record) {
+            self.num_left = 0;
+            return Some(Err(ShardError::io(&self.path)(error)));
         }
-        Ok(UidSubset::from_unsorted(uids))
+        let (high, low) = record.split_at(8);
+        let half = |bytes: &[u8]| u64::from_le_bytes(bytes.try_into().expect("a record splits at 8"));
+        Some(Ok(Uid(half(high), half(low))))
+    }
+}
+
+/// Writes a `.npy` list uid by uid; it appears when [`finish`](UidWriter::finish) succeeds.
+#[derive(Debug)]
+pub struct UidWriter {
+    file: AtomicFile,
+    path: PathBuf,
+    num_left: u64,
+    last: Option<Uid>,
+}
+
+impl UidWriter {
+    /// Starts the list of `len` uids that will be called `path`.
+    ///
+    /// # Errors
+    /// [`ShardError::Io`] if it cannot be created.
+    pub fn create(path: &Path, len: u64) -> Result<UidWriter, ShardError> {
+        let mut file = AtomicFile::create(path).map_err(ShardError::io(path))?;
+        file.write_all(&numpy_header(len)).map_err(ShardError::io(path))?;
+        Ok(UidWriter { file, path: path.to_path_buf(), num_left: len, last: None })
+    }
+
+    /// Appends the next uid.
+    ///
+    /// # Errors
+    /// [`ShardError::Io`] if writing fails.
+    ///
+    /// # Panics
+    /// If uids do not ascend, or are more than was said: every reader of these lists relies on it.
+    pub fn push(&mut self, uid: Uid) -> Result<(), ShardError> {
+        assert!(self.last.replace(uid).is_none_or(|last| last < uid), "uids must ascend, at {uid}");
+        self.num_left = self.num_left.checked_sub(1).expect("a list must not get more uids than it says");
+        let mut record = [0; RECORD_BYTES as usize];
+        record[..8].copy_from_slice(&uid.0.to_le_bytes());
+        record[8..].copy_from_slice(&uid.1.to_le_bytes());
+        self.file.write_all(&record).map_err(ShardError::io(&self.path))
+    }
+
+    /// Makes the list durable and gives it its name.
+    ///
+    /// # Errors
+    /// [`ShardError::Io`] if that fails.
+    ///
+    /// # Panics
+    /// If uids are fewer than was said.
+    pub fn finish(self) -> Result<(), ShardError> {
+        assert_eq!(self.num_left, 0, "a list must get as many uids as it says");
+        self.file.commit().map_err(ShardError::io(&self.path))
     }
 }
 
 /// The header `numpy.save` writes: version 1.0, blanks up to a multiple of 64 bytes.
-fn numpy_header(num_records: usize) -> Vec<u8> {
+fn numpy_header(num_records: u64) -> Vec<u8> {
     let dict = format!(
         "{{'descr': [('f0', '<u8'), ('f1', '<u8')], 'fortran_order': False, 'shape': ({num_records},), }}"
     );

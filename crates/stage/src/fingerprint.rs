@@ -3,6 +3,7 @@
 use crate::error::StageError;
 use crate::remote_inputs::Mirrors;
 use oqvl_shard_io::{FilePattern, Manifest, Mirror, digest_bytes, digest_file};
+use rayon::prelude::*;
 use std::collections::BTreeMap;
 use std::path::{Component, Path, PathBuf};
 
@@ -139,8 +140,7 @@ pub(crate) fn changed_outputs<'a>(
 
 /// Digest of files below `base` that no stage of ours wrote.
 fn digest_files(files: &[PathBuf], base: &Path) -> Result<String, StageError> {
-    let mut lines = Vec::new();
-    for file in files {
+    let line = |file: &PathBuf| -> Result<String, StageError> {
         let metadata = std::fs::metadata(file).map_err(StageError::io(file))?;
         let name = file.strip_prefix(base).unwrap_or(file).display().to_string();
         let content = if metadata.len() <= MAX_HASHED_BYTES {
@@ -148,15 +148,17 @@ fn digest_files(files: &[PathBuf], base: &Path) -> Result<String, StageError> {
         } else {
             format!("{:?}", metadata.modified().map_err(StageError::io(file))?)
         };
-        lines.push(format!("{name} {} {content}", metadata.len()));
-    }
+        Ok(format!("{name} {} {content}", metadata.len()))
+    };
+    let lines = files.par_iter().map(line).collect::<Result<Vec<_>, _>>()?;
     Ok(digest_bytes(lines.join("\n").as_bytes()))
 }
 
 /// Digests of what a stage wrote.
 pub(crate) fn digest_outputs(out_dir: &Path) -> Result<BTreeMap<String, String>, StageError> {
-    let files = output_files(out_dir)?.into_iter();
-    files.map(|(name, path)| Ok((name, digest_file(&path).map_err(StageError::io(&path))?))).collect()
+    let files: Vec<(String, PathBuf)> = output_files(out_dir)?.into_iter().collect();
+    let digests = files.into_par_iter();
+    digests.map(|(name, path)| Ok((name, digest_file(&path).map_err(StageError::io(&path))?))).collect()
 }
 
 /// Sizes of outputs.

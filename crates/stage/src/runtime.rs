@@ -167,6 +167,8 @@ impl<S: Stage> Job<S> {
     }
 
     fn execute(&self) -> anyhow::Result<()> {
+        // First of all: inputs are digested on these threads.
+        let threads = configure_threads(self.threads)?;
         let interrupted = watch_signals(self.voice)?;
         let mirrors = self.mirror_inputs(Missing::Fetch, &interrupted)?;
         let (fingerprint, inputs) = self.fingerprint(&mirrors)?;
@@ -183,7 +185,6 @@ impl<S: Stage> Job<S> {
         // Before anything here is removed: a place that is taken is a wrong request.
         let publisher = self.publisher(&fingerprint, &interrupted)?;
         let _lock = self.prepare_out_dir(&fingerprint)?;
-        let threads = configure_threads(self.threads)?;
         let work_dir = &self.flags.work_dir;
         let shards = self.flags.shards;
         let run = RunContext::new(S::NAME, work_dir, self.seed, threads, shards, &fingerprint, interrupted);

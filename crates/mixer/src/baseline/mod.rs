@@ -1,0 +1,372 @@
+//! DataComp's filtering baselines, rule by rule.
+//!
+//! In a metadata folder a baseline reads the files its original reads (`\d{8}_semantic_understanding.parquet` and so
+//! on) and keeps uids; over shards it reads the columns of the pool. Text is taken from the column `text`, or where
+//! there is none from `caption`.
+//!
+//! Source: `baselines.py` and `baselines/apply_filter.py` of DataComp and of the fork in Open-Qwen2VL. Deviations are
+//! written where they are made.
+
+mod asset;
+mod caption;
+mod embeddings;
+mod language;
+mod mlm_score;
+mod numpy_array;
+mod wordnet;
+
+use arrow_array::{Array, Float64Array, StringArray};
+use arrow_schema::DataType;
+use oqvl_shard_io::Uid;
+use oqvl_stage::{ConfigError, RunContext};
+
+use crate::baseline_config::{Baseline, BasicVariant};
+use crate::columns::{numbers, texts};
+use crate::config::{DEFAULT_METADATA_FILES, PoolSource};
+use crate::external_sort::{Sorter, number_of, ordered_bytes};
+use crate::parquet_scan::{ParquetFiles, Rows};
+use crate::pool::{FoundRows, Pool, UidSorter, metadata_files, scan_uids};
+use crate::row_set::RowSet;
+use crate::subset::{Subset, Surroundings, fraction_threshold};
+use crate::subset_config::{BaselineRule, Cut, Rule};
+use crate::{MixerError, SubsetReport};
+
+use caption::CaptionLists;
+use language::LanguageModel;
+use wordnet::WordNet;
+
+/// LAION-2B's bar for the score of CLIP ViT-B/32.
+const LAION_MIN_SCORE: f64 = 0.28;
+
+/// Eight digits, as shards are numbered.
+const EIGHT_DIGITS: &str = "[0-9][0-9][0-9][0-9][0-9][0-9][0-9][0-9]";
+
+/// Checks that the files the baselines need are there and are those they should be.
+pub(crate) fn check_assets(rules: &[Rule], run: &RunContext) -> Result<(), MixerError> {
+    for rule in rules {
+        if let Rule::Baseline(rule) = rule {
+            asset::check(&rule.assets, run)?;
+        }
+    }
+    Ok(())
+}
+
+/// The subset of the config's entry at `index`.
+pub(crate) fn decide(
+    index: usize,
+    rule: &BaselineRule,
+    pool: &Pool,
+    around: Surroundings<'_>,
+) -> Result<Subset, MixerError> {
+    let pattern = file_pattern(rule);
+    let own_files = match around.config.source()? {
+        PoolSource::Metadata(dir, pool_pattern) if pattern != pool_pattern => {
+            let paths = metadata_files(&around.run.resolve(dir), &pattern)?;
+            Some(ParquetFiles::open(paths, around.run)?)
+        }
+        PoolSource::Shards(_) if rule.baseline.needs_features() => {
+            let message = "this baseline needs the `.npz` files of a `metadata_dir`";
+            return Err(ConfigError::new(format!("subset.{index}.baseline"), message).into());
+        }
+        _ => None,
+    };
+    let files = own_files.as_ref().unwrap_or(&pool.files);
+    let evaluation = Evaluation { rule, files, around };
+    let (rows, threshold) = evaluation.rows()?;
+    let found = match &own_files {
+        Some(files) => evaluation.in_pool(files, &rows, pool)?,
+        None => FoundRows { rows, num_absent: 0 },
+    };
+    let report = SubsetReport { threshold, not_in_pool: found.num_absent, ..SubsetReport::default() };
+    Ok(Subset { rows: found.rows, missing_score: None, report })
+}
+
+impl Baseline {
+    fn needs_features(self) -> bool {
+        matches!(self, Baseline::ImageBased | Baseline::ImageBasedIntersectClipScore)
+    }
+}
+
+/// Which files of a metadata folder a baseline reads.
+fn file_pattern(rule: &BaselineRule) -> String {
+    use Baseline::*;
+    let of_metric = |metric: &str| format!("{EIGHT_DIGITS}_{metric}.parquet");
+    match rule.baseline {
+        BasicFilter if rule.variant == Some(BasicVariant::OpenQwen2vl) => format!("{EIGHT_DIGITS}.parquet"),
+        LlavaImageTextMatchingScore => of_metric("image_text_matching"),
+        LlavaObjectDetailFulfillmentScore => of_metric("object_detail_fulfillment"),
+        LlavaCaptionTextQualityScore => of_metric("caption_text_quality"),
+        LlavaSemanticUnderstandingScore => of_metric("semantic_understanding"),
+        RewardQualityScore => "*reward_quality_score.parquet*".to_owned(),
+        DfnClipScore => "*dfn_clipscore.parquet*".to_owned(),
+        _ => DEFAULT_METADATA_FILES.to_owned(),
+    }
+}
+
+/// A baseline over the rows of some files.
+struct Evaluation<'a> {
+    rule: &'a BaselineRule,
+    files: &'a ParquetFiles,
+    around: Surroundings<'a>,
+}
+
+impl Evaluation<'_> {
+    /// The rows it keeps, and the score they had to reach.
+    fn rows(&self) -> Result<(RowSet, Option<f64>), MixerError> {
+        use Baseline::*;
+        match self.rule.baseline {
+            NoFilter => {
+                let all = self.keep(&[], |rows| Ok(vec![true; rows.batch.num_rows()]))?;
+                Ok((all, None))
+            }
+            BasicFilter => Ok((self.basic_filter()?, None)),
+            ClipScore => {
+                let (rows, threshold) = self.clip_score()?;
+                Ok((rows, Some(threshold)))
+            }
+            Laion2b => {
+                // The original asks gcld3; here fastText answers, as in DataComp's other baselines.
+                let language = LanguageModel::open(&self.rule.assets, self.around.run)?;
+                let mut rows = self.reaching(crate::ClipArch::B32.column(), LAION_MIN_SCORE)?;
+                rows.intersect(&self.keep_captions(|caption| language.is_english(caption))?);
+                Ok((rows, Some(LAION_MIN_SCORE)))
+            }
+            TextBased => {
+                let language = LanguageModel::open(&self.rule.assets, self.around.run)?;
+                let wordnet = WordNet::open(&self.rule.assets, self.around.run)?;
+                let names_object = |caption: &str| {
+                    language.is_english(caption)
+                        && caption.split_whitespace().any(|word| wordnet.is_object(word))
+                };
+                Ok((self.keep_captions(names_object)?, None))
+            }
+            ImageBased => Ok((self.image_based(None)?, None)),
+            ImageBasedIntersectClipScore => {
+                let (rows, threshold) = self.clip_score()?;
+                Ok((self.image_based(Some(rows))?, Some(threshold)))
+            }
+            LlavaImageTextMatchingScore => self.mlm_score("image_text_matching_score"),
+            LlavaObjectDetailFulfillmentScore => self.mlm_score("object_detail_fulfillment_score"),
+            LlavaCaptionTextQualityScore => self.mlm_score("caption_text_quality_score"),
+            LlavaSemanticUnderstandingScore => self.mlm_score("semantic_understanding_score"),
+            RewardQualityScore => self.score_and_captions("quality_score"),
+            DfnClipScore => self.score_and_captions("dfn_clipscore"),
+        }
+    }
+
+    /// The rows of the pool that have the uids of `rows`.
+    fn in_pool(&self, files: &ParquetFiles, rows: &RowSet, pool: &Pool) -> Result<FoundRows, MixerError> {
+        let mut uids = UidSorter::new(self.around.scratch);
+        let mut row = 0;
+        files.require("uid")?;
+        scan_uids(files, self.around.run, |uid| {
+            row += 1;
+            match uid {
+                Ok(uid) if rows.contains(row - 1) => uids.push(uid),
+                _ => Ok(()),
+            }
+        })?;
+        pool.rows_with(uids.finish()?.iter()?)
+    }
+
+    /// The rows for which `mask`, given the columns `names`, says yes.
+    fn keep(
+        &self,
+        names: &[&str],
+        mask: impl Fn(&Rows) -> Result<Vec<bool>, MixerError> + Sync,
+    ) -> Result<RowSet, MixerError> {
+        names.iter().try_for_each(|name| self.files.require(name))?;
+        let mut kept = RowSet::none(self.files.num_rows);
+        self.files.scan(
+            names,
+            self.around.run,
+            |rows| Ok((rows.first_row, mask(&rows)?)),
+            |(first_row, mask)| {
+                let rows = (first_row..).zip(mask).filter(|(_, is_kept)| *is_kept);
+                rows.for_each(|(row, _)| kept.insert(row));
+                Ok(())
+            },
+        )?;
+        Ok(kept)
+    }
+
+    /// The rows whose caption passes.
+    fn keep_captions(&self, passes: impl Fn(&str) -> bool + Sync) -> Result<RowSet, MixerError> {
+        self.keep(&[self.text_column()], |rows| {
+            let captions = self.text(rows, 0)?;
+            Ok(captions.iter().map(|caption| caption.is_some_and(&passes)).collect())
+        })
+    }
+
+    fn text_column(&self) -> &'static str {
+        if self.files.schema.index_of("text").is_ok() { "text" } else { "caption" }
+    }
+
+    fn text(&self, rows: &Rows, column: usize) -> Result<StringArray, MixerError> {
+        texts(rows.batch.column(column)).ok_or_else(|| self.wrong_type(rows, column, "text"))
+    }
+
+    fn number(&self, rows: &Rows, column: usize) -> Result<Float64Array, MixerError> {
+        numbers(rows.batch.column(column)).ok_or_else(|| self.wrong_type(rows, column, "numbers"))
+    }
+
+    fn wrong_type(&self, rows: &Rows, column: usize, expected: &str) -> MixerError {
+        let schema = rows.batch.schema();
+        let field = schema.field(column);
+        let path = self.files.files[rows.file].path.clone();
+        let problem = format!("the column `{}` holds no {expected} but {}", field.name(), field.data_type());
+        MixerError::Table { path, problem }
+    }
+
+    /// `basic_filter`. The fork's variant also computes masks of the caption and uses none (oddity D10); so does this one,
+    /// in not computing them.
+    fn basic_filter(&self) -> Result<RowSet, MixerError> {
+        let sides = ["original_width", "original_height"];
+        if self.rule.variant == Some(BasicVariant::OpenQwen2vl) {
+            return self.keep(&[sides[0], sides[1], "status"], |rows| {
+                let status = self.text(rows, 2)?;
+                let fetched = status.iter().map(|status| status == Some("success"));
+                Ok(fetched.zip(self.sizes_pass(rows, 10.0, 4.0)?).map(|(a, b)| a && b).collect())
+            });
+        }
+        let language = LanguageModel::open(&self.rule.assets, self.around.run)?;
+        self.keep(&[sides[0], sides[1], self.text_column()], |rows| {
+            let captions = self.text(rows, 2)?;
+            let good = |caption: &str| {
+                caption.split_whitespace().nth(2).is_some()
+                    && caption.chars().nth(5).is_some()
+                    && language.is_english(caption)
+            };
+            let sizes = self.sizes_pass(rows, 200.0, 3.0)?;
+            let both = captions.iter().zip(sizes);
+            Ok(both.map(|(caption, size_passes)| size_passes && caption.is_some_and(good)).collect())
+        })
+    }
+
+    /// Whether the sides, the first two columns, are long enough and not too different.
+    fn sizes_pass(&self, rows: &Rows, min_side: f64, max_aspect: f64) -> Result<Vec<bool>, MixerError> {
+        let (widths, heights) = (self.number(rows, 0)?, self.number(rows, 1)?);
+        let passes = |(width, height): (Option<f64>, Option<f64>)| {
+            let (Some(width), Some(height)) = (width, height) else { return false };
+            let (short, long) = (width.min(height), width.max(height));
+            short >= min_side && long / short <= max_aspect
+        };
+        Ok(widths.iter().zip(heights.iter()).map(passes).collect())
+    }
+
+    fn clip_score(&self) -> Result<(RowSet, f64), MixerError> {
+        let column = self.rule.arch.expect("checked with the config").column();
+        let threshold = self.threshold(column)?;
+        Ok((self.reaching(column, threshold)?, threshold))
+    }
+
+    /// The score to reach in `column`. For a fraction, as in the original, every row counts: one without a score
+    /// comes last. Where the original ends at such a row, at nan, it keeps nothing; here every row with a score stays.
+    fn threshold(&self, column: &str) -> Result<f64, MixerError> {
+        let fraction = match self.rule.cut.expect("checked with the config") {
+            Cut::MinScore(min_score) => return Ok(min_score),
+            Cut::Fraction(fraction) | Cut::Quantile(fraction) => fraction,
+        };
+        self.files.require(column)?;
+        let mut sorter = Sorter::<8>::new(self.around.scratch);
+        self.files.scan(
+            &[column],
+            self.around.run,
+            |rows| self.number(&rows, 0),
+            |scores| {
+                let known = |score: Option<f64>| score.filter(|it| !it.is_nan()).unwrap_or(f64::NEG_INFINITY);
+                scores.iter().try_for_each(|score| sorter.push(ordered_bytes(known(score))))
+            },
+        )?;
+        Ok(fraction_threshold(&sorter.finish()?, fraction)?.unwrap_or(f64::INFINITY))
+    }
+
+    /// The rows with a score of at least `threshold`; single-precision scores are compared as such, as pandas does.
+    fn reaching(&self, column: &str, threshold: f64) -> Result<RowSet, MixerError> {
+        self.keep(&[column], |rows| {
+            let is_single = *rows.batch.column(0).data_type() == DataType::Float32;
+            let threshold = if is_single { f64::from(threshold as f32) } else { threshold };
+            let passes = |score: Option<f64>| score.is_some_and(|score| score >= threshold);
+            Ok(self.number(rows, 0)?.iter().map(passes).collect())
+        })
+    }
+
+    /// `image_based`, of the rows in `among` if given.
+    fn image_based(&self, among: Option<RowSet>) -> Result<RowSet, MixerError> {
+        let language = LanguageModel::open(&self.rule.assets, self.around.run)?;
+        let mut candidates =
+            self.keep_captions(|caption| caption::is_described(caption) && language.is_english(caption))?;
+        if let Some(among) = among {
+            candidates.intersect(&among);
+        }
+        embeddings::near_targets(&self.rule.assets, self.files, &candidates, self.around.run)
+    }
+
+    fn mlm_score(&self, column: &str) -> Result<(RowSet, Option<f64>), MixerError> {
+        let (threshold, tie_share) = match self.rule.cut.expect("checked with the config") {
+            Cut::MinScore(min_score) => (min_score, 1.0),
+            Cut::Fraction(fraction) | Cut::Quantile(fraction) => self.mlm_threshold(column, fraction)?,
+        };
+        let rows = self.keep(&[column, "status", "uid"], |rows| {
+            let (scores, status) = (self.text(rows, 0)?, self.text(rows, 1)?);
+            let uids = self.text(rows, 2)?;
+            let passes = |row: usize| {
+                let score = scores.is_valid(row).then(|| mlm_score::parse(scores.value(row))).flatten();
+                let fetched = status.is_valid(row) && status.value(row) == "success";
+                let keeps_tie = || {
+                    uids.is_valid(row) && uids.value(row).parse().is_ok_and(|uid| wins_tie(uid, tie_share))
+                };
+                fetched
+                    && score.is_some_and(|score| {
+                        score > threshold || (score == threshold && (tie_share >= 1.0 || keeps_tie()))
+                    })
+            };
+            Ok((0..rows.batch.num_rows()).map(passes).collect())
+        })?;
+        Ok((rows, Some(threshold)))
+    }
+
+    /// The score at index `int(N * fraction)` of the readable ones in descending order, and which share of those that
+    /// equal it is to be kept, so that the fraction is met on average.
+    fn mlm_threshold(&self, column: &str, fraction: f64) -> Result<(f64, f64), MixerError> {
+        let mut sorter = Sorter::<8>::new(self.around.scratch);
+        self.files.require(column)?;
+        self.files.scan(
+            &[column],
+            self.around.run,
+            |rows| {
+                Ok(self.text(&rows, 0)?.iter().flatten().filter_map(mlm_score::parse).collect::<Vec<f64>>())
+            },
+            |scores| scores.into_iter().try_for_each(|score| sorter.push(ordered_bytes(score))),
+        )?;
+        let sorted = sorter.finish()?;
+        let Some(threshold) = fraction_threshold(&sorted, fraction)? else { return Ok((f64::INFINITY, 0.0)) };
+        let (mut above, mut equal) = (0_u64, 0_u64);
+        for record in sorted.iter()? {
+            let score = number_of(record?);
+            above += u64::from(score > threshold);
+            equal += u64::from(score == threshold);
+        }
+        let wanted = (sorted.len() as f64 * fraction) as u64;
+        Ok((threshold, wanted.saturating_sub(above) as f64 / equal as f64))
+    }
+
+    fn score_and_captions(&self, column: &str) -> Result<(RowSet, Option<f64>), MixerError> {
+        let lists = CaptionLists::open(&self.rule.assets, self.around.run)?;
+        let threshold = self.threshold(column)?;
+        let mut rows = self.reaching(column, threshold)?;
+        rows.intersect(&self.keep_captions(|caption| lists.accept(caption))?);
+        Ok((rows, Some(threshold)))
+    }
+}
+
+/// Whether a uid is among the `share` that wins a tie. The original draws from a generator that every worker process
+/// seeds anew, so that the outcome depends on which worker gets which file (oddity D15); here the uid decides.
+fn wins_tie(uid: Uid, share: f64) -> bool {
+    let (high, low) = uid.halves();
+    let mut bytes = high.to_le_bytes().to_vec();
+    bytes.extend_from_slice(&low.to_le_bytes());
+    let digest = blake3::hash(&bytes);
+    let number = u64::from_le_bytes(digest.as_bytes()[..8].try_into().expect("a digest has more"));
+    (number as f64) < share * u64::MAX as f64
+}

@@ -1,0 +1,184 @@
+//! The columns of a pool: one schema over files that need not agree, and the names SQL knows.
+
+use std::sync::Arc;
+
+use arrow_array::{Array, ArrayRef, Float64Array, RecordBatch, StringArray, cast::AsArray, new_null_array};
+use arrow_schema::{DataType, Field, Schema};
+use datafusion::arrow::compute::cast;
+
+use crate::config::ScoreFiles;
+use crate::sample_table::FIXED_COLUMNS;
+
+/// The type in which values of both types can be held. What has nothing in common is held as text.
+fn common_type(a: &DataType, b: &DataType) -> DataType {
+    let is_text = |it: &DataType| matches!(it, DataType::Utf8 | DataType::LargeUtf8 | DataType::Utf8View);
+    match (a, b) {
+        _ if a == b => a.clone(),
+        (DataType::Null, other) | (other, DataType::Null) => other.clone(),
+        _ if a.is_integer() && b.is_integer() => DataType::Int64,
+        _ if a.is_numeric() && b.is_numeric() => DataType::Float64,
+        _ if is_text(a) && is_text(b) => DataType::Utf8,
+        _ => DataType::Utf8,
+    }
+}
+
+/// The columns of several files together, in the order in which they are met. A column without any value is text.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct MergedColumns {
+    columns: Vec<(String, DataType)>,
+}
+
+impl MergedColumns {
+    /// The columns every pool of shards has, even one without samples.
+    pub(crate) fn of_shards() -> MergedColumns {
+        let kind = |name: &str| match name {
+            "shard_index" => DataType::Int32,
+            "position" => DataType::Int64,
+            _ => DataType::Utf8,
+        };
+        MergedColumns { columns: FIXED_COLUMNS.map(|name| (name.to_owned(), kind(name))).to_vec() }
+    }
+
+    /// Adds the columns of another file.
+    pub(crate) fn add(&mut self, schema: &Schema) {
+        for field in schema.fields() {
+            let known = self.columns.iter_mut().find(|(name, _)| name == field.name());
+            match known {
+                Some((_, kind)) => *kind = common_type(kind, field.data_type()),
+                None => self.columns.push((field.name().clone(), field.data_type().clone())),
+            }
+        }
+    }
+
+    /// The schema: every column nullable.
+    pub(crate) fn schema(&self) -> Schema {
+        let kind = |kind: &DataType| match kind {
+            DataType::Null => DataType::Utf8,
+            other => other.clone(),
+        };
+        Schema::new(
+            self.columns.iter().map(|(name, it)| Field::new(name, kind(it), true)).collect::<Vec<_>>(),
+        )
+    }
+}
+
+/// `batch` with the columns of `schema`: cast where the types differ, null where it has none or cannot be cast.
+pub(crate) fn conform(batch: &RecordBatch, schema: &Arc<Schema>) -> RecordBatch {
+    let column = |field: &Arc<Field>| -> ArrayRef {
+        let found =
+            batch.column_by_name(field.name()).and_then(|column| cast(column, field.data_type()).ok());
+        found.unwrap_or_else(|| new_null_array(field.data_type(), batch.num_rows()))
+    };
+    let columns = schema.fields().iter().map(column).collect();
+    RecordBatch::try_new(schema.clone(), columns).expect("the columns were made for the schema")
+}
+
+/// What SQL and the output tables call the columns of `schema`, in its order: their own names, and for scores the
+/// metric, or `{scorer}_{metric}` where that is taken.
+pub(crate) fn public_names(schema: &Schema, sidecars: &[ScoreFiles]) -> Vec<String> {
+    let split = |name: &str| {
+        let (index, metric) = name.strip_prefix("score:")?.split_once(':')?;
+        Some((index.parse::<usize>().ok()?, metric.to_owned()))
+    };
+    let metrics: Vec<Option<(usize, String)>> =
+        schema.fields().iter().map(|field| split(field.name())).collect();
+    let is_plain = |metric: &str| {
+        let own_names = schema.fields().iter().zip(&metrics).filter(|(_, score)| score.is_none());
+        let num_scores = metrics.iter().flatten().filter(|(_, other)| other == metric).count();
+        num_scores == 1 && !own_names.into_iter().any(|(field, _)| field.name() == metric)
+    };
+    let mut names: Vec<String> = Vec::new();
+    for (field, score) in schema.fields().iter().zip(&metrics) {
+        let mut name = match score {
+            None => field.name().clone(),
+            Some((_, metric)) if is_plain(metric) => metric.clone(),
+            Some((index, metric)) => {
+                let scorer = sidecars.get(*index).map_or("scorer", |sidecar| &sidecar.scorer);
+                format!("{scorer}_{metric}")
+            }
+        };
+        while names.contains(&name) {
+            name.push('_');
+        }
+        names.push(name);
+    }
+    names
+}
+
+/// Names for a message: `a`, `b`.
+pub(crate) fn list_names<'a>(names: impl IntoIterator<Item = &'a str>) -> String {
+    let names: Vec<String> = names.into_iter().map(|name| format!("`{name}`")).collect();
+    if names.is_empty() { "none".to_owned() } else { names.join(", ") }
+}
+
+/// A column as text, whatever the layout in which it holds it; `None` if it holds none.
+pub(crate) fn texts(column: &ArrayRef) -> Option<StringArray> {
+    let is_text = match column.data_type() {
+        DataType::Utf8 | DataType::LargeUtf8 | DataType::Utf8View | DataType::Null => true,
+        DataType::Dictionary(_, values) => matches!(**values, DataType::Utf8 | DataType::LargeUtf8),
+        _ => false,
+    };
+    is_text.then(|| cast(column, &DataType::Utf8).ok()).flatten().map(|it| it.as_string::<i32>().clone())
+}
+
+/// A column as numbers; `None` if it holds none.
+pub(crate) fn numbers(column: &ArrayRef) -> Option<Float64Array> {
+    let is_number = column.data_type().is_numeric() || *column.data_type() == DataType::Null;
+    is_number.then(|| cast(column, &DataType::Float64).ok()).flatten().map(|it| it.as_primitive().clone())
+}
+
+#[cfg(test)]
+mod tests {
+    use arrow_array::{Int32Array, Int64Array};
+
+    use super::*;
+
+    fn schema(columns: &[(&str, DataType)]) -> Schema {
+        Schema::new(columns.iter().map(|(name, it)| Field::new(*name, it.clone(), true)).collect::<Vec<_>>())
+    }
+
+    #[test]
+    fn files_that_disagree_are_held_in_common_types() {
+        let mut merged = MergedColumns::default();
+        merged.add(&schema(&[("w", DataType::Int32), ("s", DataType::Float64), ("e", DataType::Null)]));
+        merged.add(&schema(&[("s", DataType::Int64), ("w", DataType::Int64), ("new", DataType::Boolean)]));
+        merged.add(&schema(&[("new", DataType::Int64), ("none", DataType::Null)]));
+        let expected = [
+            ("w", DataType::Int64),
+            ("s", DataType::Float64),
+            ("e", DataType::Utf8),
+            ("new", DataType::Utf8),
+            ("none", DataType::Utf8),
+        ];
+        assert_eq!(merged.schema(), schema(&expected));
+        let batch = crate::sample_table::batch_of(vec![
+            ("w".into(), Arc::new(Int32Array::from(vec![1, 2])) as ArrayRef),
+            ("new".into(), Arc::new(Int64Array::from(vec![5, 6]))),
+        ]);
+        let conformed = conform(&batch, &Arc::new(merged.schema()));
+        assert_eq!(conformed.column(0).as_ref(), &Int64Array::from(vec![1, 2]));
+        assert_eq!(conformed.column(1).null_count(), 2);
+        assert_eq!(conformed.column(3).as_ref(), &StringArray::from(vec!["5", "6"]));
+    }
+
+    #[test]
+    fn scores_have_plain_names_where_these_are_free() {
+        let sidecars = ["clip", "mlm"].map(|scorer| ScoreFiles { scores: "d".into(), scorer: scorer.into() });
+        let physical =
+            ["key", "width", "score:0:clip_score", "score:0:text", "score:1:text", "score:1:width"];
+        let schema = schema(&physical.map(|name| (name, DataType::Utf8)));
+        let expected = ["key", "width", "clip_score", "clip_text", "mlm_text", "mlm_width"];
+        assert_eq!(public_names(&schema, &sidecars), expected);
+    }
+
+    #[test]
+    fn texts_and_numbers_are_recognised() {
+        let words: ArrayRef = Arc::new(StringArray::from(vec!["a"]));
+        let views = cast(&words, &DataType::Utf8View).unwrap();
+        assert_eq!(texts(&views).unwrap().value(0), "a");
+        assert!(numbers(&words).is_none());
+        let ints: ArrayRef = Arc::new(Int32Array::from(vec![3]));
+        assert!(texts(&ints).is_none());
+        assert_eq!(numbers(&ints).unwrap().value(0), 3.0);
+    }
+}

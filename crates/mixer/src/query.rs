@@ -1,0 +1,408 @@
+//! SQL over the pool and the tables beside it, by DataFusion, within a bounded memory.
+//!
+//! A `where` condition becomes `SELECT … FROM pool LEFT JOIN t ON pool.uid = t.uid … WHERE (condition)` with those tables joined
+//! that it speaks of. Rows come in no particular order and are collected as sets, so that a result depends neither on
+//! threads nor on what was spilled; what would make it depend on chance (`random()`, `LIMIT` without order) is refused.
+//!
+//! Joins are hash joins at first, which do not spill; where memory does not suffice the query runs again with
+//! sort-merge joins, which do, and at last with as little parallelism as these need.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use arrow_array::RecordBatch;
+use arrow_schema::Schema;
+use datafusion::common::tree_node::TreeNodeRecursion;
+use datafusion::common::{Column, DataFusionError, SchemaError};
+use datafusion::datasource::TableProvider;
+use datafusion::datasource::empty::EmptyTable;
+use datafusion::datasource::file_format::parquet::ParquetFormat;
+use datafusion::datasource::listing::{ListingOptions, ListingTable, ListingTableConfig, ListingTableUrl};
+use datafusion::execution::context::SQLOptions;
+use datafusion::execution::disk_manager::{DiskManagerBuilder, DiskManagerMode};
+use datafusion::execution::memory_pool::FairSpillPool;
+use datafusion::execution::runtime_env::RuntimeEnvBuilder;
+use datafusion::logical_expr::{Expr, LogicalPlan};
+use datafusion::physical_plan::{ExecutionPlan, execute_stream};
+use datafusion::prelude::{DataFrame, SessionConfig, SessionContext};
+use futures_util::StreamExt;
+use oqvl_stage::{ConfigError, RunContext};
+
+use crate::columns::{list_names, public_names, texts};
+use crate::config::{JoinKey, ScoreFiles};
+use crate::parquet_scan::ParquetFiles;
+use crate::scratch::Scratch;
+use crate::{MixerConfig, MixerError};
+
+/// The name of the pool in SQL.
+pub(crate) const POOL: &str = "pool";
+
+/// Most that a sort keeps back for its merge.
+const MAX_MERGE_RESERVATION_BYTES: usize = 10 << 20;
+
+/// The pool as SQL sees it.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum PoolTable<'a> {
+    /// Only its columns, to check queries against.
+    Preview(&'a Schema),
+    /// Its rows.
+    Files(&'a ParquetFiles),
+}
+
+/// What a query gives for each sample it selects.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Selected {
+    /// Its shard and its position there.
+    Place,
+    /// Its uid.
+    Uid,
+    /// Its key.
+    Key,
+}
+
+/// A query that can be run.
+#[derive(Debug, Clone)]
+pub(crate) struct Query {
+    /// The key of the config it comes from.
+    key: String,
+    sql: String,
+    pub(crate) selected: Selected,
+}
+
+/// A way to run a query.
+#[derive(Debug, Clone, Copy)]
+struct Attempt {
+    prefer_hash_join: bool,
+    threads: usize,
+}
+
+/// The pool and the tables, ready to be queried.
+#[derive(Debug)]
+pub(crate) struct Database<'a> {
+    config: &'a MixerConfig,
+    pool: PoolTable<'a>,
+    /// Whether the pool has shards, or only uids.
+    has_places: bool,
+    sidecars: Vec<ScoreFiles>,
+    tables: Vec<ParquetFiles>,
+    scratch: &'a Scratch,
+    run: &'a RunContext,
+    runtime: tokio::runtime::Runtime,
+}
+
+impl<'a> Database<'a> {
+    /// Opens the tables of the config beside `pool`.
+    pub(crate) fn open(
+        config: &'a MixerConfig,
+        pool: PoolTable<'a>,
+        has_places: bool,
+        scratch: &'a Scratch,
+        run: &'a RunContext,
+    ) -> Result<Database<'a>, MixerError> {
+        let mut tables = Vec::with_capacity(config.table.len());
+        for (index, table) in config.table.iter().enumerate() {
+            let files = ParquetFiles::open(table_files(&run.resolve(&table.path))?, run)?;
+            let on = table.on.column();
+            let field = files.schema.field_with_name(on).ok();
+            let is_text = |field: &arrow_schema::Field| {
+                use arrow_schema::DataType::{LargeUtf8, Utf8, Utf8View};
+                matches!(field.data_type(), Utf8 | LargeUtf8 | Utf8View)
+            };
+            if !field.is_some_and(is_text) {
+                let known = list_names(files.schema.fields().iter().map(|field| field.name().as_str()));
+                let found =
+                    field.map_or("no such column".to_owned(), |it| format!("it is {}", it.data_type()));
+                let message = format!("`{}` has no text column `{on}` ({found}); it has {known}", table.name);
+                return Err(ConfigError::new(format!("table.{index}.on"), message).into());
+            }
+            tables.push(files);
+        }
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(run.threads.max(1))
+            .enable_all()
+            .build()
+            .map_err(MixerError::Threads)?;
+        let sidecars = config.sidecars();
+        Ok(Database { config, pool, has_places, sidecars, tables, scratch, run, runtime })
+    }
+
+    /// The query for the condition of the subset at `index`, planned.
+    pub(crate) fn plan_where(&self, index: usize, condition: &str) -> Result<Query, MixerError> {
+        let key = format!("subset.{index}.where");
+        let mut from = POOL.to_owned();
+        for (table, files) in self.config.table.iter().zip(&self.tables) {
+            if self.speaks_of(condition, &table.name, table.on, files) {
+                from += &left_join(&table.name, table.on, files);
+            }
+        }
+        let (columns, selected) = if self.has_places {
+            ("pool.shard_index, pool.position", Selected::Place)
+        } else {
+            ("pool.uid", Selected::Uid)
+        };
+        let sql = format!("SELECT {columns} FROM {from} WHERE ({condition}\n)");
+        let query = Query { key, sql, selected };
+        self.plan(&query)?;
+        Ok(query)
+    }
+
+    /// The query of the subset at `index`, planned; its result must be one column, `uid` or `key`.
+    pub(crate) fn plan_sql(&self, index: usize, sql: &str) -> Result<Query, MixerError> {
+        let key = format!("subset.{index}.sql");
+        let query = Query { key, sql: sql.to_owned(), selected: Selected::Uid };
+        let frame = self.plan(&query)?;
+        let columns: Vec<&str> = frame.schema().fields().iter().map(|field| field.name().as_str()).collect();
+        use arrow_schema::DataType::{LargeUtf8, Utf8, Utf8View};
+        let is_text =
+            frame.schema().fields().iter().all(|it| matches!(it.data_type(), Utf8 | LargeUtf8 | Utf8View));
+        let selected = match *columns {
+            ["uid"] if is_text => Selected::Uid,
+            ["key"] if is_text => Selected::Key,
+            _ => {
+                let columns = list_names(columns.iter().copied());
+                let message = format!("must return one text column, `uid` or `key`, and returns {columns}");
+                return Err(ConfigError::new(query.key, message).into());
+            }
+        };
+        Ok(Query { selected, ..query })
+    }
+
+    /// Whether the condition names the table, or a column that only the table has.
+    fn speaks_of(&self, condition: &str, table: &str, on: JoinKey, files: &ParquetFiles) -> bool {
+        let pool = self.pool_columns();
+        let is_part = |c: char| c.is_alphanumeric() || c == '_';
+        let mut words = condition.split(|c| !is_part(c)).filter(|word| !word.is_empty());
+        words.any(|word| {
+            let lower = word.to_lowercase();
+            let is_column = |name: &str| name == word || name == lower;
+            let of_pool = pool.iter().any(|name| is_column(name));
+            let of_table = files.schema.fields().iter().any(|field| is_column(field.name()));
+            let is_key = lower == format!("{table}_{}", on.column());
+            lower == table || is_key || (of_table && !of_pool && lower != on.column())
+        })
+    }
+
+    fn pool_columns(&self) -> Vec<String> {
+        match self.pool {
+            PoolTable::Preview(schema) => public_names(schema, &self.sidecars),
+            PoolTable::Files(files) => public_names(&files.schema, &self.sidecars),
+        }
+    }
+
+    fn plan(&self, query: &Query) -> Result<DataFrame, MixerError> {
+        let attempt = Attempt { prefer_hash_join: true, threads: self.run.threads.max(2) };
+        let frame = self.frame(query, attempt).map_err(|error| self.explain(query, &error))?;
+        check_determinism(frame.logical_plan())
+            .map_err(|problem| ConfigError::new(query.key.clone(), problem))?;
+        // Types are checked when the plan becomes physical.
+        let physical = self.runtime.block_on(frame.clone().create_physical_plan());
+        let _plan = physical.map_err(|error| self.explain(query, &error))?;
+        Ok(frame)
+    }
+
+    fn frame(&self, query: &Query, attempt: Attempt) -> Result<DataFrame, DataFusionError> {
+        let context = self.session(attempt)?;
+        let options =
+            SQLOptions::new().with_allow_ddl(false).with_allow_dml(false).with_allow_statements(false);
+        self.runtime.block_on(context.sql_with_options(&query.sql, options))
+    }
+
+    fn session(&self, attempt: Attempt) -> Result<SessionContext, DataFusionError> {
+        let memory = self.scratch.query_bytes();
+        let reservation = (memory / (attempt.threads * 8)).min(MAX_MERGE_RESERVATION_BYTES);
+        let config = SessionConfig::new()
+            .with_target_partitions(attempt.threads)
+            .with_sort_spill_reservation_bytes(reservation)
+            .set_bool("datafusion.optimizer.prefer_hash_join", attempt.prefer_hash_join);
+        let disk = DiskManagerMode::Directories(vec![self.scratch.dir().to_path_buf()]);
+        let disk = DiskManagerBuilder::default().with_mode(disk).with_max_temp_directory_size(u64::MAX);
+        let runtime = RuntimeEnvBuilder::new()
+            .with_memory_pool(Arc::new(FairSpillPool::new(memory)))
+            .with_disk_manager_builder(disk)
+            .build_arc()?;
+        let context = SessionContext::new_with_config_rt(config, runtime);
+        crate::text_functions::register(&context);
+        let (schema, provider): (&Schema, Arc<dyn TableProvider>) = match self.pool {
+            PoolTable::Preview(schema) => (schema, Arc::new(EmptyTable::new(Arc::new(schema.clone())))),
+            PoolTable::Files(files) => (&files.schema, listing(files)?),
+        };
+        let names = schema.fields().iter().zip(self.pool_columns());
+        let columns =
+            names.map(|(field, name)| Expr::Column(Column::new_unqualified(field.name())).alias(name));
+        let view = context.read_table(provider)?.select(columns.collect::<Vec<_>>())?;
+        context.register_table(POOL, view.into_view())?;
+        for (table, files) in self.config.table.iter().zip(&self.tables) {
+            context.register_table(table.name.as_str(), listing(files)?)?;
+        }
+        Ok(context)
+    }
+
+    /// Runs a query and hands its rows to `take`, in any order; returns how many bytes were spilled. The rows of an attempt
+    /// that memory did not suffice for may have been handed over before: `take` collects a set.
+    pub(crate) fn run(
+        &self,
+        query: &Query,
+        mut take: impl FnMut(RecordBatch) -> Result<(), MixerError>,
+    ) -> Result<usize, MixerError> {
+        let threads = self.run.threads.max(2);
+        let attempts = [(true, threads), (false, threads), (false, 2)];
+        let mut outcome = Ok(0);
+        for (prefer_hash_join, threads) in attempts {
+            outcome = self.run_once(query, Attempt { prefer_hash_join, threads }, &mut take)?;
+            match &outcome {
+                Ok(spilled_bytes) => {
+                    tracing::info!(query = query.key, spilled_bytes, "the query is answered");
+                    return Ok(*spilled_bytes);
+                }
+                Err(error) if is_exhausted(error) => {
+                    tracing::info!(
+                        query = query.key,
+                        "more than memory holds: trying again with less at once"
+                    );
+                }
+                Err(_) => break,
+            }
+        }
+        outcome.map_err(|error| self.failure(query, &error))
+    }
+
+    fn run_once(
+        &self,
+        query: &Query,
+        attempt: Attempt,
+        take: &mut impl FnMut(RecordBatch) -> Result<(), MixerError>,
+    ) -> Result<Result<usize, DataFusionError>, MixerError> {
+        let start = || {
+            let frame = self.frame(query, attempt)?;
+            let task = Arc::new(frame.task_ctx());
+            let plan = self.runtime.block_on(frame.create_physical_plan())?;
+            // Operators start tasks of the runtime as soon as they are executed.
+            let _guard = self.runtime.enter();
+            Ok((execute_stream(plan.clone(), task)?, plan))
+        };
+        let (mut stream, plan) = match start() {
+            Ok(started) => started,
+            Err(error) => return Ok(Err(error)),
+        };
+        while let Some(batch) = self.runtime.block_on(stream.next()) {
+            self.run.check_interrupt()?;
+            match batch {
+                Ok(batch) => take(batch)?,
+                Err(error) => return Ok(Err(error)),
+            }
+        }
+        Ok(Ok(spilled_bytes(plan.as_ref())))
+    }
+
+    /// A query that cannot be planned is a mistake in the config: what is wrong, and which columns there are.
+    fn explain(&self, query: &Query, error: &DataFusionError) -> MixerError {
+        let problem = match error.find_root() {
+            DataFusionError::SchemaError(schema_error, _) => match schema_error.as_ref() {
+                SchemaError::FieldNotFound { field, .. } => format!("no column `{}`", field.flat_name()),
+                other => one_line(&other.to_string()),
+            },
+            other => one_line(&other.message()),
+        };
+        let mut columns = format!("`{POOL}` has {}", list_names(self.pool_columns().iter().map(|it| &**it)));
+        for (table, files) in self.config.table.iter().zip(&self.tables) {
+            let names = list_names(files.schema.fields().iter().map(|field| field.name().as_str()));
+            columns += &format!("; `{}` has {names}", table.name);
+        }
+        ConfigError::new(query.key.clone(), format!("{problem} ({columns})")).into()
+    }
+
+    /// A planned query that fails: out of memory, out of disk, a damaged table, a value that cannot be cast.
+    fn failure(&self, query: &Query, error: &DataFusionError) -> MixerError {
+        let mut source: Option<&(dyn std::error::Error + 'static)> = Some(error);
+        while let Some(error) = source {
+            if let Some(io) = error.downcast_ref::<std::io::Error>()
+                && matches!(io.kind(), std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded)
+            {
+                let path = self.scratch.dir().to_path_buf();
+                return MixerError::Scratch { path, source: io.kind().into() };
+            }
+            source = error.source();
+        }
+        if one_line(&error.to_string()).contains("os error 28") {
+            let path = self.scratch.dir().to_path_buf();
+            return MixerError::Scratch { path, source: std::io::ErrorKind::StorageFull.into() };
+        }
+        MixerError::Query { key: query.key.clone(), problem: one_line(&error.find_root().message()) }
+    }
+}
+
+/// What the operators of a plan wrote to the disk while it ran.
+fn spilled_bytes(plan: &dyn ExecutionPlan) -> usize {
+    let own = plan.metrics().and_then(|metrics| metrics.spilled_bytes()).unwrap_or(0);
+    own + plan.children().into_iter().map(|child| spilled_bytes(child.as_ref())).sum::<usize>()
+}
+
+/// The clause that joins a table to the pool. Its own `uid` or `key` goes under another name: in conditions these mean the
+/// pool's.
+fn left_join(table: &str, on: JoinKey, files: &ParquetFiles) -> String {
+    let on = on.column();
+    let others = files.schema.fields().iter().filter(|field| field.name() != on);
+    let others: String = others.map(|field| format!(", \"{}\"", field.name())).collect();
+    format!(
+        " LEFT JOIN (SELECT {on} AS {table}_{on}{others} FROM {table}) AS {table} ON {POOL}.{on} = {table}.{table}_{on}"
+    )
+}
+
+fn is_exhausted(error: &DataFusionError) -> bool {
+    matches!(error.find_root(), DataFusionError::ResourcesExhausted(_))
+}
+
+fn one_line(text: &str) -> String {
+    text.lines().next().unwrap_or_default().trim_end_matches('.').to_owned()
+}
+
+/// Refuses what would make the result depend on chance or on threads.
+fn check_determinism(plan: &LogicalPlan) -> Result<(), String> {
+    let mut problem = None;
+    let visited = plan.apply_with_subqueries(|node| {
+        if let LogicalPlan::Limit(limit) = node {
+            let mut below = limit.input.as_ref();
+            while let LogicalPlan::Projection(it) = below {
+                below = it.input.as_ref();
+            }
+            if !matches!(below, LogicalPlan::Sort(_)) {
+                problem = Some("a LIMIT needs an ORDER BY (that leaves no ties): without, it takes any rows");
+                return Ok(TreeNodeRecursion::Stop);
+            }
+        }
+        if node.expressions().iter().any(Expr::is_volatile) {
+            problem = Some("a function that gives another value each time has no place here");
+            return Ok(TreeNodeRecursion::Stop);
+        }
+        Ok(TreeNodeRecursion::Continue)
+    });
+    debug_assert!(visited.is_ok(), "the visitor does not fail");
+    problem.map_or(Ok(()), |problem| Err(problem.to_owned()))
+}
+
+/// The files of a table: the file itself, or all `*.parquet` of a directory.
+fn table_files(path: &Path) -> Result<Vec<PathBuf>, MixerError> {
+    if path.is_dir() {
+        crate::pool::metadata_files(path, crate::config::DEFAULT_METADATA_FILES)
+    } else {
+        Ok(vec![path.to_path_buf()])
+    }
+}
+
+fn listing(files: &ParquetFiles) -> Result<Arc<dyn TableProvider>, DataFusionError> {
+    let url = |path: &Path| ListingTableUrl::parse(std::path::absolute(path)?.to_string_lossy());
+    let urls = files.files.iter().map(|file| url(&file.path)).collect::<Result<Vec<_>, _>>()?;
+    if urls.is_empty() {
+        return Ok(Arc::new(EmptyTable::new(files.schema.clone())));
+    }
+    let options = ListingOptions::new(Arc::new(ParquetFormat::default())).with_file_extension("");
+    let config = ListingTableConfig::new_with_multi_paths(urls)
+        .with_listing_options(options)
+        .with_schema(files.schema.clone());
+    Ok(Arc::new(ListingTable::try_new(config)?))
+}
+
+/// The texts of the only column of a result.
+pub(crate) fn result_texts(batch: &RecordBatch) -> arrow_array::StringArray {
+    texts(batch.column(0)).expect("the columns uid and key are text, checked when the table was opened")
+}
