@@ -10,13 +10,15 @@ use std::cmp::Reverse;
 ///
 /// Source: `first_fit_decreasing_with_ids` of Open-Qwen2VL, which scans all bins for each item; the result is the same.
 pub fn first_fit_decreasing(lengths: &[u32], capacity: u32) -> Vec<Vec<usize>> {
-    let mut order: Vec<usize> = (0..lengths.len()).collect();
-    order.sort_by_key(|&item| Reverse(lengths[item])); // stable
+    // With its index an item differs from every other; lengths that lie in the order of use spare the cache.
+    let mut order: Vec<(Reverse<u32>, usize)> =
+        lengths.iter().enumerate().map(|(item, &length)| (Reverse(length), item)).collect();
+    order.sort_unstable();
 
     let mut bins: Vec<Vec<usize>> = Vec::new();
     let mut rooms = Rooms::new(most_bins(lengths, capacity), i64::from(capacity));
-    for item in order {
-        let length = i64::from(lengths[item]);
+    for (Reverse(length), item) in order {
+        let length = i64::from(length);
         // An item that fits nowhere still gets the next bin. Bins not yet opened come last and have all the room.
         let bin = rooms.first_with(length).unwrap_or(bins.len());
         if bin == bins.len() {
@@ -86,7 +88,11 @@ impl Rooms {
         self.largest[node] -= length;
         while node > 1 {
             node /= 2;
-            self.largest[node] = self.largest[2 * node].max(self.largest[2 * node + 1]);
+            let largest = self.largest[2 * node].max(self.largest[2 * node + 1]);
+            if self.largest[node] == largest {
+                break; // and so is everything above
+            }
+            self.largest[node] = largest;
         }
     }
 }
