@@ -193,11 +193,6 @@ fn check_columns(run: &str, path: &Path, expected: &Value) {
         .map(|field| (field.name().clone(), type_name(field.data_type())))
         .collect();
     let mut expected: Vec<(String, String)> = serde_json::from_value(expected.clone()).unwrap();
-    for (column, (_, expected_type)) in found.iter().zip(&mut expected) {
-        if expected_type.starts_with("list<") {
-            expected_type.clone_from(&column.1);
-        }
-    }
     if run == "filters" {
         // A digest that is verified stands where its column stood; ours are always the last.
         expected.sort_by_key(|(name, _)| name == "md5");
