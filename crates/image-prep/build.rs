@@ -13,8 +13,8 @@ fn main() {
         println!("cargo::rustc-cfg=jpeg_simd");
     } else {
         println!(
-            "cargo::warning=JPEG files will be read and written without SIMD, at about a third of the speed. On x86, \
-             install nasm, run `cargo clean -p mozjpeg-sys` (with --release for release builds) and build again."
+            "cargo::warning=JPEG files will be read and written without SIMD: reading takes about 1.5 times as long, writing \
+             4 times. On x86, install nasm, run `cargo clean -p mozjpeg-sys` (with --release for release builds) and build again."
         );
     }
 }

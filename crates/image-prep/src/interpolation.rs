@@ -29,7 +29,7 @@ pub enum Interpolation {
     #[serde(alias = "lanczos4")]
     Lanczos,
     /// Not OpenCV's: the mean of the covered area like `Area`, in integer arithmetic with rounding between the two
-    /// directions. Enlarging, the same as `Linear`.
+    /// directions; within two levels of it, on noise too. Enlarging, the same as `Linear`.
     Fast,
 }
 
@@ -111,9 +111,12 @@ fn nearest(image: &Raster, columns: Axis, rows: Axis) -> Vec<u8> {
 }
 
 /// The nearest byte, ties to even: `saturate_cast<uchar>` of a `float`.
+#[inline(always)]
 fn to_byte(value: f32) -> u8 {
-    // `as` saturates.
-    value.round_ties_even() as u8
+    /// Numbers from here to its double have no fraction, so that adding it rounds, as every processor rounds; a call of
+    /// `round_ties_even` is not one instruction on all of them.
+    const NO_FRACTION: f32 = 8_388_608.0;
+    ((value.clamp(0.0, 255.0) + NO_FRACTION).to_bits() & 0xff) as u8
 }
 
 #[cfg(test)]
@@ -186,6 +189,23 @@ mod tests {
                     assert!(resized.pixels().iter().all(|&level| level == 77), "{interpolation:?}");
                 }
             }
+        }
+    }
+
+    #[test]
+    fn bytes_are_rounded_to_even() {
+        for (value, expected) in [
+            (-3.0, 0),
+            (0.5, 0),
+            (0.500_001, 1),
+            (1.5, 2),
+            (2.5, 2),
+            (254.5, 254),
+            (254.6, 255),
+            (300.0, 255),
+        ] {
+            assert_eq!(to_byte(value), expected, "{value}");
+            assert_eq!(to_byte(value), value.round_ties_even() as u8);
         }
     }
 

@@ -30,15 +30,27 @@
 //! assert_eq!((values.len(), values[0], values[384 * 384]), (3 * 384 * 384, 1.0, -1.0));
 //!
 //! let refused = decode(b"<!DOCTYPE html>", &DecodeLimits::default()).unwrap_err();
-//! assert_eq!(refused.reason(), "unknown-format");
+//! assert_eq!(refused.reason(), "not-an-image");
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 //!
 //! # How exact
 //!
-//! Resizing equals Pillow (10.4 to 12.2) bit for bit, and so does decoding of JPEG, PNG, GIF, BMP, TIFF and WebP
-//! wherever it was compared. JPEG is read and written by libjpeg-turbo's code, as in Pillow and OpenCV;
-//! [`JPEG_SIMD`] tells whether this build of it has vector code, which makes it faster and changes no pixel.
+//! Compared, and equal bit for bit (`tests/image_goldens.rs`):
+//! - [`resize`] with Pillow 11.1, on 2,400 random sizes and on every image of the shared data; releases from 10.4 to 12.2
+//!   give the same. Pillow 13 runs the vertical pass first where that is less work: then 32 of 739 real images at
+//!   384 x 384 differ, by 13 levels at most.
+//! - [`decode`] with Pillow 11.1 and [`decode_on_white`] with OpenCV 4.14, on 165 JPEG files made to be different, and on
+//!   739 real and 48 awkward files in all formats. The exception is 16-bit gray, which keeps its high byte here, is cut
+//!   off at 255 by Pillow, and is turned white by img2dataset.
+//! - [`resize_opencv`] with OpenCV 4.14, on 2,000 random sizes. Its x86 wheels use Intel's IPP for `INTER_CUBIC`, which
+//!   differs by one level in 3.4 % of bytes.
+//! - JPEG files of [`encode`] with those of Pillow and OpenCV, at 14 qualities; lossy WebP by its pixels.
+//! - [`exif_tags`] with `exifread` 3.0, on 127 real files and some hundred made-up blocks. [`blur_boxes`] is within one level of
+//!   img2dataset 1.47.
+//!
+//! JPEG is read and written by libjpeg-turbo's code, as in Pillow and OpenCV; [`JPEG_SIMD`] tells whether this build of it
+//! has vector code, which makes it faster and changes no pixel.
 
 mod blur;
 mod decode;
@@ -55,9 +67,12 @@ mod raster;
 mod resample;
 mod rgb_image;
 mod shrink;
+#[cfg(target_arch = "x86_64")]
+mod vector;
 
 /// Whether JPEG files are read and written with vector instructions: libjpeg-turbo's are in assembly language and need
-/// `nasm` at build time on x86. Without them the pixels are the same, for about three times the work.
+/// `nasm` at build time on x86. Without them the pixels are the same; reading takes about one and a half
+/// times as long, writing four times.
 pub const JPEG_SIMD: bool = cfg!(jpeg_simd);
 
 pub use blur::{NormalizedBox, blur_boxes};

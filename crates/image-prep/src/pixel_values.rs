@@ -14,11 +14,12 @@ use crate::{Filter, RgbImage, resize};
 pub fn pixel_values(image: &RgbImage, image_size: u32) -> Vec<f32> {
     let resized = resize(image, image_size, image_size, Filter::Bicubic);
     let value_of: [f32; 256] = std::array::from_fn(|level| (level as f32 / 255.0 - 0.5) / 0.5);
-    let num_pixels = resized.pixels().len() / 3;
-    let mut values = Vec::with_capacity(3 * num_pixels);
-    for channel in 0..3 {
-        values
-            .extend(resized.pixels().iter().skip(channel).step_by(3).map(|&level| value_of[level as usize]));
+    let pixels = resized.pixels().as_chunks::<3>().0;
+    let mut values = vec![0.0; 3 * pixels.len()];
+    let (red, rest) = values.split_at_mut(pixels.len());
+    let (green, blue) = rest.split_at_mut(pixels.len());
+    for (((pixel, red), green), blue) in pixels.iter().zip(red).zip(green).zip(blue) {
+        [*red, *green, *blue] = pixel.map(|level| value_of[usize::from(level)]);
     }
     values
 }

@@ -7,6 +7,10 @@
 //! months in which the reference was trained; releases from 10.4 to 12.2 give the same. Pillow 13.0.0 runs the vertical
 //! pass first where that is less work, and then differs by up to a few dozen levels at hard edges.
 
+#[cfg(target_arch = "x86_64")]
+mod avx2;
+mod portable;
+
 use serde::{Deserialize, Serialize};
 
 use crate::RgbImage;
@@ -82,6 +86,26 @@ pub fn resize(image: &RgbImage, width: u32, height: u32, filter: Filter) -> RgbI
         .unwrap_or_else(|error| panic!("resize of {image:?} to {width} x {height}: {error}"))
 }
 
+/// Changes the length of every row, in the fastest way there is here.
+fn resample_rows(pixels: &[u8], source_width: usize, kernels: &Kernels) -> Vec<u8> {
+    #[cfg(target_arch = "x86_64")]
+    if let Some((simd, groups)) = crate::vector::available().zip(avx2::Groups::new(kernels)) {
+        return avx2::resample_rows(simd, pixels, source_width, &groups);
+    }
+    portable::resample_rows(pixels, source_width, kernels)
+}
+
+/// Changes the number of rows of `row_len` bytes, in the fastest way there is here.
+fn resample_columns(pixels: &[u8], row_len: usize, kernels: &Kernels) -> Vec<u8> {
+    #[cfg(target_arch = "x86_64")]
+    if row_len >= crate::vector::COLUMNS
+        && let Some((simd, groups)) = crate::vector::available().zip(avx2::Groups::new(kernels))
+    {
+        return avx2::resample_columns(simd, pixels, row_len, &groups);
+    }
+    portable::resample_columns(pixels, row_len, kernels)
+}
+
 /// The weights of one pass: for each output position, a run of inputs and a fixed-point weight for each.
 struct Kernels {
     /// First input, and where the weights lie in `weights`.
@@ -133,41 +157,6 @@ fn to_byte(sum: i32) -> u8 {
 
 const ONE_HALF: i32 = 1 << (PRECISION_BITS - 1);
 
-/// Changes the length of every row.
-fn resample_rows(pixels: &[u8], source_width: usize, kernels: &Kernels) -> Vec<u8> {
-    let height = pixels.len() / (source_width * 3);
-    let mut resampled = Vec::with_capacity(height * kernels.runs.len() * 3);
-    for row in pixels.chunks_exact(source_width * 3) {
-        for (first, weights) in kernels.iter() {
-            let mut sums = [ONE_HALF; 3];
-            for (pixel, weight) in row[first * 3..].chunks_exact(3).zip(weights) {
-                for (sum, &level) in sums.iter_mut().zip(pixel) {
-                    *sum += i32::from(level) * weight;
-                }
-            }
-            resampled.extend(sums.map(to_byte));
-        }
-    }
-    resampled
-}
-
-/// Changes the number of rows; `row_len` is a row's length in bytes.
-fn resample_columns(pixels: &[u8], row_len: usize, kernels: &Kernels) -> Vec<u8> {
-    let mut resampled = Vec::with_capacity(kernels.runs.len() * row_len);
-    let mut sums = vec![0; row_len];
-    for (first, weights) in kernels.iter() {
-        sums.fill(ONE_HALF);
-        // Row by row rather than pixel by pixel: the inner loop runs over contiguous bytes and vectorises.
-        for (row, weight) in pixels[first * row_len..].chunks_exact(row_len).zip(weights) {
-            for (sum, &level) in sums.iter_mut().zip(row) {
-                *sum += i32::from(level) * weight;
-            }
-        }
-        resampled.extend(sums.iter().map(|&sum| to_byte(sum)));
-    }
-    resampled
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -206,6 +195,26 @@ mod tests {
     }
 
     proptest! {
+        /// Where there are no vectors, this compares the plain form with itself.
+        #[test]
+        fn vectors_change_nothing(
+            bytes in prop::collection::vec(any::<u8>(), 1..4000), width in 1usize..200, outputs in 1usize..200,
+        ) {
+            let row_len = width * 3;
+            let num_rows = bytes.len().div_ceil(row_len);
+            let pixels: Vec<u8> = bytes.iter().copied().cycle().take(num_rows * row_len).collect();
+            for filter in FILTERS {
+                let kernels = Kernels::new(width, outputs, filter);
+                prop_assert_eq!(
+                    resample_rows(&pixels, width, &kernels), portable::resample_rows(&pixels, width, &kernels)
+                );
+                let kernels = Kernels::new(num_rows, outputs, filter);
+                prop_assert_eq!(
+                    resample_columns(&pixels, row_len, &kernels), portable::resample_columns(&pixels, row_len, &kernels)
+                );
+            }
+        }
+
         #[test]
         fn a_flat_image_stays_flat(
             level: u8, width in 1u32..40, height in 1u32..40, to_width in 1u32..60, to_height in 1u32..60,

@@ -2,14 +2,16 @@
 //! `fixtures/shared_goldens.txt`, whose headers name the script and the versions. The second lists the real images of the
 //! shared data folder, which is not part of this repository: without it those tests say so and pass.
 
+mod goldens;
+
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
+use goldens::{digest, layout, lines, number, pattern, report, shared_data};
 use oqvl_image_prep::{
-    DecodeError, DecodeLimits, Encoding, Filter, Interpolation, Layout, Raster, decode, decode_on_white,
-    encode, probe, resize, resize_opencv,
+    DecodeError, DecodeLimits, Encoding, Filter, Interpolation, Layout, decode, decode_on_white, encode,
+    probe, resize, resize_opencv,
 };
-use sha2::{Digest as _, Sha256};
 
 const GENERATED: &str = include_str!("fixtures/image_goldens.txt");
 const SHARED: &str = include_str!("fixtures/shared_goldens.txt");
@@ -18,80 +20,12 @@ const SHARED: &str = include_str!("fixtures/shared_goldens.txt");
 const LIMITS: DecodeLimits =
     DecodeLimits { max_width: 65_535, max_height: 65_535, max_pixels: 400_000_000, max_alloc_bytes: 1 << 30 };
 
-/// The fields of the lines of one kind.
-fn lines<'a>(goldens: &'a str, kind: &str) -> Vec<Vec<&'a str>> {
-    let fields = goldens.lines().map(|line| line.split(' ').collect());
-    let found: Vec<Vec<&str>> = fields.filter(|fields: &Vec<&str>| fields[0] == kind).collect();
-    assert!(!found.is_empty(), "no `{kind}` lines");
-    found.into_iter().map(|fields| fields[1..].to_vec()).collect()
-}
-
-fn digest(bytes: &[u8]) -> String {
-    Sha256::digest(bytes)[..8].iter().map(|byte| format!("{byte:02x}")).collect()
-}
-
-fn number(field: &str) -> u32 {
-    field.parse().unwrap()
-}
-
-/// Bytes from a hash of their place, as `pattern` of the script makes them.
-fn pattern(name: &str, width: u32, height: u32, layout: Layout) -> Raster {
-    let channels = layout.num_channels() as u64;
-    let noise = |place: u64| {
-        let mixed = (place + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-        let mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        mixed >> 56
-    };
-    let (width_, height_) = (u64::from(width), u64::from(height));
-    let pixels = (0..width_ * height_ * channels).map(|place| match name {
-        "noise" => noise(place) as u8,
-        "edges" => {
-            if noise(place) < 128 {
-                0
-            } else {
-                255
-            }
-        }
-        "soft" => {
-            let pixel = place / channels;
-            ((pixel % width_) * 200 / width_ + (pixel / width_) * 40 / height_ + noise(place) % 16) as u8
-        }
-        other => panic!("unknown pattern {other}"),
-    });
-    Raster::new(width, height, layout, pixels.collect()).unwrap()
-}
-
-fn layout(channels: &str) -> Layout {
-    match channels {
-        "1" => Layout::Gray,
-        "3" => Layout::Rgb,
-        other => panic!("{other} channels"),
-    }
-}
-
-/// Fails with all differences, sorted by kind.
-fn report(what: &str, num_cases: usize, differences: Vec<String>) {
-    eprintln!("{what}: {num_cases} cases, {} differ", differences.len());
-    assert!(
-        differences.is_empty(),
-        "{what}: {} of {num_cases} differ:\n{}",
-        differences.len(),
-        differences.join("\n")
-    );
-}
-
 /// Where the files of a list lie; `None`, and a word about it, if they are not there.
 fn root_of(goldens: &str) -> Option<PathBuf> {
     if goldens == GENERATED {
         return Some(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/jpeg"));
     }
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../../shared/data");
-    if !root.is_dir() {
-        eprintln!("skipped: {} is not there", root.display());
-        return None;
-    }
-    Some(root)
+    shared_data()
 }
 
 fn check_pillow_decode(goldens: &str, except: &[&str]) {
@@ -118,7 +52,7 @@ fn check_pillow_decode(goldens: &str, except: &[&str]) {
         differences
             .extend(difference.filter(|_| !except.contains(&name)).map(|text| format!("{name}: {text}")));
     }
-    report("decode as Pillow", num_cases, differences);
+    report("decode as Pillow", num_cases, &differences);
 }
 
 fn check_opencv_decode(goldens: &str) {
@@ -142,7 +76,7 @@ fn check_opencv_decode(goldens: &str) {
         };
         differences.extend(difference.map(|text| format!("{name}: {text}")));
     }
-    report("decode as OpenCV", num_cases, differences);
+    report("decode as OpenCV", num_cases, &differences);
 }
 
 #[test]
@@ -208,7 +142,7 @@ fn resize_equals_pillow() {
             differences.push(fields.join(" "));
         }
     }
-    report("resize as Pillow", num_cases, differences);
+    report("resize as Pillow", num_cases, &differences);
 }
 
 #[test]
@@ -231,7 +165,7 @@ fn resize_equals_opencv() {
             differences.push(fields.join(" "));
         }
     }
-    report("resize as OpenCV", num_cases, differences);
+    report("resize as OpenCV", num_cases, &differences);
 }
 
 fn check_encode(kind: &str, encoding_of: fn(u8) -> Encoding, bytes_of: fn(&[u8]) -> Vec<u8>) {
@@ -245,7 +179,7 @@ fn check_encode(kind: &str, encoding_of: fn(u8) -> Encoding, bytes_of: fn(&[u8])
             differences.push(fields.join(" "));
         }
     }
-    report(kind, num_cases, differences);
+    report(kind, num_cases, &differences);
 }
 
 #[test]

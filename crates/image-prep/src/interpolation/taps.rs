@@ -7,7 +7,7 @@
 //! level in about one pixel of twenty.
 
 use super::{Axis, to_byte};
-use crate::Raster;
+use crate::{Layout, Raster};
 
 /// Which neighbours count how much.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -94,6 +94,13 @@ struct Taps {
     weights: [i32; MAX_TAPS],
 }
 
+impl Taps {
+    /// The first tap in a row that was extended by [`MARGIN`].
+    fn first_in_extended(&self) -> usize {
+        (self.first + MARGIN as i64) as usize
+    }
+}
+
 fn taps_of(axis: Axis, kernel: Kernel, edge: Edge) -> impl Iterator<Item = Taps> {
     let num_taps = kernel.num_taps() as i64;
     (0..axis.num_outputs).map(move |output| {
@@ -125,101 +132,237 @@ enum Edge {
 }
 
 pub(super) fn resize(image: &Raster, columns: Axis, rows: Axis, kernel: Kernel) -> Vec<u8> {
-    match (kernel, image.layout().num_channels()) {
-        (Kernel::Linear | Kernel::LinearArea, 1) => {
-            resize_with::<2, 1>(image, columns, rows, kernel, mix_linear)
+    let job = Job { pixels: image.pixels(), columns, rows, kernel };
+    match image.layout() {
+        Layout::Gray => job.run(1, widen::<1>),
+        Layout::Rgb => {
+            #[cfg(target_arch = "x86_64")]
+            if let Some(simd) = crate::vector::available() {
+                return avx2::run(simd, &job);
+            }
+            job.run(3, widen::<3>)
         }
-        (Kernel::Linear | Kernel::LinearArea, _) => {
-            resize_with::<2, 3>(image, columns, rows, kernel, mix_linear)
-        }
-        (Kernel::Cubic, 1) => resize_with::<4, 1>(image, columns, rows, kernel, mix_cubic),
-        (Kernel::Cubic, _) => resize_with::<4, 3>(image, columns, rows, kernel, mix_cubic),
-        (Kernel::Lanczos4, 1) => resize_with::<8, 1>(image, columns, rows, kernel, mix_lanczos4),
-        (Kernel::Lanczos4, _) => resize_with::<8, 3>(image, columns, rows, kernel, mix_lanczos4),
     }
 }
 
-/// `mix` gives the byte in the middle of `TAPS` row sums, with the weights of the rows.
-fn resize_with<const TAPS: usize, const CHANNELS: usize>(
-    image: &Raster,
+/// A resize to do.
+struct Job<'a> {
+    pixels: &'a [u8],
     columns: Axis,
     rows: Axis,
     kernel: Kernel,
-    mix: impl Fn([i32; TAPS], [i32; TAPS]) -> u8,
-) -> Vec<u8> {
-    let column_taps: Vec<Taps> = taps_of(columns, kernel, Edge::MoveInside).collect();
-    let in_row_len = columns.num_inputs * CHANNELS;
-    let out_row_len = columns.num_outputs * CHANNELS;
-    let mut resized = Vec::with_capacity(out_row_len * rows.num_outputs);
-    // The last `TAPS` rows that were widened, each at its number modulo `TAPS`.
-    let mut widened: [Vec<i32>; TAPS] = std::array::from_fn(|_| vec![0; out_row_len]);
-    let mut widened_rows = [usize::MAX; TAPS];
-    for taps in taps_of(rows, kernel, Edge::Leave) {
-        let inputs: [usize; TAPS] = std::array::from_fn(|tap| {
-            (taps.first + tap as i64).clamp(0, rows.num_inputs as i64 - 1) as usize
-        });
-        for input in inputs {
-            if widened_rows[input % TAPS] != input {
-                let row = &image.pixels()[input * in_row_len..][..in_row_len];
-                widen::<TAPS, CHANNELS>(row, &column_taps, &mut widened[input % TAPS]);
-                widened_rows[input % TAPS] = input;
-            }
-        }
-        let sources = inputs.map(|input| &widened[input % TAPS][..]);
-        let weights: [i32; TAPS] = std::array::from_fn(|tap| taps.weights[tap]);
-        resized.extend((0..out_row_len).map(|idx| mix(sources.map(|row| row[idx]), weights)));
-    }
-    resized
 }
 
-/// One row at its new length, in fixed point.
-fn widen<const TAPS: usize, const CHANNELS: usize>(row: &[u8], taps: &[Taps], widened: &mut [i32]) {
-    let pixels = row.as_chunks::<CHANNELS>().0;
-    let last = pixels.len() as i64 - 1;
-    for (output, taps) in widened.as_chunks_mut::<CHANNELS>().0.iter_mut().zip(taps) {
-        let mut sums = [0; CHANNELS];
-        let mut add = |pixel: &[u8; CHANNELS], weight: i32| {
-            for (sum, &level) in sums.iter_mut().zip(pixel) {
-                *sum += i32::from(level) * weight;
+/// Pixels that a row is extended by on either side, equal to its outermost: no tap lies further outside.
+const MARGIN: usize = MAX_TAPS / 2;
+
+impl Job<'_> {
+    /// `widen` gives two neighbouring rows, extended by [`MARGIN`], their new length, in fixed point.
+    #[inline(always)]
+    fn run(&self, channels: usize, mut widen: impl FnMut([&[u8]; 2], &[Taps], [&mut [i32]; 2])) -> Vec<u8> {
+        let &Self { pixels, columns, rows, kernel } = self;
+        let column_taps: Vec<Taps> = taps_of(columns, kernel, Edge::MoveInside).collect();
+        let row_len = columns.num_inputs * channels;
+        let new_len = columns.num_outputs * channels;
+        let num_taps = kernel.num_taps();
+        let mut resized = vec![0; new_len * rows.num_outputs];
+        let mut extended = [Vec::new(), Vec::new()];
+        // The last rows that were widened, each at its number modulo twice the taps. A fourth channel may be written
+        // behind the last pixel.
+        let mut widened: [Vec<i32>; 2 * MAX_TAPS] = std::array::from_fn(|_| Vec::new());
+        widened[..2 * num_taps].fill(vec![0; new_len + 1]);
+        let mut num_widened = 0;
+        for (target, taps) in resized.chunks_exact_mut(new_len).zip(taps_of(rows, kernel, Edge::Leave)) {
+            let inputs: [usize; MAX_TAPS] = std::array::from_fn(|tap| {
+                (taps.first + tap.min(num_taps - 1) as i64).clamp(0, rows.num_inputs as i64 - 1) as usize
+            });
+            // Rows that no output reads are widened too; there are such only where an image shrinks much.
+            num_widened = num_widened.max(inputs[0] / 2 * 2);
+            while num_widened <= inputs[MAX_TAPS - 1] {
+                for (extended, number) in extended.iter_mut().zip([num_widened, num_widened + 1]) {
+                    extend(
+                        &pixels[number.min(rows.num_inputs - 1) * row_len..][..row_len],
+                        channels,
+                        extended,
+                    );
+                }
+                let (head, tail) = widened.split_at_mut(num_widened % (2 * num_taps) + 1);
+                let targets = [&mut head[num_widened % (2 * num_taps)][..], &mut tail[0][..]];
+                widen([&extended[0], &extended[1]], &column_taps, targets);
+                num_widened += 2;
             }
-        };
-        let inside = usize::try_from(taps.first).ok().and_then(|first| pixels.get(first..first + TAPS));
-        if let Some(inside) = inside {
-            for (pixel, &weight) in inside.iter().zip(&taps.weights) {
-                add(pixel, weight);
-            }
-        } else {
-            for (tap, &weight) in taps.weights[..TAPS].iter().enumerate() {
-                add(&pixels[(taps.first + tap as i64).clamp(0, last) as usize], weight);
+            let sums: [&[i32]; MAX_TAPS] = inputs.map(|input| &widened[input % (2 * num_taps)][..new_len]);
+            match kernel {
+                Kernel::Linear | Kernel::LinearArea => mix_linear(&sums[..2], &taps.weights, target),
+                Kernel::Cubic => mix_cubic(&sums[..4], &taps.weights, target),
+                Kernel::Lanczos4 => mix_lanczos4(&sums, &taps.weights, target),
             }
         }
-        *output = sums;
+        resized
     }
 }
+
+/// Puts `row` into `extended`, with its outermost pixels repeated on either side.
+fn extend(row: &[u8], channels: usize, extended: &mut Vec<u8>) {
+    extended.clear();
+    for _ in 0..MARGIN {
+        extended.extend_from_slice(&row[..channels]);
+    }
+    extended.extend_from_slice(row);
+    for _ in 0..MARGIN {
+        extended.extend_from_slice(&row[row.len() - channels..]);
+    }
+    #[cfg(target_arch = "x86_64")]
+    extended.resize(extended.len() + crate::vector::PADDING, 0);
+}
+
+fn widen<const CHANNELS: usize>(rows: [&[u8]; 2], taps: &[Taps], targets: [&mut [i32]; 2]) {
+    for (row, target) in rows.into_iter().zip(targets) {
+        let pixels = row.as_chunks::<CHANNELS>().0;
+        for (output, taps) in target.as_chunks_mut::<CHANNELS>().0.iter_mut().zip(taps) {
+            let mut sums = [0; CHANNELS];
+            for (pixel, &weight) in pixels[taps.first_in_extended()..].iter().zip(&taps.weights) {
+                for (sum, &level) in sums.iter_mut().zip(pixel) {
+                    *sum += i32::from(level) * weight;
+                }
+            }
+            *output = sums;
+        }
+    }
+}
+
+/// Sums that are worked on together.
+const CHUNK: usize = 32;
 
 /// Two roundings down and one to the nearest, as OpenCV's vector code has it.
-fn mix_linear(sums: [i32; 2], weights: [i32; 2]) -> u8 {
-    let part = |tap: usize| (weights[tap] * (sums[tap] >> 4)) >> 16;
-    ((part(0) + part(1) + 2) >> 2).clamp(0, 255) as u8
+#[inline(always)]
+fn mix_linear(rows: &[&[i32]], weights: &[i32; MAX_TAPS], target: &mut [u8]) {
+    for (idx, target) in target.chunks_mut(CHUNK).enumerate() {
+        let mut totals = [0; CHUNK];
+        for (row, &weight) in rows.iter().zip(weights) {
+            for (total, &sum) in totals.iter_mut().zip(&row[idx * CHUNK..][..target.len()]) {
+                *total += (weight * (sum >> 4)) >> 16;
+            }
+        }
+        for (byte, total) in target.iter_mut().zip(totals) {
+            *byte = ((total + 2) >> 2).clamp(0, 255) as u8;
+        }
+    }
 }
 
-/// In 32-bit floating point, as OpenCV's vector code has it.
-fn mix_cubic(sums: [i32; 4], weights: [i32; 4]) -> u8 {
+/// In 32-bit floating point from the last row to the first, as OpenCV's vector code has it; what does not fill its last
+/// vector of eight, in integers.
+#[inline(always)]
+fn mix_cubic(rows: &[&[i32]], weights: &[i32; MAX_TAPS], target: &mut [u8]) {
     const INVERSE_ONE: f32 = 1.0 / (ONE as f32 * ONE as f32);
-    let part = |tap: usize| sums[tap] as f32 * (weights[tap] as f32 * INVERSE_ONE);
-    to_byte(part(0) + (part(1) + (part(2) + part(3))))
+    let num_in_vectors = target.len() / 8 * 8;
+    let (vectors, tail) = target.split_at_mut(num_in_vectors);
+    for (idx, target) in vectors.chunks_mut(CHUNK).enumerate() {
+        let mut totals = [0.0; CHUNK];
+        for (row, &weight) in rows.iter().zip(weights).rev() {
+            let weight = weight as f32 * INVERSE_ONE;
+            for (total, &sum) in totals.iter_mut().zip(&row[idx * CHUNK..][..target.len()]) {
+                *total += sum as f32 * weight;
+            }
+        }
+        for (byte, total) in target.iter_mut().zip(totals) {
+            *byte = to_byte(total);
+        }
+    }
+    for (idx, byte) in tail.iter_mut().enumerate() {
+        let products =
+            rows.iter().zip(weights).map(|(row, &weight)| row[num_in_vectors + idx].wrapping_mul(weight));
+        *byte = from_fixed_point(products.fold(ONE_HALF, i32::wrapping_add));
+    }
 }
 
-fn mix_lanczos4(sums: [i32; 8], weights: [i32; 8]) -> u8 {
-    const ONE_HALF: i32 = 1 << (2 * WEIGHT_BITS - 1);
-    let sum: i32 =
-        sums.iter().zip(weights).map(|(sum, weight)| sum.wrapping_mul(weight)).fold(0, i32::wrapping_add);
-    (sum.wrapping_add(ONE_HALF) >> (2 * WEIGHT_BITS)).clamp(0, 255) as u8
+/// One half in the fixed point of twice weighted bytes.
+const ONE_HALF: i32 = 1 << (2 * WEIGHT_BITS - 1);
+
+/// A sum of twice weighted bytes, begun at one half, back to a byte.
+#[inline(always)]
+fn from_fixed_point(sum: i32) -> u8 {
+    (sum >> (2 * WEIGHT_BITS)).clamp(0, 255) as u8
+}
+
+#[inline(always)]
+fn mix_lanczos4(rows: &[&[i32]], weights: &[i32; MAX_TAPS], target: &mut [u8]) {
+    for (idx, target) in target.chunks_mut(CHUNK).enumerate() {
+        let mut totals = [ONE_HALF; CHUNK];
+        for (row, &weight) in rows.iter().zip(weights) {
+            for (total, &sum) in totals.iter_mut().zip(&row[idx * CHUNK..][..target.len()]) {
+                *total = total.wrapping_add(sum.wrapping_mul(weight));
+            }
+        }
+        for (byte, total) in target.iter_mut().zip(totals) {
+            *byte = from_fixed_point(total);
+        }
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+mod avx2 {
+    //! Rows of RGB pixels with AVX2; the columns vectorise by themselves.
+
+    use pulp::cast;
+    use pulp::x86::V3;
+
+    use super::Job;
+    use crate::vector;
+
+    pub(super) fn run(simd: V3, job: &Job<'_>) -> Vec<u8> {
+        let mut column_taps = vector::Taps::default();
+        for taps in super::taps_of(job.columns, job.kernel, super::Edge::MoveInside) {
+            let weights = taps.weights.map(|weight| weight as i16);
+            column_taps.push(taps.first_in_extended(), &weights[..job.kernel.num_taps()]);
+        }
+        simd.vectorize(
+            #[inline(always)]
+            || {
+                job.run(
+                    3,
+                    #[inline(always)]
+                    |rows, _, [low, high]| {
+                        vector::weigh_two_rows(
+                            simd,
+                            rows,
+                            &column_taps,
+                            #[inline(always)]
+                            |output, sums| {
+                                let [first, second]: [[i32; 4]; 2] = cast(sums);
+                                low[output * 3..output * 3 + 4].copy_from_slice(&first);
+                                high[output * 3..output * 3 + 4].copy_from_slice(&second);
+                            },
+                        );
+                    },
+                )
+            },
+        )
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        /// Where there are no vectors, this compares the plain form with itself.
+        #[test]
+        fn vectors_change_nothing(
+            bytes in prop::collection::vec(any::<u8>(), 1..2000), width in 1u32..60, to_width in 1u32..90,
+            to_height in 1u32..60,
+        ) {
+            let height = (bytes.len() as u32).div_ceil(width * 3);
+            let pixels = bytes.iter().copied().cycle().take((width * height * 3) as usize).collect();
+            let image = Raster::new(width, height, Layout::Rgb, pixels).unwrap();
+            let (columns, rows) = (Axis::new(width, to_width), Axis::new(height, to_height));
+            for kernel in [Kernel::Linear, Kernel::LinearArea, Kernel::Cubic, Kernel::Lanczos4] {
+                let plain = Job { pixels: image.pixels(), columns, rows, kernel }.run(3, widen::<3>);
+                prop_assert_eq!(resize(&image, columns, rows, kernel), plain);
+            }
+        }
+    }
 
     #[test]
     fn weights_sum_to_about_one() {
