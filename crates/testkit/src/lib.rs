@@ -3,7 +3,8 @@
 //! Four nouns: a [`Tolerance`] says how close two results must be ([`assert_close`]), a *tiny shard* is a real
 //! WebDataset tar of a few small images ([`tiny_shard`]), the *shared data* are real photographs and
 //! tokenizers that may or may not lie beside the checkout ([`shared_data`]), and a [`PythonVenv`] is a virtual
-//! environment with packages from PyPI ([`python_venv`]) for the tests that run other people's tools.
+//! environment with packages from PyPI ([`python_venv`]) for the tests that run other people's tools, the
+//! [`S3Server`] among them.
 //!
 //! What a test needs and does not find, it says in a line that begins with `skipped: `; `cargo xtask test` lists
 //! those lines at its end, so that a skipped test is never taken for a passed one.
@@ -26,11 +27,13 @@
 //! Panics are its way to report: every function is for use inside a test.
 
 mod python;
+mod s3_server;
 mod shared_data;
 mod tiny_shard;
 mod tolerance;
 
 pub use python::{PythonVenv, python_venv};
+pub use s3_server::{Bucket, S3Server};
 pub use shared_data::shared_data;
 pub use tiny_shard::{tiny_shard, tiny_uid};
 pub use tolerance::{Tolerance, assert_close};

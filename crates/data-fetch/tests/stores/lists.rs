@@ -3,10 +3,10 @@
 use crate::pictures::{self, csv};
 use crate::program::Program;
 use crate::proxy::Proxy;
-use crate::s3_server::{Bucket, S3Server};
 use arrow_array::{ArrayRef, RecordBatch, StringArray};
 use flate2::Compression;
 use flate2::write::GzEncoder;
+use oqvl_testkit::{Bucket, S3Server};
 use std::io::Write as _;
 use std::net::SocketAddr;
 use std::sync::Arc;

@@ -8,5 +8,4 @@ mod lists;
 mod pictures;
 mod program;
 mod proxy;
-mod s3_server;
 mod upload;

@@ -65,10 +65,7 @@ impl Program {
 
     /// Credentials, and the server's address.
     pub(crate) fn with_s3(&mut self, address: std::net::SocketAddr) {
-        self.variable("AWS_ACCESS_KEY_ID", "test");
-        self.variable("AWS_SECRET_ACCESS_KEY", "test");
-        self.variable("AWS_REGION", "us-east-1");
-        self.variable("AWS_ENDPOINT_URL", &format!("http://{address}"));
+        self.variables.extend(oqvl_testkit::S3Server::environment(address));
     }
 
     fn command(&self, flags: &[&str]) -> Command {

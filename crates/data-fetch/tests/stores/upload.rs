@@ -3,9 +3,9 @@
 use crate::pictures::{self, csv};
 use crate::program::{Program, appears};
 use crate::proxy::Proxy;
-use crate::s3_server::{Bucket, S3Server};
 use oqvl_shard_io::{Claim, Destination, MirrorOptions, Sent, Store, StoreError, StoreSettings, StoreUri};
 use oqvl_shard_io::{list_shards, write_atomic};
+use oqvl_testkit::{Bucket, S3Server};
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::Path;

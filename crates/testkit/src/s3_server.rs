@@ -1,9 +1,8 @@
 //! A real S3 server on this machine: moto's, from PyPI.
 
-use crate::proxy::free_port;
-use oqvl_testkit::python_venv;
+use crate::python_venv;
 use std::io::{Read as _, Write as _};
-use std::net::{SocketAddr, TcpStream};
+use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::process::{Command, Stdio};
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
@@ -18,13 +17,18 @@ main(['-H', '127.0.0.1', '-p', sys.argv[1]])
 
 /// The server of this test process, shared by its tests; each has a bucket of its own.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct S3Server {
-    pub(crate) address: SocketAddr,
+pub struct S3Server {
+    /// Where it listens.
+    pub address: SocketAddr,
 }
 
 impl S3Server {
     /// The server, started with the first call; `None`, with a line that says so, if Python or PyPI is not there.
-    pub(crate) fn get() -> Option<Self> {
+    ///
+    /// # Panics
+    /// If it is installed and does not start.
+    #[must_use]
+    pub fn get() -> Option<Self> {
         static SERVER: OnceLock<Option<S3Server>> = OnceLock::new();
         let server = *SERVER.get_or_init(Self::start);
         if server.is_none() {
@@ -37,7 +41,9 @@ impl S3Server {
 
     fn start() -> Option<Self> {
         let venv = python_venv("moto", &["moto[server]==5.2.5"])?;
-        let port = free_port();
+        // A port that was free a moment ago.
+        let port = TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr());
+        let port = port.expect("a port can be bound").port();
         let address = SocketAddr::from(([127, 0, 0, 1], port));
         let mut command = Command::new(venv.python());
         command.args(["-c", STARTER, &port.to_string()]).stdin(Stdio::piped()).stdout(Stdio::null());
@@ -52,8 +58,23 @@ impl S3Server {
         Some(Self { address })
     }
 
+    /// What a client needs in its environment to use the server.
+    #[must_use]
+    pub fn environment(address: SocketAddr) -> [(&'static str, String); 4] {
+        [
+            ("AWS_ACCESS_KEY_ID", "test".to_owned()),
+            ("AWS_SECRET_ACCESS_KEY", "test".to_owned()),
+            ("AWS_REGION", "us-east-1".to_owned()),
+            ("AWS_ENDPOINT_URL", format!("http://{address}")),
+        ]
+    }
+
     /// A new bucket.
-    pub(crate) fn bucket(self, name: &'static str) -> Bucket {
+    ///
+    /// # Panics
+    /// If the server refuses.
+    #[must_use]
+    pub fn bucket(self, name: &'static str) -> Bucket {
         assert_eq!(request(self.address, "PUT", &format!("/{name}"), b"").0, 200);
         Bucket { server: self, name }
     }
@@ -61,9 +82,9 @@ impl S3Server {
 
 /// A bucket, looked at and filled past the program under test.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Bucket {
-    pub(crate) server: S3Server,
-    pub(crate) name: &'static str,
+pub struct Bucket {
+    server: S3Server,
+    name: &'static str,
 }
 
 impl Bucket {
@@ -71,27 +92,47 @@ impl Bucket {
         format!("/{}/{}", self.name, key.replace(' ', "%20"))
     }
 
-    pub(crate) fn put(&self, key: &str, content: &[u8]) {
+    /// Stores an object.
+    ///
+    /// # Panics
+    /// If the server refuses.
+    pub fn put(&self, key: &str, content: &[u8]) {
         assert_eq!(request(self.server.address, "PUT", &self.path(key), content).0, 200, "{key}");
     }
 
-    pub(crate) fn get(&self, key: &str) -> Vec<u8> {
+    /// The content of an object.
+    ///
+    /// # Panics
+    /// If there is none.
+    #[must_use]
+    pub fn get(&self, key: &str) -> Vec<u8> {
         let (status, content) = request(self.server.address, "GET", &self.path(key), b"");
         assert_eq!(status, 200, "{key}");
         content
     }
 
-    pub(crate) fn delete(&self, key: &str) {
+    /// Removes an object.
+    ///
+    /// # Panics
+    /// If the server refuses.
+    pub fn delete(&self, key: &str) {
         assert_eq!(request(self.server.address, "DELETE", &self.path(key), b"").0, 204, "{key}");
     }
 
     /// All keys, sorted.
-    pub(crate) fn keys(&self) -> Vec<String> {
+    ///
+    /// # Panics
+    /// If the server refuses.
+    #[must_use]
+    pub fn keys(&self) -> Vec<String> {
         let path = format!("/{}?list-type=2&max-keys=1000", self.name);
         let (status, answer) = request(self.server.address, "GET", &path, b"");
         assert_eq!(status, 200);
-        let answer = String::from_utf8(answer).unwrap();
-        let keys = answer.split("<Key>").skip(1).map(|rest| rest.split("</Key>").next().unwrap().to_owned());
+        let answer = String::from_utf8(answer).expect("the server answers in HTTP");
+        let keys = answer
+            .split("<Key>")
+            .skip(1)
+            .map(|rest| rest.split("</Key>").next().expect("the server answers in HTTP").to_owned());
         let mut keys: Vec<_> = keys.collect();
         keys.sort();
         keys
@@ -99,8 +140,8 @@ impl Bucket {
 }
 
 /// One request, one answer.
-pub(crate) fn request(address: SocketAddr, method: &str, path: &str, body: &[u8]) -> (u16, Vec<u8>) {
-    let mut stream = TcpStream::connect(address).unwrap();
+fn request(address: SocketAddr, method: &str, path: &str, body: &[u8]) -> (u16, Vec<u8>) {
+    let mut stream = TcpStream::connect(address).expect("the server answers in HTTP");
     // The server wants to know who asks, and believes it.
     let credential = "AWS4-HMAC-SHA256 Credential=test/20260101/us-east-1/s3/aws4_request, SignedHeaders=host, Signature=0";
     let head = format!(
@@ -108,12 +149,17 @@ pub(crate) fn request(address: SocketAddr, method: &str, path: &str, body: &[u8]
          Connection: close\r\n\r\n",
         body.len()
     );
-    stream.write_all(&[head.as_bytes(), body].concat()).unwrap();
+    stream.write_all(&[head.as_bytes(), body].concat()).expect("the server answers in HTTP");
     let mut answer = Vec::new();
-    stream.read_to_end(&mut answer).unwrap();
+    stream.read_to_end(&mut answer).expect("the server answers in HTTP");
     let end = answer.windows(4).position(|window| window == b"\r\n\r\n").expect("an HTTP answer") + 4;
     let head = String::from_utf8_lossy(&answer[..end]).into_owned();
-    let status = head.split(' ').nth(1).unwrap().parse().unwrap();
+    let status = head
+        .split(' ')
+        .nth(1)
+        .expect("the server answers in HTTP")
+        .parse()
+        .expect("the server answers in HTTP");
     let mut content = answer.split_off(end);
     if head.to_lowercase().contains("transfer-encoding: chunked") {
         content = unchunked(&content);
@@ -124,7 +170,11 @@ pub(crate) fn request(address: SocketAddr, method: &str, path: &str, body: &[u8]
 fn unchunked(mut bytes: &[u8]) -> Vec<u8> {
     let mut content = Vec::new();
     while let Some(end) = bytes.windows(2).position(|window| window == b"\r\n") {
-        let size = usize::from_str_radix(std::str::from_utf8(&bytes[..end]).unwrap().trim(), 16).unwrap();
+        let size = usize::from_str_radix(
+            std::str::from_utf8(&bytes[..end]).expect("the server answers in HTTP").trim(),
+            16,
+        )
+        .expect("the server answers in HTTP");
         if size == 0 {
             break;
         }
