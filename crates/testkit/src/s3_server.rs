@@ -100,6 +100,19 @@ impl Bucket {
         assert_eq!(request(self.server.address, "PUT", &self.path(key), content).0, 200, "{key}");
     }
 
+    /// Stores an object that everybody may read.
+    ///
+    /// # Panics
+    /// If the server refuses.
+    pub fn put_public(&self, key: &str, content: &[u8]) {
+        let header = "x-amz-acl: public-read\r\n";
+        assert_eq!(
+            request_with(self.server.address, "PUT", &self.path(key), header, content).0,
+            200,
+            "{key}"
+        );
+    }
+
     /// The content of an object.
     ///
     /// # Panics
@@ -141,11 +154,15 @@ impl Bucket {
 
 /// One request, one answer.
 fn request(address: SocketAddr, method: &str, path: &str, body: &[u8]) -> (u16, Vec<u8>) {
+    request_with(address, method, path, "", body)
+}
+
+fn request_with(address: SocketAddr, method: &str, path: &str, headers: &str, body: &[u8]) -> (u16, Vec<u8>) {
     let mut stream = TcpStream::connect(address).expect("the server answers in HTTP");
     // The server wants to know who asks, and believes it.
     let credential = "AWS4-HMAC-SHA256 Credential=test/20260101/us-east-1/s3/aws4_request, SignedHeaders=host, Signature=0";
     let head = format!(
-        "{method} {path} HTTP/1.1\r\nHost: {address}\r\nAuthorization: {credential}\r\nContent-Length: {}\r\n\
+        "{method} {path} HTTP/1.1\r\nHost: {address}\r\nAuthorization: {credential}\r\n{headers}Content-Length: {}\r\n\
          Connection: close\r\n\r\n",
         body.len()
     );

@@ -481,7 +481,13 @@ fn parquet_types_are_carried() {
             json!(null),
         ),
         ("decimal", Arc::new(prices), DataType::Decimal128(10, 2), json!("123.45"), json!("-0.05")),
-        ("face_bboxes", Arc::new(face_bboxes), list_of_lists(), json!([[0.25, 1.0], []]), json!([])),
+        (
+            "face_bboxes",
+            Arc::new(face_bboxes.clone()),
+            face_bboxes.data_type().clone(),
+            json!([[0.25, 1.0], []]),
+            json!([]),
+        ),
         (
             "struct",
             Arc::new(pair.clone()),
@@ -519,11 +525,6 @@ fn parquet_types_are_carried() {
     };
     assert_eq!(values("decimal").as_primitive::<Decimal128Type>().value(1), -5);
     assert_eq!(values("zoned").as_primitive::<TimestampMicrosecondType>().value(0), 1_700_000_000_123_456);
-}
-
-fn list_of_lists() -> DataType {
-    let field = |item| Arc::new(Field::new("element", item, true));
-    DataType::List(field(DataType::List(field(DataType::Float64))))
 }
 
 #[test]

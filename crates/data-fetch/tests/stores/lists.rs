@@ -108,14 +108,18 @@ fn what_goes_wrong_is_one_sentence() {
     assert!(nobody.contains("no credentials: set AWS_ACCESS_KEY_ID"), "{nobody}");
     let nobody = Program::new("gs://sentences/list.csv").fail(1);
     assert!(nobody.contains("no credentials: set GOOGLE_APPLICATION_CREDENTIALS"), "{nobody}");
-    let public = with("s3://sentences/list.csv", &|program| {
+    bucket.put_public("public.csv", b"url\nx\n");
+    let anonymous = |program: &mut Program| {
         program.variable("AWS_ACCESS_KEY_ID", "");
         program.variable("AWS_SECRET_ACCESS_KEY", "");
         program.set("stores.s3_anonymous", "true");
         program.set("data-fetch.url_col", "\"link\"");
-    });
+    };
+    let denied = with("s3://sentences/list.csv", &anonymous).fail(1);
+    assert!(denied.contains("s3://sentences/list.csv: access denied"), "{denied}");
     // It gets as far as the list itself.
-    assert!(public.fail(1).contains("`url_col` names column `link`"));
+    let public = with("s3://sentences/public.csv", &anonymous).fail(1);
+    assert!(public.contains("`url_col` names column `link`"), "{public}");
     let away = with("s3://sentences/list.csv", &|program| program.set("stores.offline", "true")).fail(1);
     assert!(away.contains("offline, and there is no complete copy of it here"), "{away}");
     let large =
