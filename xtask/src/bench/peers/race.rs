@@ -182,8 +182,8 @@ impl Race {
                 runs.push(run);
             }
         }
-        let summary = |(side, runs): (&&Side, _)| (*side, summarise(&side.name, self.num_items, runs));
-        let mut records = sides.iter().zip(runs).map(summary);
+        let mut records =
+            sides.iter().zip(runs).map(|(side, runs)| (side, summarise(&side.name, self.num_items, runs)));
         let (_, peer) = records.next().context("a race has a peer")?;
         let ours = records.map(|(side, record)| compare(&peer, record, side.target)).collect();
         Ok(RaceRecord { name: self.name.clone(), num_items: self.num_items, peer, ours })

@@ -38,7 +38,7 @@ pub(super) fn run(context: &Context) -> anyhow::Result<WorkRecord> {
     // Growth: the same loop on more items. Too much for the quadratic procedure, so there is no race.
     let mut growth = Vec::new();
     for count in against_peer.iter().chain(&alone) {
-        let repeats = (1_000_000 / count).clamp(1, 200);
+        let repeats = (1_000_000 / *count).clamp(1, 200);
         let figures = sides(context, *count, repeats)?.1.figures(context)?;
         let (seconds, done) = (figures["loop_wall_seconds"].as_f64(), figures["num_items"].as_f64());
         let nanoseconds = seconds.zip(done).map(|(seconds, done)| seconds / done * 1e9);
