@@ -29,7 +29,8 @@ pub(super) fn run(context: &Context) -> anyhow::Result<WorkRecord> {
          JPEG at quality 95, write shards; retries off, 3 s timeout, 32 requests at a time for every worker",
     )?;
     let num_urls: u64 = context.size(60, 3000);
-    let scale = context.size("0.25", "1");
+    // Large enough that some images are made smaller.
+    let scale = context.size("0.6", "1");
     let world = context.data(
         "fetch/micro-world",
         &["make-world", "{dir}", "--urls", &num_urls.to_string(), "--scale", scale],
