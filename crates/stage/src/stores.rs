@@ -12,8 +12,6 @@ use std::time::Duration;
 /// Most bytes that one address of an input may take in the work directory. A whole bucket, named by mistake, is
 /// noticed before it is copied.
 const DEFAULT_MAX_MIRROR_BYTES: u64 = 100 << 30;
-/// Seconds a request is tried again while nothing comes.
-const DEFAULT_RETRY_SECONDS: f64 = 60.0;
 /// Where the copies of remote inputs lie, below the work directory.
 pub(crate) const MIRROR_DIR: &str = ".mirror";
 
@@ -56,7 +54,7 @@ impl Default for StoresConfig {
             instance_credentials: false,
             hf_endpoint: None,
             offline: false,
-            retry_seconds: DEFAULT_RETRY_SECONDS,
+            retry_seconds: StoreSettings::default().retry.as_secs_f64(),
             max_mirror_bytes: DEFAULT_MAX_MIRROR_BYTES,
             upload_to: None,
         }

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 /// Seconds a request is tried again while nothing comes.
-pub(crate) const DEFAULT_RETRY_SECONDS: f64 = 60.0;
+const DEFAULT_RETRY_SECONDS: f64 = 60.0;
 
 /// Everything that access to stores depends on; nothing is read from the environment.
 #[derive(Clone)]

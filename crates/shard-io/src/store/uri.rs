@@ -6,7 +6,8 @@ use std::path::Path;
 /// Most addresses a `{..}` may stand for.
 const MAX_ALTERNATIVES: usize = 1_000_000;
 
-/// An address of one file or of several; see the [module](crate::Store)'s table.
+/// An address of one file or of several: `s3://bucket/key`, `gs://bucket/key`, `https://host/path?query`,
+/// `hf://datasets/owner/name[@revision]/path`; with wildcards, or for HTTP with `{00000..00031}` and `{tar,json}`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct StoreUri {
     text: String,
