@@ -275,7 +275,7 @@ mod tests {
     fn nothing_and_text_are_no_images() {
         assert_eq!(decode(b"", &DecodeLimits::default()).unwrap_err().reason(), "empty-file");
         assert_eq!(probe(b"").unwrap_err().reason(), "empty-file");
-        assert_eq!(probe(b"hello").unwrap_err().reason(), "not-an-image");
+        assert_eq!(probe(b"hello").unwrap_err().reason(), "unknown-format");
     }
 
     #[test]

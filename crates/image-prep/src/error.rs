@@ -55,14 +55,14 @@ pub enum DecodeError {
 }
 
 impl DecodeError {
-    /// A stable kebab-case name for tallies, the same in all stages. Damaged and cut-off files share one: which of the two
-    /// a decoder reports depends on where the damage lies.
+    /// A stable kebab-case name for tallies, the same for all errors of one variant, and the same in all stages.
     pub fn reason(&self) -> &'static str {
         match self {
             Self::Empty => "empty-file",
-            Self::UnknownFormat => "not-an-image",
+            Self::UnknownFormat => "unknown-format",
             Self::TooLarge { .. } => "image-too-large",
-            Self::Truncated { .. } | Self::Corrupt { .. } => "corrupt-image",
+            Self::Truncated { .. } => "truncated-image",
+            Self::Corrupt { .. } => "corrupt-image",
             Self::Unsupported { .. } => "unsupported-image",
             Self::DecoderPanicked { .. } => "decoder-panicked",
         }

@@ -30,7 +30,7 @@
 //! assert_eq!((values.len(), values[0], values[384 * 384]), (3 * 384 * 384, 1.0, -1.0));
 //!
 //! let refused = decode(b"<!DOCTYPE html>", &DecodeLimits::default()).unwrap_err();
-//! assert_eq!(refused.reason(), "not-an-image");
+//! assert_eq!(refused.reason(), "unknown-format");
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 //!
