@@ -40,6 +40,9 @@ pub(crate) const POOL: &str = "pool";
 /// Most that a sort keeps back for its merge.
 const MAX_MERGE_RESERVATION_BYTES: usize = 10 << 20;
 
+/// Rows that operators hand on at once.
+const BATCH_ROWS: usize = 8192;
+
 /// The pool as SQL sees it.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum PoolTable<'a> {
@@ -74,6 +77,7 @@ pub(crate) struct Query {
 struct Attempt {
     prefer_hash_join: bool,
     threads: usize,
+    batch_rows: usize,
 }
 
 /// The pool and the tables, ready to be queried.
@@ -190,7 +194,8 @@ impl<'a> Database<'a> {
     }
 
     fn plan(&self, query: &Query) -> Result<DataFrame, MixerError> {
-        let attempt = Attempt { prefer_hash_join: true, threads: self.run.threads.max(2) };
+        let attempt =
+            Attempt { prefer_hash_join: true, threads: self.run.threads.max(2), batch_rows: BATCH_ROWS };
         let frame = self.frame(query, attempt).map_err(|error| self.explain(query, &error))?;
         check_determinism(frame.logical_plan())
             .map_err(|problem| ConfigError::new(query.key.clone(), problem))?;
@@ -209,9 +214,10 @@ impl<'a> Database<'a> {
 
     fn session(&self, attempt: Attempt) -> Result<SessionContext, DataFusionError> {
         let memory = self.scratch.query_bytes();
-        let reservation = (memory / (attempt.threads * 8)).min(MAX_MERGE_RESERVATION_BYTES);
+        let reservation = (memory / (attempt.threads * 32)).min(MAX_MERGE_RESERVATION_BYTES);
         let config = SessionConfig::new()
             .with_target_partitions(attempt.threads)
+            .with_batch_size(attempt.batch_rows)
             .with_sort_spill_reservation_bytes(reservation)
             .set_bool("datafusion.optimizer.prefer_hash_join", attempt.prefer_hash_join);
         let disk = DiskManagerMode::Directories(vec![self.scratch.dir().to_path_buf()]);
@@ -245,10 +251,12 @@ impl<'a> Database<'a> {
         mut take: impl FnMut(RecordBatch) -> Result<(), MixerError>,
     ) -> Result<usize, MixerError> {
         let threads = self.run.threads.max(2);
-        let attempts = [(true, threads), (false, threads), (false, 2)];
+        // A merge holds a batch of every run.
+        let attempts =
+            [(true, threads, BATCH_ROWS), (false, threads, BATCH_ROWS), (false, 2, BATCH_ROWS / 8)];
         let mut outcome = Ok(0);
-        for (prefer_hash_join, threads) in attempts {
-            outcome = self.run_once(query, Attempt { prefer_hash_join, threads }, &mut take)?;
+        for (prefer_hash_join, threads, batch_rows) in attempts {
+            outcome = self.run_once(query, Attempt { prefer_hash_join, threads, batch_rows }, &mut take)?;
             match &outcome {
                 Ok(spilled_bytes) => {
                     tracing::info!(query = query.key, spilled_bytes, "the query is answered");

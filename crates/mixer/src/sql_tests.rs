@@ -238,7 +238,7 @@ fn what_memory_does_not_hold_is_spilled_and_the_same() {
     let (dir, run) = large_folder(num_rows, 7);
     let config = folder_config(64);
     // The join alone: it does not fit, and says so by spilling.
-    let scratch = Scratch::create(&dir.path().join("scratch"), Some(16)).unwrap();
+    let scratch = Scratch::create(&dir.path().join("scratch"), Some(32)).unwrap();
     let paths = crate::pool::metadata_files(&dir.path().join("metadata"), "*.parquet").unwrap();
     let files = ParquetFiles::open(paths, &run).unwrap();
     let database = Database::open(&config, PoolTable::Files(&files), false, &scratch, &run).unwrap();

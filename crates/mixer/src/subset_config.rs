@@ -73,7 +73,7 @@ pub(crate) enum Rule {
     /// Samples by the uids or keys a query returns.
     Sql(String),
     /// Samples by a rule of DataComp.
-    Baseline(BaselineRule),
+    Baseline(Box<BaselineRule>),
 }
 
 /// Where scores are found.
@@ -157,7 +157,7 @@ impl SubsetConfig {
                     assets: self.assets.clone().unwrap_or_default(),
                 };
                 rule.validate().map_err(|error| error.inside(&format!("subset.{index}")))?;
-                Ok(Rule::Baseline(rule))
+                Ok(Rule::Baseline(Box::new(rule)))
             }
             _ => {
                 let message = "exactly one of `min_score`, `fraction`, `quantile`, `uids`, `where`, `sql` and \
