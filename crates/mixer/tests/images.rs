@@ -47,6 +47,8 @@ fn write_shard(path: &Path, samples: &[(&str, Vec<u8>)]) {
 }
 
 fn run(work_dir: &Path, config: &MixerConfig) -> (MixerReport, Vec<String>) {
+    // Finished shards of another configuration would be taken for its own.
+    let _absent = std::fs::remove_dir_all(work_dir.join("mixer"));
     let run = RunContext::for_test::<Mixer>(work_dir, 7).unwrap();
     let report = Mixer::run(config, &run).unwrap();
     let mut keys = Vec::new();
