@@ -4,8 +4,8 @@
 //! Two rows of an image are worked on at once, one in each half of a 256-bit register; a pixel's three channels fill
 //! three of the four lanes of a half.
 
-use pulp::cast;
 use pulp::x86::V3;
+use pulp::{NullaryFnOnce, cast};
 use std::arch::x86_64::{__m128i, __m256, __m256i};
 
 /// Bytes that must follow a row: reads go up to this far beyond the last pixel that counts.
@@ -14,6 +14,26 @@ pub(crate) const PADDING: usize = 64;
 /// The instructions, if this processor has them.
 pub(crate) fn available() -> Option<V3> {
     V3::try_new()
+}
+
+/// Runs `work`, compiled for processors with the instructions.
+///
+/// That takes inlining all the way down. A closure handed over as `FnOnce` is called through a shim that need not be
+/// inlined, and then each instruction becomes a call, as the machine code of an earlier form showed.
+#[inline(always)]
+pub(crate) fn run<R>(simd: V3, work: impl FnMut() -> R) -> R {
+    struct Work<F>(F);
+
+    impl<R, F: FnMut() -> R> NullaryFnOnce for Work<F> {
+        type Output = R;
+
+        #[inline(always)]
+        fn call(mut self) -> R {
+            (self.0)()
+        }
+    }
+
+    simd.vectorize(Work(work))
 }
 
 /// Puts `row` into `padded`, followed by zeros.

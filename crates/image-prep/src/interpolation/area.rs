@@ -184,7 +184,8 @@ mod avx2 {
 
     pub(super) fn fractional_cells(simd: V3, pixels: &[u8], columns: Axis, rows: Axis) -> Vec<u8> {
         let mut padded = [Vec::new(), Vec::new()];
-        simd.vectorize(
+        vector::run(
+            simd,
             #[inline(always)]
             || {
                 super::fractional_cells(

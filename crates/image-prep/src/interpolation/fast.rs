@@ -113,7 +113,8 @@ mod avx2 {
         let mut flattened = [vec![0; row_len + PADDING], vec![0; row_len + PADDING]];
         // A pixel is written as four bytes, the last of which the next pixel overwrites.
         let mut narrowed = [vec![0; new_len + 1], vec![0; new_len + 1]];
-        simd.vectorize(
+        vector::run(
+            simd,
             #[inline(always)]
             || {
                 let mut row_taps = row_taps.iter();

@@ -316,7 +316,8 @@ mod avx2 {
             let weights = taps.weights.map(|weight| weight as i16);
             column_taps.push(taps.first_in_extended(), &weights[..job.kernel.num_taps()]);
         }
-        simd.vectorize(
+        vector::run(
+            simd,
             #[inline(always)]
             || {
                 job.run(

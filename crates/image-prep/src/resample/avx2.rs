@@ -83,7 +83,8 @@ pub(super) fn resample_rows(simd: V3, pixels: &[u8], source_width: usize, groups
         vector::pad(if second.is_empty() { first } else { second }, &mut padded[1]);
         let [low, high] = &mut shrunk;
         let sources = [&padded[0][..], &padded[1][..]];
-        simd.vectorize(
+        vector::run(
+            simd,
             #[inline(always)]
             || two_rows(simd, sources, groups, low, high),
         );
@@ -117,7 +118,8 @@ fn two_rows(simd: V3, rows: [&[u8]; 2], groups: &Groups, low: &mut [u8], high: &
 /// Changes the number of rows; `row_len`, a row's length in bytes, must be at least [`COLUMNS`].
 pub(super) fn resample_columns(simd: V3, pixels: &[u8], row_len: usize, groups: &Groups) -> Vec<u8> {
     let mut resampled = vec![0; groups.runs.len() * row_len];
-    simd.vectorize(
+    vector::run(
+        simd,
         #[inline(always)]
         || {
             for (target, (first, groups)) in resampled.chunks_exact_mut(row_len).zip(groups.iter()) {
