@@ -37,6 +37,12 @@ fn members(sample: &Sample) -> BTreeMap<String, Vec<u8>> {
     sample.members.iter().map(|member| (member.extension.clone(), member.data.to_vec())).collect()
 }
 
+/// Extensions and contents of a sample's members.
+type Parts<'a> = &'a [(&'a str, &'a [u8])];
+
+/// Keys of a shard's samples, and of each sample its members in base64 by extension, as the scripts print them.
+type PrintedShard = Vec<(String, BTreeMap<String, String>)>;
+
 #[test]
 fn the_library_reads_our_shards() {
     for version in VERSIONS {
@@ -45,7 +51,7 @@ fn the_library_reads_our_shards() {
         let shard = dir.join("odd.tar");
         let mut writer = ShardWriter::create(&shard).unwrap();
         let long = "l".repeat(200);
-        let odd: [(&str, &[(&str, &[u8])]); 6] = [
+        let odd: [(&str, Parts); 6] = [
             (
                 "000000000",
                 &[("jpg", b"\xff\xd8\xff"), ("json", b"{\"uid\": \"u\", \"n\": [1, null]}"), ("txt", b"one")],
@@ -94,8 +100,7 @@ fn we_read_the_librarys_shards() {
         let Some(venv) = library(version) else { return };
         let dir = scratch_dir("webdataset-writes");
         let output = venv.run(&script("write_shard.py"), &[dir.to_str().unwrap()]);
-        let shards: BTreeMap<String, Vec<(String, BTreeMap<String, String>)>> =
-            serde_json::from_str(&output).unwrap();
+        let shards: BTreeMap<String, PrintedShard> = serde_json::from_str(&output).unwrap();
         assert_eq!(shards.len(), 3);
         for (name, expected) in shards {
             let samples: Vec<Sample> =

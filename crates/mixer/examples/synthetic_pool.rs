@@ -61,7 +61,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         write_table(&dir.join(format!("metadata/{file:08}.parquet")), rows, metadata)
     })?;
     // A step that is prime to the number of rows visits half of them in another order.
-    let (half, step) = (num_rows / 2, 7_368_787 % num_rows.max(1) | 1);
+    let (half, step) = (num_rows / 2, (7_368_787 % num_rows.max(1)) | 1);
     let other_order = (0..half).map(|row| row * step % num_rows);
     write_table(&dir.join("aesthetic.parquet"), other_order, aesthetic)?;
     write_lists(dir, num_rows)?;

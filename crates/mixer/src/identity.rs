@@ -68,7 +68,7 @@ mod tests {
     fn check(json: Option<&str>) -> Result<(String, String), Reject> {
         let key = SampleKey::new("000000007").unwrap();
         let metadata = json.map(|json| serde_json::from_str(json).map_err(|_| ())).transpose();
-        identify(&key, metadata.as_ref().map(Option::as_ref).map_err(|()| ()))
+        identify(&key, metadata.as_ref().map(Option::as_ref).map_err(|_| ()))
             .map(|identity| (identity.uid.to_string(), identity.output_key.to_string()))
     }
 

@@ -67,9 +67,7 @@ fn wrong_assets_are_named() {
         ("baseline = \"laion2b\"\n[assets]\nlanguage_model = \"@/lid.bin\"".into(), "there is no such file"),
         ("baseline = \"clip_score\"\narch = \"l14\"\nmin_score = 0.1".into(), "clip_l14_similarity_score"),
         (
-            format!(
-                "baseline = \"reward_quality_score\"\nmin_score = 0.1\n[assets]\ncaption_lists = \"@/expected.json\""
-            ),
+            "baseline = \"reward_quality_score\"\nmin_score = 0.1\n[assets]\ncaption_lists = \"@/expected.json\"".into(),
             "expected.json: ",
         ),
     ] {

@@ -21,7 +21,7 @@ fn write_pool(dir: &Path) {
             let mut image = vec![0; 6000];
             blake3::Hasher::new().update(&number.to_le_bytes()).finalize_xof().fill(&mut image);
             let uid = format!("{:032x}", u128::from(number) * 0x1234_5678_9abc_def1);
-            if number % 3 == 0 {
+            if number.is_multiple_of(3) {
                 listed.push(uid.parse().unwrap());
             }
             let json = serde_json::json!({"uid": uid, "width": number % 700, "url": format!("u{number}")});

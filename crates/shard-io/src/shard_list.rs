@@ -53,7 +53,7 @@ mod tests {
         assert_eq!(list_plans(dir.path()).unwrap(), [dir.path().join("0.plan.parquet")]);
         assert!(matches!(list_shards(&dir.path().join("nowhere")), Err(ShardError::Io { .. })));
         let empty = tempfile::tempdir().unwrap();
-        assert_eq!(list_plans(empty.path()).unwrap(), [PathBuf::new(); 0]);
+        assert!(list_plans(empty.path()).unwrap().is_empty());
         assert!(matches!(list_shards(empty.path()), Err(ShardError::NoShards { .. })));
     }
 }

@@ -88,7 +88,7 @@ mod tests {
     #[test]
     fn frames_of_every_kind_are_measured() {
         let lossless = chunk(b"VP8L", &[0x2f, 0xe7, 0x40, 0x02, 0x00, 0]);
-        assert_eq!(sizes(&file(&[lossless.clone()])), [(232, 10)]);
+        assert_eq!(sizes(&file(std::slice::from_ref(&lossless))), [(232, 10)]);
         assert_eq!(
             sizes(&file(&[chunk(b"ICCP", b"odd"), chunk(b"VP8 ", &lossy(16383, 0xc005))])),
             [(16383, 5)]
