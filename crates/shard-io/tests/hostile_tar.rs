@@ -122,7 +122,7 @@ fn offsets_point_at_the_data() {
 #[test]
 fn a_missing_end_of_archive_is_told_after_all_samples() {
     let whole = [file("a.jpg", &[1; 600]), file("b.jpg", &[2; 700])].concat();
-    let place = "ends at byte 2560, after `b.jpg`, without the closing block";
+    let place = "ends at byte 3072, after `b.jpg`, without the closing block";
     check_error(&whole, &["a: jpg", "b: jpg"], place);
     assert_eq!(read(&whole).1.unwrap().shard_reason(), "unterminated-shard");
     check_error(b"", &[], "ends at byte 0, after `(start)`, without the closing block");
