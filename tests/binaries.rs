@@ -35,6 +35,12 @@ pub(crate) fn target_dir() -> PathBuf {
 pub(crate) fn cargo(args: &[&str]) -> Command {
     let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| OsString::from("cargo")));
     command.args(args).current_dir(workspace_root()).stdin(Stdio::null());
+    // As in xtask: what describes this test's package would make a nested cargo build the dependencies again.
+    let is_of_this_package =
+        |name: &str| name.starts_with("CARGO_PKG_") || name.starts_with("CARGO_MANIFEST_");
+    for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_str().is_some_and(is_of_this_package)) {
+        command.env_remove(name);
+    }
     command
 }
 

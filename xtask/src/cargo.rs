@@ -43,6 +43,13 @@ pub(crate) fn command(args: &[&str]) -> Command {
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| OsString::from("cargo"));
     let mut command = Command::new(cargo);
     command.args(args).current_dir(workspace_root());
+    // Build scripts (that of `ring`, below DataFusion) ask to run again when one of these changes, and cargo sets them
+    // for the process it runs: a nested cargo that inherits them would rebuild for a quarter of an hour.
+    let is_of_this_package =
+        |name: &str| name.starts_with("CARGO_PKG_") || name.starts_with("CARGO_MANIFEST_");
+    for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_str().is_some_and(is_of_this_package)) {
+        command.env_remove(name);
+    }
     command
 }
 

@@ -62,7 +62,11 @@ fn open(bytes: &[u8], max_bytes: usize) -> png::Decoder<Cursor<&[u8]>> {
 }
 
 fn to_decode_error(error: DecodingError) -> DecodeError {
-    truncated_or_corrupt(FORMAT, error)
+    match error {
+        // Unwrapped, because `png` hides it among the sources.
+        DecodingError::IoError(io) => truncated_or_corrupt(FORMAT, io),
+        other => truncated_or_corrupt(FORMAT, other),
+    }
 }
 
 #[cfg(test)]
@@ -84,6 +88,15 @@ mod tests {
         let mut wrong_stream = file;
         wrong_stream[idat + 4] ^= 0x0f; // the compression method of the zlib header
         assert!(decode(&wrong_stream, &DecodeLimits::default()).is_err());
+    }
+
+    #[test]
+    fn what_ends_early_is_truncated() {
+        let file = encode_png(&RgbImage::new(9, 9, (0..243).collect()).unwrap());
+        for num_bytes in [10, 30, file.len() / 2, file.len() - 20] {
+            let error = decode(&file[..num_bytes], &DecodeLimits::default()).unwrap_err();
+            assert!(matches!(error, DecodeError::Truncated { .. }), "{num_bytes} bytes: {error}");
+        }
     }
 
     #[test]
