@@ -70,7 +70,7 @@ pub(crate) fn fetch_shards(
             if run.owns_shard(shard_idx) { rows_wanted(config, run, &list, shard_idx)? } else { 0 };
         // A whole run sends what lies here at its end; a share sends its own.
         if rows_wanted == 0 && run.shards.is_some() && run.owns_shard(shard_idx) {
-            publish(config, run, shard_idx);
+            publish(config, run, shard_idx, None);
         }
         num_rows += rows_wanted;
         wanted.push(rows_wanted > 0);
@@ -114,8 +114,11 @@ pub(crate) fn fetch_shards(
 }
 
 /// Hands a finished shard in, to be sent if output goes to a store: its stats when the rest has arrived.
-fn publish(config: &DataFetchConfig, run: &RunContext, shard_idx: usize) {
+fn publish(config: &DataFetchConfig, run: &RunContext, shard_idx: usize, tar_digest: Option<String>) {
     let ShardPaths { tar, table, network: _, stats } = ShardPaths::new(&run.out_dir, config, shard_idx);
+    if let Some(digest) = tar_digest {
+        run.note_digest(&tar, digest);
+    }
     run.publish(vec![tar, table, stats]);
 }
 
@@ -231,7 +234,7 @@ impl Pipeline {
                 }
                 // A full disk ends the run at once, not after the downloads of whole shards.
                 Some(written) = writers.join_next() => match unwrap_written(written)? {
-                    Written::Finished(shard_idx) => publish(config, run, shard_idx),
+                    Written::Finished { shard_idx, tar_digest } => publish(config, run, shard_idx, tar_digest),
                     // Every row was sent, so the writer can only have been told to stop.
                     Written::Abandoned => return Err(Interrupted.into()),
                 },

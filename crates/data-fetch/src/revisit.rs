@@ -61,13 +61,13 @@ impl ShardJob {
             buffer.insert(outcome).map_err(self.spill_error())?;
         }
         if !is_changed {
-            return Ok(Written::Finished(self.shard.shard_idx));
+            return Ok(Written::Finished { shard_idx: self.shard.shard_idx, tar_digest: None });
         }
         let directory = retry_directory(&self.out_dir, &self.config, self.shard.shard_idx);
         fs::create_dir(&directory).map_err(DataFetchError::io(&directory))?;
         let merged = self.merge(&records, buffer, &paths, &directory);
         match &merged {
-            Ok(Written::Finished(_)) => settle_directory(&directory, &self.out_dir)?,
+            Ok(Written::Finished { .. }) => settle_directory(&directory, &self.out_dir)?,
             // The error that ended it says more than one about what is left would; the next run clears that.
             _ => drop(fs::remove_dir_all(&directory)),
         }
@@ -102,10 +102,10 @@ impl ShardJob {
                 None => self.copy_row(&mut samples, &mut files, row_idx, record, paths)?,
             }
         }
-        files.finish()?;
+        let tar_digest = Some(files.finish()?);
         let complete = directory.join(COMPLETE_FILE);
         write_atomic(&complete, b"").map_err(DataFetchError::io(&complete))?;
-        Ok(Written::Finished(self.shard.shard_idx))
+        Ok(Written::Finished { shard_idx: self.shard.shard_idx, tar_digest })
     }
 
     fn copy_row(

@@ -154,8 +154,12 @@ pub(crate) struct ShardJob {
 /// How writing a shard ended.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Written {
-    /// The shard of this number is on disk.
-    Finished(usize),
+    /// The shard is on disk.
+    Finished {
+        shard_idx: usize,
+        /// Digest of its tar, if that was written now.
+        tar_digest: Option<String>,
+    },
     /// The run stopped first; nothing is left.
     Abandoned,
 }
@@ -178,8 +182,8 @@ impl ShardJob {
                 files.push(self, outcome)?;
             }
         }
-        files.finish()?;
-        Ok(Written::Finished(self.shard.shard_idx))
+        let tar_digest = Some(files.finish()?);
+        Ok(Written::Finished { shard_idx: self.shard.shard_idx, tar_digest })
     }
 
     pub(crate) fn is_cancelled(&self) -> bool {
@@ -262,16 +266,17 @@ impl ShardFiles {
         Ok(())
     }
 
-    /// Writes everything, the stats last.
-    pub(crate) fn finish(mut self) -> Result<(), DataFetchError> {
+    /// Writes everything, the stats last; returns the digest of the tar.
+    pub(crate) fn finish(mut self) -> Result<String, DataFetchError> {
         let paths = &self.paths;
-        self.tar.finish()?;
+        let summary = self.tar.finish()?;
         self.table.write(&paths.table)?;
         self.network.end_time = unix_seconds();
         self.network.duration += self.network.end_time - self.started;
         write_atomic(&paths.network, &to_python_json(&self.network))
             .map_err(DataFetchError::io(&paths.network))?;
-        write_atomic(&paths.stats, &to_python_json(&self.stats)).map_err(DataFetchError::io(&paths.stats))
+        write_atomic(&paths.stats, &to_python_json(&self.stats)).map_err(DataFetchError::io(&paths.stats))?;
+        Ok(summary.digest)
     }
 }
 

@@ -134,6 +134,7 @@ impl<'a> Resharder<'a> {
             rows.add(segment.shard, &places, &positions, keys)?;
         }
         let summary = writer.finish()?;
+        self.run.note_digest(&tar, summary.digest);
         rows.write(&table)?;
         write_json_atomic(&stats, &ShardStats { successes: summary.num_samples })?;
         self.run.publish(vec![tar, table, stats]);

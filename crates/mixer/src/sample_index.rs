@@ -4,9 +4,13 @@
 //! [`ROWS_PER_FILE`] rows, `00000007.0000.parquet` and so on ([`SampleRows`]). The places are written last: a shard
 //! that has them is not read again, whoever was killed meanwhile. When the selection is written, the directory goes.
 
+use std::fs::File;
+use std::io::BufReader;
 use std::path::{Path, PathBuf};
 
-use oqvl_shard_io::{Member, Sample, ScoreTable, ShardError, ShardReader, TableWriter, Uid, list_shards};
+use oqvl_shard_io::{
+    IMAGE_EXTENSIONS, Member, Sample, ScoreTable, ShardError, ShardReader, TableWriter, Uid, list_shards,
+};
 use oqvl_stage::RunContext;
 use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
 use rayon::prelude::*;
@@ -26,9 +30,6 @@ pub(crate) const ROWS_PER_FILE: usize = 16_384;
 
 /// Shards of whose first samples the columns are learnt before the first pass.
 const MAX_PREVIEWED_SHARDS: usize = 64;
-
-/// Largest padding of a tar member: they end at blocks of this size.
-const TAR_BLOCK_BYTES: u64 = 512;
 
 /// An input shard.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -69,6 +70,15 @@ impl IndexPlan {
             compares_content: config.dedups_by(DedupKey::Content),
             compares_captions: config.dedups_by(DedupKey::Caption),
             hashes_images: config.hashes_images(),
+        }
+    }
+
+    /// Opens a shard to note this; images that nothing depends on are not read.
+    fn open(&self, path: &Path) -> Result<ShardReader<BufReader<File>>, ShardError> {
+        if self.compares_content || self.hashes_images {
+            ShardReader::open(path)
+        } else {
+            ShardReader::open_without(path, |extension| IMAGE_EXTENSIONS.contains(&extension))
         }
     }
 }
@@ -124,7 +134,7 @@ impl SampleIndex {
 
     fn index_shard(&self, shard: usize, plan: &IndexPlan, run: &RunContext) -> Result<(), MixerError> {
         let mut writer = ShardIndexer::new(self, shard, plan, run);
-        for sample in ShardReader::open(&self.shards[shard].path)? {
+        for sample in plan.open(&self.shards[shard].path)? {
             run.check_interrupt()?;
             match sample {
                 Ok(sample) => writer.push(&sample)?,
@@ -145,7 +155,7 @@ impl SampleIndex {
         let mut columns = MergedColumns::of_shards();
         let step = self.shards.len().div_ceil(MAX_PREVIEWED_SHARDS);
         for shard in (0..self.shards.len()).step_by(step.max(1)) {
-            let Some(Ok(sample)) = ShardReader::open(&self.shards[shard].path)?.next() else { continue };
+            let Some(Ok(sample)) = plan.open(&self.shards[shard].path)?.next() else { continue };
             let mut indexer = ShardIndexer::new(self, shard, plan, run);
             indexer.note(&sample);
             let batch = indexer.take_batch()?;
@@ -187,13 +197,11 @@ impl<'a> ShardIndexer<'a> {
         let digest = |is_wanted: bool, member: Option<&Member>| {
             member.filter(|_| is_wanted).map(|member| digest(&member.data))
         };
-        let end = sample.members.iter().map(|member| member.offset + member.data.len() as u64).max();
-        let end = end.unwrap_or(sample.offset).next_multiple_of(TAR_BLOCK_BYTES);
         let hash = |image: &Member| hash_of_file(&image.data);
         let image = sample.image();
         self.places.samples.push(Place {
             offset: sample.offset,
-            num_bytes: end - sample.offset,
+            num_bytes: sample.num_bytes,
             key_check: key_check(sample.key.as_str()),
             uid: identity.as_ref().map(|identity| identity.uid).map_err(|reject| *reject),
             named_by_uid: identity.as_ref().is_ok_and(|identity| identity.named_by == NamedBy::Uid),

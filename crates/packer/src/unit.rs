@@ -266,8 +266,11 @@ fn write_tar(
             None
         }
     });
-    write_pack_tar(path, info, good)?;
-    let Some(error) = failed else { return Ok(()) };
+    let summary = write_pack_tar(path, info, good)?;
+    let Some(error) = failed else {
+        setup.run.note_digest(path, summary.digest);
+        return Ok(());
+    };
     // What was written lacks packs. Without its marker nobody takes it for finished; better still if it is gone.
     let _ = std::fs::remove_file(path);
     Err(error)

@@ -118,13 +118,15 @@ pub struct Sample {
     ///
     /// [`ShardReader::open_at`]: crate::ShardReader::open_at
     pub offset: u64,
+    /// Bytes from there to the end of its last member, padding included; 0 for a sample that was never in a tar.
+    pub num_bytes: u64,
 }
 
 impl Sample {
     /// A sample without members.
     #[must_use]
     pub fn new(key: SampleKey) -> Sample {
-        Sample { key, members: Vec::new(), offset: 0 }
+        Sample { key, members: Vec::new(), offset: 0, num_bytes: 0 }
     }
 
     /// Appends a member; `extension` is lower-cased, a leading dot is dropped.

@@ -1,7 +1,7 @@
 //! Shards in a stream: consecutive members of a tar, grouped into samples.
 
 use std::fs::File;
-use std::io::{BufReader, Read, Seek, SeekFrom};
+use std::io::{self, BufReader, Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 
 use crate::error::printable;
@@ -49,6 +49,8 @@ pub struct ShardReader<R> {
     pending: Option<ShardError>,
     finished: bool,
     num_passed_over: u64,
+    /// Extensions of members that are handed out without their content.
+    hollow: fn(&str) -> bool,
 }
 
 /// A file entry with its name taken apart.
@@ -75,6 +77,9 @@ impl NamedEntry {
 /// How much of a shard is read from the disk at once.
 const BUFFER_BYTES: usize = 1 << 18;
 
+/// The same where most of it is passed over: enough for the small members between two images.
+const SMALL_BUFFER_BYTES: usize = 1 << 13;
+
 impl ShardReader<BufReader<File>> {
     /// Opens the tar at `path` with the default limits.
     ///
@@ -96,6 +101,33 @@ impl ShardReader<BufReader<File>> {
         let reader = BufReader::with_capacity(BUFFER_BYTES, file);
         Ok(ShardReader::starting_at(reader, path.to_path_buf(), ReadLimits::default(), offset))
     }
+
+    /// Opens the tar at `path` for a look at what is in it: members whose extension is `hollow` have no data, and theirs
+    /// is not read from the disk; default limits. All else, errors included, is as with [`open`](ShardReader::open).
+    ///
+    /// # Errors
+    /// [`ShardError::Io`] if it cannot be opened.
+    pub fn open_without(path: &Path, hollow: fn(&str) -> bool) -> Result<Self, ShardError> {
+        let file = File::open(path).map_err(ShardError::io(path))?;
+        let reader = BufReader::with_capacity(SMALL_BUFFER_BYTES, file);
+        let mut reader = ShardReader::new(reader, path, ReadLimits::default());
+        reader.hollow = hollow;
+        reader.entries.pass_over_by(pass_over);
+        Ok(reader)
+    }
+}
+
+/// Goes on by `num_bytes` without reading them; returns how many of them there were.
+fn pass_over(reader: &mut BufReader<File>, num_bytes: u64) -> io::Result<u64> {
+    let rest = if num_bytes <= reader.buffer().len() as u64 {
+        num_bytes
+    } else {
+        // One can seek past the end of a file, which must be noticed.
+        reader.get_ref().metadata()?.len().saturating_sub(reader.stream_position()?)
+    };
+    let num_bytes = num_bytes.min(rest);
+    reader.seek_relative(i64::try_from(num_bytes).map_err(io::Error::other)?)?;
+    Ok(num_bytes)
 }
 
 impl<R: Read> ShardReader<R> {
@@ -107,7 +139,16 @@ impl<R: Read> ShardReader<R> {
 
     fn starting_at(reader: R, path: PathBuf, limits: ReadLimits, position: u64) -> ShardReader<R> {
         let entries = TarEntries::new(reader, path, position);
-        ShardReader { entries, limits, lookahead: None, pending: None, finished: false, num_passed_over: 0 }
+        let hollow = |_: &str| false;
+        ShardReader {
+            entries,
+            limits,
+            lookahead: None,
+            pending: None,
+            finished: false,
+            num_passed_over: 0,
+            hollow,
+        }
     }
 
     /// Files passed over so far because their names have no key or no extension.
@@ -164,7 +205,13 @@ impl<R: Read> ShardReader<R> {
         num_bytes: u64,
         extension: String,
     ) -> Result<(), ShardError> {
-        let data = self.entries.read_data(num_bytes)?;
+        let data = if (self.hollow)(&extension) {
+            self.entries.skip_data(num_bytes)?;
+            Vec::new()
+        } else {
+            self.entries.read_data(num_bytes)?
+        };
+        sample.num_bytes = self.entries.position() - sample.offset;
         sample.members.push(Member { extension, data, offset });
         Ok(())
     }

@@ -53,12 +53,28 @@ pub(crate) struct TarEntries<R> {
     position: u64,
     /// Name of the last file whose header was read, for error messages; its memory is used again for the next.
     last_member: Option<String>,
+    pass_over: PassOver<R>,
 }
+
+/// Goes on by so many bytes, or to the end of the stream if that comes first; returns how many there were.
+type PassOver<R> = fn(&mut R, u64) -> io::Result<u64>;
 
 impl<R: Read> TarEntries<R> {
     /// Starts where `reader` stands, `position` bytes into the tar; `path` is only for messages.
     pub(crate) fn new(reader: R, path: PathBuf, position: u64) -> TarEntries<R> {
-        TarEntries { reader, path, position, last_member: None }
+        let read_and_drop =
+            |reader: &mut R, num_bytes| io::copy(&mut reader.take(num_bytes), &mut io::sink());
+        TarEntries { reader, path, position, last_member: None, pass_over: read_and_drop }
+    }
+
+    /// Uses `pass_over` where content is not wanted, instead of reading it.
+    pub(crate) fn pass_over_by(&mut self, pass_over: PassOver<R>) {
+        self.pass_over = pass_over;
+    }
+
+    /// Where in the tar the stream stands.
+    pub(crate) fn position(&self) -> u64 {
+        self.position
     }
 
     /// The path given for messages.
@@ -147,12 +163,14 @@ impl<R: Read> TarEntries<R> {
         self.discard(padding_bytes(num_bytes))
     }
 
-    /// Reads and drops `num_bytes`.
     fn discard(&mut self, num_bytes: u64) -> Result<(), ShardError> {
-        let copied = io::copy(&mut (&mut self.reader).take(num_bytes), &mut io::sink());
-        let copied = copied.map_err(|source| self.read_failed(source))?;
-        self.position += copied;
-        if copied < num_bytes { Err(self.truncated()) } else { Ok(()) }
+        if num_bytes == 0 {
+            return Ok(());
+        }
+        let passed =
+            (self.pass_over)(&mut self.reader, num_bytes).map_err(|source| self.read_failed(source))?;
+        self.position += passed;
+        if passed < num_bytes { Err(self.truncated()) } else { Ok(()) }
     }
 
     /// The next header with a correct checksum; `None` at a zero block.

@@ -16,6 +16,9 @@ const MODE: u32 = 0o444;
 /// Longest name of a USTAR header without a directory part; longer names get a pax header.
 const MAX_USTAR_NAME_BYTES: usize = 100;
 
+/// Bytes that are digested and written at once.
+const BUFFER_BYTES: usize = 1 << 18;
+
 /// Largest member a USTAR header can describe: eleven octal digits.
 const MAX_USTAR_MEMBER_BYTES: u64 = (1 << 33) - 1;
 
@@ -49,6 +52,8 @@ pub struct ShardSummary {
 pub struct ShardWriter {
     file: AtomicFile,
     path: PathBuf,
+    /// What is not in the file yet. BLAKE3 digests large pieces several times as fast as what a sample consists of.
+    buffer: Vec<u8>,
     hasher: blake3::Hasher,
     position: u64,
     num_samples: u64,
@@ -64,6 +69,7 @@ impl ShardWriter {
         Ok(ShardWriter {
             file,
             path: path.to_path_buf(),
+            buffer: Vec::with_capacity(BUFFER_BYTES),
             hasher: blake3::Hasher::new(),
             position: 0,
             num_samples: 0,
@@ -112,7 +118,8 @@ impl ShardWriter {
     /// [`ShardError::Io`] if any of that fails.
     pub fn finish(mut self) -> Result<ShardSummary, ShardError> {
         self.write(&[0; 2 * BLOCK_BYTES as usize])?;
-        let ShardWriter { file, path, hasher, position, num_samples } = self;
+        self.flush()?;
+        let ShardWriter { file, path, buffer: _, hasher, position, num_samples } = self;
         file.commit().map_err(ShardError::io(&path))?;
         let digest = hasher.finalize().to_hex().to_string();
         Ok(ShardSummary { num_samples, num_bytes: position, digest })
@@ -172,10 +179,22 @@ impl ShardWriter {
         self.write(&[0; BLOCK_BYTES as usize][..padding_bytes(data.len() as u64) as usize])
     }
 
-    fn write(&mut self, bytes: &[u8]) -> Result<(), ShardError> {
-        self.file.write_all(bytes).map_err(ShardError::io(&self.path))?;
-        self.hasher.update(bytes);
+    fn write(&mut self, mut bytes: &[u8]) -> Result<(), ShardError> {
         self.position += bytes.len() as u64;
+        while self.buffer.len() + bytes.len() > BUFFER_BYTES {
+            let (fitting, rest) = bytes.split_at(BUFFER_BYTES - self.buffer.len());
+            self.buffer.extend_from_slice(fitting);
+            self.flush()?;
+            bytes = rest;
+        }
+        self.buffer.extend_from_slice(bytes);
+        Ok(())
+    }
+
+    fn flush(&mut self) -> Result<(), ShardError> {
+        self.file.write_all(&self.buffer).map_err(ShardError::io(&self.path))?;
+        self.hasher.update(&self.buffer);
+        self.buffer.clear();
         Ok(())
     }
 }

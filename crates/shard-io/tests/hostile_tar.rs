@@ -1,6 +1,6 @@
 //! Damaged and hostile tars: a named error with file, member and byte, never a panic, never a huge allocation.
 
-use std::io::{self, Cursor, Read};
+use std::io::{self, Cursor, Read, Write};
 use std::path::Path;
 
 use oqvl_shard_io::{ReadLimits, Sample, ShardError, ShardReader, ShardWriter};
@@ -348,6 +348,19 @@ fn check_robust(bytes: &[u8]) {
     }
 }
 
+/// A look that passes over the images sees what a whole reading sees, but for their data.
+fn check_look(path: &Path, bytes: &[u8]) {
+    std::fs::File::create(path).unwrap().write_all(bytes).unwrap();
+    let outcome = |sample: Result<Sample, ShardError>| sample.map_err(|error| error.to_string());
+    let hollowed = |mut sample: Sample| {
+        sample.members.iter_mut().filter(|it| it.extension == "jpg").for_each(|it| it.data.clear());
+        sample
+    };
+    let seen = ShardReader::open_without(path, |extension| extension == "jpg").unwrap().map(outcome);
+    let read = ShardReader::open(path).unwrap().map(|sample| outcome(sample).map(hollowed));
+    assert_eq!(seen.collect::<Vec<_>>(), read.collect::<Vec<_>>());
+}
+
 /// Whatever the reader hands out can be written again.
 fn check_rewritable(bytes: &[u8]) {
     let dir = tempfile::tempdir().unwrap();
@@ -360,8 +373,28 @@ fn check_rewritable(bytes: &[u8]) {
 #[test]
 fn every_truncation_is_survived() {
     let bytes = valid_shard();
+    let dir = tempfile::tempdir().unwrap();
     for end in 0..=bytes.len() {
         check_robust(&bytes[..end]);
+        check_look(&dir.path().join("x.tar"), &bytes[..end]);
+    }
+}
+
+#[test]
+fn a_look_passes_over_images_of_any_size() {
+    let dir = tempfile::tempdir().unwrap();
+    let image = |name: &str, num_bytes: usize| file(name, &vec![7; num_bytes]);
+    let bytes = archive(&[
+        image("a.jpg", 100_000),
+        file("a.txt", b"a caption"),
+        image("b.jpg", 0),
+        image("b.png", 20_000),
+        image("c.jpg", 5000),
+    ]);
+    check_look(&dir.path().join("x.tar"), &bytes);
+    // Ends in the midst of an image that is passed over by seeking, and at its last byte.
+    for end in [50_000, 512 + 100_000, bytes.len() - 1024 - 5000] {
+        check_look(&dir.path().join("x.tar"), &bytes[..end]);
     }
 }
 
@@ -393,6 +426,8 @@ proptest! {
         let bytes = archive(&[file("k.jpg", b"1"), hostile, file("z.jpg", b"2")]);
         check_robust(&bytes);
         check_rewritable(&bytes);
+        let dir = tempfile::tempdir().unwrap();
+        check_look(&dir.path().join("x.tar"), &bytes);
     }
 
     #[test]

@@ -7,9 +7,9 @@ use crate::publisher::Upload;
 use crate::shard_range::ShardRange;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::mpsc::SyncSender;
+use std::sync::{Arc, Mutex, PoisonError};
 
 /// Directories, seed, share of the shards, and the way to report progress and to notice Ctrl-C.
 #[derive(Debug, Clone)]
@@ -34,6 +34,8 @@ pub struct RunContext {
     uploads: Option<SyncSender<Upload>>,
     /// One past the highest shard that was asked for.
     num_shards_asked: Arc<AtomicUsize>,
+    /// Digests of outputs that are known from writing them.
+    digests: Arc<Mutex<BTreeMap<PathBuf, String>>>,
 }
 
 impl RunContext {
@@ -59,6 +61,7 @@ impl RunContext {
             mirrors: Arc::default(),
             uploads: None,
             num_shards_asked: Arc::default(),
+            digests: Arc::default(),
         }
     }
 
@@ -103,6 +106,18 @@ impl RunContext {
             // Nobody listens any more if sending failed, which the runtime reports.
             let _ = uploads.send(Upload::Files(files));
         }
+    }
+
+    /// The digest of a finished file below [`out_dir`](RunContext::out_dir), known from writing it
+    /// ([`ShardSummary::digest`](oqvl_shard_io::ShardSummary::digest)): the manifest takes it over instead of reading the
+    /// file again.
+    pub fn note_digest(&self, file: &Path, digest: String) {
+        self.digests.lock().unwrap_or_else(PoisonError::into_inner).insert(file.to_path_buf(), digest);
+    }
+
+    /// What [`note_digest`](RunContext::note_digest) was told.
+    pub(crate) fn take_digests(&self) -> BTreeMap<PathBuf, String> {
+        std::mem::take(&mut self.digests.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// Whether this process is to make the shard.

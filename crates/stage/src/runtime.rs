@@ -200,7 +200,7 @@ impl<S: Stage> Job<S> {
         warn_of_absent_shards(self.flags.shards, run.num_shards_asked());
         let suffix = self.flags.shards.map_or_else(String::new, |range| format!("{range}."));
         write_json_atomic(&self.out_dir.join(format!("report.{suffix}json")), &report)?;
-        let outputs = self.outputs()?;
+        let outputs = self.outputs(&run)?;
         let manifest = Manifest {
             stage: S::NAME.to_owned(),
             version: S::VERSION.to_owned(),
@@ -282,11 +282,11 @@ impl<S: Stage> Job<S> {
 
     /// A partial run names no outputs: its neighbours' files come and go meanwhile, and every one of many would read all
     /// of them. The whole run that ends the job does it once.
-    fn outputs(&self) -> Result<BTreeMap<String, String>, StageError> {
+    fn outputs(&self, run: &RunContext) -> Result<BTreeMap<String, String>, StageError> {
         if self.flags.shards.is_some() {
             Ok(BTreeMap::new())
         } else {
-            fingerprint::digest_outputs(&self.out_dir)
+            fingerprint::digest_outputs(&self.out_dir, &run.take_digests())
         }
     }
 
