@@ -122,14 +122,19 @@ impl TableFile {
 }
 
 /// Runs a piece of the parquet library and turns a panic of it into an error: it checks most of what a file claims,
-/// but not all, and a damaged file must not take the stage with it.
+/// but not all, and a damaged file must not take the stage with it. Everything that reads parquet files of others goes
+/// through this, opening as well as every batch; a reader that has panicked must not be used again.
+///
+/// # Errors
+/// What `read` returns, or [`ParquetError::General`] if it panicked.
+pub fn without_parquet_panic<T>(read: impl FnOnce() -> Result<T, ParquetError>) -> Result<T, ParquetError> {
+    catch_unwind(AssertUnwindSafe(read)).unwrap_or_else(|_| {
+        Err(ParquetError::General("the parquet library panicked on this file".to_owned()))
+    })
+}
+
 fn without_panic<T>(path: &Path, read: impl FnOnce() -> Result<T, ParquetError>) -> Result<T, ShardError> {
-    // A reader that has panicked is not used again.
-    catch_unwind(AssertUnwindSafe(read))
-        .unwrap_or_else(|_| {
-            Err(ParquetError::General("the parquet library panicked on this file".to_owned()))
-        })
-        .map_err(ShardError::parquet(path))
+    without_parquet_panic(read).map_err(ShardError::parquet(path))
 }
 
 /// The column `name` of `batch` as an array of type `A`, without nulls.

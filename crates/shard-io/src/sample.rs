@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::ShardError;
 use crate::error::printable;
+use crate::python_json::from_python_json;
 
 /// Member extensions that hold an image, in the order [`Sample::image`] looks for them.
 ///
@@ -163,13 +164,14 @@ impl Sample {
         }
     }
 
-    /// The metadata: the `json` member, if there is one, as `T`.
+    /// The metadata: the `json` member, if there is one, as `T`. `NaN` and the infinities, which Python writes although
+    /// JSON does not have them, are read as `null`.
     ///
     /// # Errors
     /// [`ShardError::SampleJson`] if it is not JSON of that shape.
     pub fn metadata<T: DeserializeOwned>(&self) -> Result<Option<T>, ShardError> {
         let Some(member) = self.member("json") else { return Ok(None) };
-        match serde_json::from_slice(&member.data) {
+        match from_python_json(&member.data) {
             Ok(metadata) => Ok(Some(metadata)),
             Err(source) => {
                 Err(ShardError::SampleJson { key: self.key.to_string(), offset: member.offset, source })
