@@ -114,6 +114,13 @@ impl BaselineAssets {
     }
 }
 
+impl Baseline {
+    /// Whether it compares the image features that lie beside the files of a metadata folder.
+    pub(crate) fn needs_features(self) -> bool {
+        matches!(self, Baseline::ImageBased | Baseline::ImageBasedIntersectClipScore)
+    }
+}
+
 impl BaselineRule {
     /// Checks that everything the baseline needs is there, and nothing else.
     pub(crate) fn validate(&self) -> Result<(), ConfigError> {

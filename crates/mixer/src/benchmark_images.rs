@@ -10,18 +10,17 @@ use base64::engine::general_purpose::STANDARD;
 use datafusion::arrow::compute::cast;
 use oqvl_shard_io::{IMAGE_EXTENSIONS, ShardError, ShardReader};
 use oqvl_stage::RunContext;
-use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
 use rayon::prelude::*;
 
+use crate::MixerError;
 use crate::config::DecontaminateConfig;
 use crate::duplicates::for_each_place;
 use crate::hamming::HashIndex;
 use crate::image_hash::hash_of_file;
-use crate::parquet_scan::table_error;
+use crate::parquet_scan::{Batches, open_table};
 use crate::pool::Pool;
 use crate::row_set::RowSet;
 use crate::selection::MAX_LISTED;
-use crate::{MixerConfig, MixerError};
 
 /// Texts shorter than this in the column `image` of a TSV are not images: VLMEvalKit writes there the index of the row
 /// that has the image.
@@ -108,16 +107,6 @@ impl BenchmarkImages {
     }
 }
 
-/// The contamination of a pool, if the config asks for it.
-pub(crate) fn find_contamination(
-    config: &MixerConfig,
-    pool: &Pool,
-    run: &RunContext,
-) -> Result<Option<Contamination>, MixerError> {
-    let Some(decontaminate) = &config.decontaminate else { return Ok(None) };
-    Ok(Some(BenchmarkImages::read(decontaminate, run)?.find_in(pool, run)?))
-}
-
 /// The files below `path` that can hold images, by name.
 fn collect_files(path: &Path, files: &mut Vec<PathBuf>) -> Result<(), MixerError> {
     let failed = |source| MixerError::Shard(ShardError::Io { path: path.to_path_buf(), source });
@@ -191,10 +180,27 @@ fn read_tsv(
     };
     for (row, record) in reader.byte_records().enumerate() {
         let record = record.map_err(failed)?;
-        let Some(text) = record.get(column).filter(|text| text.len() >= MIN_BASE64_LEN) else { continue };
-        take(format!("{name}/{row}"), &STANDARD.decode(text).unwrap_or_default())?;
+        let text = record.get(column).unwrap_or_default().trim_ascii();
+        if text.starts_with(b"[") {
+            // A list that cannot be read counts as an image that cannot.
+            for (index, image) in texts_of_list(text).unwrap_or(vec![String::new()]).iter().enumerate() {
+                take(format!("{name}/{row}/{index}"), &STANDARD.decode(image).unwrap_or_default())?;
+            }
+        } else if text.len() >= MIN_BASE64_LEN {
+            take(format!("{name}/{row}"), &STANDARD.decode(text).unwrap_or_default())?;
+        }
     }
     Ok(())
+}
+
+/// The texts of a list as JSON or Python writes it; what stands in base64 has no quotes inside. `None` for anything
+/// else.
+fn texts_of_list(text: &[u8]) -> Option<Vec<String>> {
+    let as_json = |text: &[u8]| serde_json::from_slice(text).ok();
+    as_json(text).or_else(|| {
+        let quote = |byte: &u8| if *byte == b'\'' { b'"' } else { *byte };
+        as_json(&text.iter().map(quote).collect::<Vec<u8>>())
+    })
 }
 
 /// Images in a column `image`: bytes, or Hugging Face's struct of `bytes` and `path`.
@@ -203,13 +209,10 @@ fn read_parquet(
     name: &str,
     take: &mut impl FnMut(String, &[u8]) -> Result<(), MixerError>,
 ) -> Result<(), MixerError> {
-    let file =
-        std::fs::File::open(path).map_err(|source| ShardError::Io { path: path.to_path_buf(), source })?;
-    let builder = ParquetRecordBatchReaderBuilder::try_new(file).map_err(table_error(path))?;
-    let reader = builder.with_batch_size(BATCH_ROWS).build().map_err(table_error(path))?;
+    let batches = Batches::start(path, open_table(path)?.with_batch_size(BATCH_ROWS))?;
     let mut row = 0;
-    for batch in reader {
-        let batch = batch.map_err(|error| table_error(path)(error.into()))?;
+    for batch in batches {
+        let batch = batch?;
         let images = batch.column_by_name("image").and_then(image_bytes).ok_or_else(|| {
             let problem = "no column `image` of bytes or of a struct with `bytes`".to_owned();
             MixerError::Table { path: path.to_path_buf(), problem }

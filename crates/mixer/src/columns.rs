@@ -11,13 +11,11 @@ use crate::sample_table::FIXED_COLUMNS;
 
 /// The type in which values of both types can be held. What has nothing in common is held as text.
 fn common_type(a: &DataType, b: &DataType) -> DataType {
-    let is_text = |it: &DataType| matches!(it, DataType::Utf8 | DataType::LargeUtf8 | DataType::Utf8View);
     match (a, b) {
         _ if a == b => a.clone(),
         (DataType::Null, other) | (other, DataType::Null) => other.clone(),
         _ if a.is_integer() && b.is_integer() => DataType::Int64,
         _ if a.is_numeric() && b.is_numeric() => DataType::Float64,
-        _ if is_text(a) && is_text(b) => DataType::Utf8,
         _ => DataType::Utf8,
     }
 }
@@ -127,6 +125,14 @@ pub(crate) fn numbers(column: &ArrayRef) -> Option<Float64Array> {
     is_number.then(|| cast(column, &DataType::Float64).ok()).flatten().map(|it| it.as_primitive().clone())
 }
 
+/// `threshold` as scores of this type are compared with it: those of single precision as such, as NumPy and pandas do.
+pub(crate) fn rounded_as(scores: &DataType, threshold: f64) -> f64 {
+    match scores {
+        DataType::Float32 => f64::from(threshold as f32),
+        _ => threshold,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use arrow_array::{Int32Array, Int64Array};
@@ -169,6 +175,12 @@ mod tests {
         let schema = schema(&physical.map(|name| (name, DataType::Utf8)));
         let expected = ["key", "width", "clip_score", "clip_text", "mlm_text", "mlm_width"];
         assert_eq!(public_names(&schema, &sidecars), expected);
+    }
+
+    #[test]
+    fn thresholds_are_as_exact_as_the_scores() {
+        assert_eq!(rounded_as(&DataType::Float32, 0.1), f64::from(0.1_f32));
+        assert_eq!(rounded_as(&DataType::Float64, 0.1), 0.1);
     }
 
     #[test]

@@ -6,7 +6,7 @@ use oqvl_stage::{ConfigError, StageConfig};
 use serde::{Deserialize, Serialize};
 
 use crate::scratch::MIN_LIMIT_MIB;
-use crate::subset_config::{SubsetConfig, is_plain_name};
+use crate::subset_config::{Rule, SubsetConfig, is_plain_name};
 
 /// Samples in an output shard where the config does not say: as many as the DataComp resharder writes.
 pub const DEFAULT_SAMPLES_PER_SHARD: usize = 10_000;
@@ -41,8 +41,9 @@ pub struct MixerConfig {
     /// Samples in every output shard but the last.
     #[serde(default = "default_samples_per_shard")]
     pub samples_per_shard: usize,
-    /// Memory in MiB beyond which selections spill to the disk; half of the machine's by default. Without spilling
-    /// there remain about three bits a sample and subset, and what single shards hold.
+    /// Memory in MiB beyond which selections spill to the disk; half of the machine's by default. Beyond it there are
+    /// at most two bits a sample for each subset and seven for the rest, 8 bytes for each group of duplicates, and what
+    /// single shards hold.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub memory_limit_mib: Option<u64>,
     /// Score sidecars whose columns SQL sees beside those of the subsets.
@@ -312,7 +313,12 @@ impl StageConfig for MixerConfig {
         self.validate_hashing()?;
         for (index, subset) in self.subset.iter().enumerate() {
             subset.validate_name(index, &self.subset[..index])?;
-            let _rule = subset.rule(index)?;
+            if let (Rule::Baseline(rule), Some(_)) = (subset.rule(index)?, &self.shards)
+                && rule.baseline.needs_features()
+            {
+                let message = "this baseline needs the `.npz` files of a `metadata_dir`";
+                return Err(ConfigError::new(format!("subset.{index}.baseline"), message));
+            }
         }
         Ok(())
     }
@@ -337,7 +343,6 @@ impl StageConfig for MixerConfig {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::subset_config::Rule;
 
     const GOOD: &str = r#"
         shards = "data-fetch"
@@ -421,6 +426,10 @@ mod tests {
             "near_duplicates.max_distance: must be at most",
         );
         check_refused("max_distance = 4", "max_distance = 65", "decontaminate.max_distance: must be at most");
+        let image_based = "baseline = \"image_based\"\n[subset.assets]\nlanguage_model = \"l\"\n\
+             centroids = \"c\"\ntargets = [\"t\"]";
+        let clip_score = "baseline = \"clip_score\"\n        arch = \"l14\"\n        min_score = 0.3";
+        check_refused(clip_score, image_based, "subset.3.baseline: this baseline needs the `.npz` files");
         check_refused("[\"benchmarks\"]", "[]", "decontaminate.images: names no images");
     }
 

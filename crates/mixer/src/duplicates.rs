@@ -13,12 +13,13 @@ use std::iter::Peekable;
 
 use oqvl_stage::RunContext;
 
-use crate::external_sort::{Merge, Sorted, Sorter};
+use crate::external_sort::{Merge, Sorted, Sorter, interruptible};
 use crate::hamming::{close_pairs, parts};
 use crate::pool::Pool;
 use crate::reject::Reject;
 use crate::row_set::RowSet;
 use crate::scratch::Scratch;
+use crate::uid_order::{RowSorter, SortedRows};
 use crate::{DedupKey, MixerConfig, MixerError};
 
 /// Row, rank of the key, whether the row belongs to the group or only looks at it, group.
@@ -52,20 +53,19 @@ impl Ties {
             ties.rank = reasons.len() as u8;
             match key {
                 DedupKey::Uid => {
-                    let rows = pool.by_uid()?.map(|entry| entry.map(|(uid, row)| (u128::from(uid), row)));
-                    ties.add_equal(
-                        rows.filter(|it| !matches!(it, Ok((_, row)) if !candidates.contains(*row))),
-                    )?;
+                    let is_candidate =
+                        |it: &Result<_, _>| !matches!(it, Ok((_, row)) if !candidates.contains(*row));
+                    ties.add_equal(pool.by_uid(run)?.filter(is_candidate))?;
                     reasons.push(Reject::DuplicateUid);
                 }
                 DedupKey::Content => {
                     let digests = digests(pool, candidates, scratch, run, |place| place.content)?;
-                    ties.add_equal(entries(&digests)?)?;
+                    ties.add_equal(digests.iter(run)?)?;
                     reasons.push(Reject::DuplicateContent);
                 }
                 DedupKey::Caption => {
                     let digests = digests(pool, candidates, scratch, run, |place| place.caption)?;
-                    ties.add_equal(entries(&digests)?)?;
+                    ties.add_equal(digests.iter(run)?)?;
                     reasons.push(Reject::DuplicateCaption);
                 }
             }
@@ -188,13 +188,13 @@ impl TieWriter {
             }))
         };
         let num_hashes = distinct()?.count() as u64;
-        let pairs = close_pairs(distinct, num_hashes, max_distance, scratch)?;
+        let pairs = close_pairs(distinct, num_hashes, max_distance, scratch, run)?;
         let mut groups: HashMap<u64, u64> = HashMap::new();
-        for pair in pairs.iter()? {
+        for pair in interruptible(pairs.iter()?, run) {
             self.group_of(parts(pair?).0, &mut groups);
         }
         let mut pairs = pairs.iter()?.peekable();
-        let mut rows = rows.iter()?.peekable();
+        let mut rows = interruptible(rows.iter()?, run).peekable();
         while let Some(first) = rows.next() {
             let (hash, first) = parts(first?);
             let mut neighbours = Vec::new();
@@ -248,33 +248,17 @@ pub(crate) fn for_each_place(
     Ok(())
 }
 
-/// The digests of the candidates that have one, with their rows.
+/// The candidates that have a digest, in its order.
 fn digests(
     pool: &Pool,
     candidates: &RowSet,
     scratch: &Scratch,
     run: &RunContext,
     digest: impl Fn(&crate::places::Place) -> Option<crate::places::Digest>,
-) -> Result<Sorted<24>, MixerError> {
-    let mut sorter = Sorter::new(scratch);
-    for_each_place(pool, candidates, run, |row, place| match digest(place) {
-        Some(digest) => {
-            let mut record = [0; 24];
-            record[..16].copy_from_slice(&digest);
-            record[16..].copy_from_slice(&row.to_be_bytes());
-            sorter.push(record)
-        }
-        None => Ok(()),
+) -> Result<SortedRows, MixerError> {
+    let mut sorter = RowSorter::new(scratch);
+    for_each_place(pool, candidates, run, |row, place| {
+        digest(place).map_or(Ok(()), |digest| sorter.push(u128::from_be_bytes(digest), row))
     })?;
     sorter.finish()
-}
-
-fn entries(
-    digests: &Sorted<24>,
-) -> Result<impl Iterator<Item = Result<(u128, u64), MixerError>> + '_, MixerError> {
-    Ok(digests.iter()?.map(|record| {
-        let record = record?;
-        let value = u128::from_be_bytes(record[..16].try_into().expect("sixteen bytes"));
-        Ok((value, u64::from_be_bytes(record[16..].try_into().expect("eight bytes"))))
-    }))
 }

@@ -9,6 +9,7 @@ use std::fs::File;
 use std::io::{BufWriter, Write};
 use std::os::unix::fs::FileExt;
 
+use oqvl_stage::RunContext;
 use rayon::prelude::*;
 
 use crate::MixerError;
@@ -19,6 +20,9 @@ const MAX_FAN_IN: usize = 64;
 
 /// Bytes read of a run at once: at `MAX_FAN_IN` runs 16 MiB in all.
 const READ_BYTES: usize = 256 << 10;
+
+/// How many records are handed on between two looks at whether the run is to stop.
+const RECORDS_PER_CHECK: usize = 1 << 20;
 
 /// Takes records in any order.
 #[derive(Debug)]
@@ -104,6 +108,19 @@ impl<const N: usize> Sorted<N> {
     pub(crate) fn iter(&self) -> Result<Merge<'_, N>, MixerError> {
         Merge::new(&self.scratch, &self.memory, &self.runs)
     }
+}
+
+/// `records`, with an error among them if the run is to stop.
+pub(crate) fn interruptible<T>(
+    records: impl Iterator<Item = Result<T, MixerError>>,
+    run: &RunContext,
+) -> impl Iterator<Item = Result<T, MixerError>> {
+    records.enumerate().map(|(count, record)| {
+        if count % RECORDS_PER_CHECK == 0 {
+            run.check_interrupt()?;
+        }
+        record
+    })
 }
 
 fn write_run<const N: usize>(

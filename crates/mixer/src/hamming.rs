@@ -5,8 +5,10 @@
 //! are compared (Manku, Jain, Das Sarma: Detecting Near-Duplicates for Web Crawling, 2007). More pieces make the parts
 //! that must agree longer, so that fewer agree by chance, and the choices more.
 
+use oqvl_stage::RunContext;
+
 use crate::MixerError;
-use crate::external_sort::{Sorted, Sorter};
+use crate::external_sort::{Sorted, Sorter, interruptible};
 use crate::scratch::Scratch;
 
 /// How the bits are cut for a number of hashes and a distance.
@@ -51,21 +53,23 @@ pub(crate) fn close_pairs<I: Iterator<Item = Result<u64, MixerError>>>(
     num_hashes: u64,
     max_distance: u32,
     scratch: &Scratch,
+    run: &RunContext,
 ) -> Result<Sorted<16>, MixerError> {
     let mut pairs = Sorter::<16>::new(scratch);
     if max_distance == 0 {
         return pairs.finish();
     }
     let cut = Cut::new(num_hashes, max_distance);
+    let progress = run.progress(cut.choices.len() as u64, "passes over hashes of images");
     for (index, choice) in cut.choices.iter().enumerate() {
         let mut by_choice = Sorter::<16>::new(scratch);
-        for hash in hashes()? {
+        for hash in interruptible(hashes()?, run) {
             let hash = hash?;
             by_choice.push(two(hash & choice, hash))?;
         }
         let mut group: Vec<u64> = Vec::new();
         let mut group_key = None;
-        for record in by_choice.finish()?.iter()? {
+        for record in interruptible(by_choice.finish()?.iter()?, run) {
             let (key, hash) = parts(record?);
             if group_key.replace(key) != Some(key) {
                 group.clear();
@@ -80,7 +84,9 @@ pub(crate) fn close_pairs<I: Iterator<Item = Result<u64, MixerError>>>(
             }
             group.push(hash);
         }
+        progress.inc(1);
     }
+    progress.finish();
     pairs.finish()
 }
 
@@ -160,7 +166,8 @@ mod tests {
             let scratch = Scratch::create(dir.path(), Some(64)).unwrap();
             let pretended = if max_distance > 5 { 2 } else { pretended };
             let read = || Ok(hashes.iter().copied().map(Ok));
-            let pairs = close_pairs(read, pretended, max_distance, &scratch).unwrap();
+            let run = RunContext::for_test::<crate::Mixer>(dir.path(), 7).unwrap();
+            let pairs = close_pairs(read, pretended, max_distance, &scratch, &run).unwrap();
             let found: Vec<(u64, u64)> = pairs.iter().unwrap().map(|record| parts(record.unwrap())).collect();
             let all = hashes.iter().flat_map(|a| hashes.iter().map(move |b| (*a, *b)));
             let expected: Vec<(u64, u64)> =

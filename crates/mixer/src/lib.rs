@@ -83,6 +83,7 @@ mod subset_config;
 #[cfg(test)]
 mod test_pool;
 mod text_functions;
+mod uid_order;
 
 pub use baseline_config::{
     Baseline, BaselineAssets, BasicVariant, ClipArch, DEFAULT_FEATURES, LANGUAGE_MODEL_SHA256,

@@ -45,13 +45,58 @@ pub(crate) struct Place {
     pub(crate) image_hash: Option<u64>,
 }
 
+/// How a tar ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) enum ShardEnd {
+    /// As it should.
+    #[default]
+    Whole,
+    /// With something that cannot be read: what follows is not known.
+    Damaged,
+    /// After a whole sample, without its end blocks: more may have been meant to follow.
+    Unterminated,
+}
+
+impl ShardEnd {
+    /// The end that `error` is; the disk is not at fault.
+    pub(crate) fn of(error: &ShardError) -> ShardEnd {
+        match error {
+            ShardError::Unterminated { .. } => ShardEnd::Unterminated,
+            _ => ShardEnd::Damaged,
+        }
+    }
+
+    /// What is counted for the samples that may be missing.
+    pub(crate) fn reject(self) -> Option<Reject> {
+        match self {
+            ShardEnd::Whole => None,
+            ShardEnd::Damaged => Some(Reject::DamagedShard),
+            ShardEnd::Unterminated => Some(Reject::UnterminatedShard),
+        }
+    }
+
+    fn byte(self) -> u8 {
+        match self {
+            ShardEnd::Whole => 0,
+            ShardEnd::Damaged => 1,
+            ShardEnd::Unterminated => 2,
+        }
+    }
+
+    fn from_byte(byte: u8) -> Option<ShardEnd> {
+        [ShardEnd::Whole, ShardEnd::Damaged, ShardEnd::Unterminated]
+            .into_iter()
+            .find(|end| end.byte() == byte)
+    }
+}
+
 /// The samples of one shard.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub(crate) struct Places {
     /// In shard order.
     pub(crate) samples: Vec<Place>,
-    /// Whether the tar is damaged behind the last of them.
-    pub(crate) is_damaged: bool,
+    /// How the tar ends behind the last of them.
+    pub(crate) end: ShardEnd,
 }
 
 impl Places {
@@ -59,7 +104,7 @@ impl Places {
     pub(crate) fn write(&self, path: &Path) -> Result<(), MixerError> {
         let mut bytes = Vec::with_capacity(HEADER_BYTES + self.samples.len() * RECORD_BYTES);
         bytes.extend_from_slice(MAGIC);
-        bytes.push(u8::from(self.is_damaged));
+        bytes.push(self.end.byte());
         self.samples.iter().for_each(|place| place.encode(&mut bytes));
         write_atomic(path, &bytes).map_err(|source| MixerError::Scratch { path: path.to_path_buf(), source })
     }
@@ -69,23 +114,25 @@ impl Places {
         let bytes = std::fs::read(path)
             .map_err(|source| MixerError::Shard(ShardError::Io { path: path.to_path_buf(), source }))?;
         let Some(rest) = bytes.strip_prefix(MAGIC) else { return Ok(None) };
-        let Some((damaged, records)) = rest.split_first() else { return Ok(None) };
+        let Some((end, records)) = rest.split_first() else { return Ok(None) };
+        let Some(end) = ShardEnd::from_byte(*end) else { return Ok(None) };
         if records.len() % RECORD_BYTES != 0 {
             return Ok(None);
         }
         let samples = records.chunks_exact(RECORD_BYTES).map(Place::decode).collect();
-        Ok(Some(Places { samples, is_damaged: *damaged != 0 }))
+        Ok(Some(Places { samples, end }))
     }
 
-    /// The number of samples in the file and whether the tar is damaged, without reading all of it.
-    pub(crate) fn read_summary(path: &Path) -> Option<(u64, bool)> {
+    /// The number of samples in the file and how the tar ends, without reading all of it.
+    pub(crate) fn read_summary(path: &Path) -> Option<(u64, ShardEnd)> {
         use std::io::Read as _;
         let mut file = std::fs::File::open(path).ok()?;
         let record_bytes = file.metadata().ok()?.len().checked_sub(HEADER_BYTES as u64)?;
         let mut header = [0; HEADER_BYTES];
         file.read_exact(&mut header).ok()?;
         let is_whole = header.starts_with(MAGIC) && record_bytes % RECORD_BYTES as u64 == 0;
-        is_whole.then_some((record_bytes / RECORD_BYTES as u64, header[MAGIC.len()] != 0))
+        let end = ShardEnd::from_byte(header[MAGIC.len()])?;
+        is_whole.then_some((record_bytes / RECORD_BYTES as u64, end))
     }
 }
 
@@ -160,11 +207,11 @@ mod tests {
         let samples = vec![full, bad(Reject::BadUid), bad(Reject::BadMetadata)];
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("x");
-        for is_damaged in [false, true] {
-            let places = Places { samples: samples.clone(), is_damaged };
+        for end in [ShardEnd::Whole, ShardEnd::Damaged, ShardEnd::Unterminated] {
+            let places = Places { samples: samples.clone(), end };
             places.write(&path).unwrap();
             assert_eq!(Places::read(&path).unwrap(), Some(places));
-            assert_eq!(Places::read_summary(&path), Some((3, is_damaged)));
+            assert_eq!(Places::read_summary(&path), Some((3, end)));
         }
         write_atomic(&path, b"something else").unwrap();
         assert_eq!(Places::read(&path).unwrap(), None);

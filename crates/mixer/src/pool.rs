@@ -12,16 +12,14 @@ use oqvl_stage::RunContext;
 use crate::MixerError;
 use crate::columns::{MergedColumns, texts};
 use crate::config::PoolSource;
-use crate::external_sort::{Sorted, Sorter};
-use crate::parquet_scan::ParquetFiles;
-use crate::places::Places;
+use crate::external_sort::interruptible;
+use crate::parquet_scan::{ParquetFiles, metadata_files};
+use crate::places::{Places, ShardEnd};
 use crate::reject::Reject;
 use crate::row_set::RowSet;
 use crate::sample_index::{IndexPlan, SampleIndex};
 use crate::scratch::Scratch;
-
-/// A uid and the row that has it, as bytes that sort by uid, then row.
-const UID_ROW_BYTES: usize = 24;
+use crate::uid_order::{FoundRows, RowSorter, SortedRows, UidSorter};
 
 /// A part of the pool: a shard, or a file of a metadata folder.
 #[derive(Debug, Clone)]
@@ -31,7 +29,7 @@ pub(crate) struct Part {
     pub(crate) first_row: u64,
     pub(crate) num_rows: u64,
     /// Whether there was more that cannot be read.
-    pub(crate) is_damaged: bool,
+    pub(crate) end: ShardEnd,
 }
 
 /// All samples.
@@ -46,15 +44,7 @@ pub(crate) struct Pool {
     /// The rows whose uid can be used.
     pub(crate) usable: RowSet,
     bad_uid: RowSet,
-    uids: Sorted<UID_ROW_BYTES>,
-}
-
-/// The rows that a list of uids names.
-#[derive(Debug)]
-pub(crate) struct FoundRows {
-    pub(crate) rows: RowSet,
-    /// Distinct uids of the list that no row has.
-    pub(crate) num_absent: u64,
+    uids: SortedRows,
 }
 
 impl Pool {
@@ -82,12 +72,12 @@ impl Pool {
         let (mut parts, mut tables, mut num_rows) = (Vec::new(), Vec::new(), 0);
         for (shard, input) in index.shards.iter().enumerate() {
             let path = index.places_path(shard);
-            let Some((len, is_damaged)) = Places::read_summary(&path) else {
+            let Some((len, end)) = Places::read_summary(&path) else {
                 return Err(MixerError::InputChanged { path });
             };
             let pieces = (len as usize).div_ceil(crate::sample_index::ROWS_PER_FILE);
             tables.extend((0..pieces).map(|piece| index.table_path(shard, piece)));
-            parts.push(Part { name: input.name.clone(), first_row: num_rows, num_rows: len, is_damaged });
+            parts.push(Part { name: input.name.clone(), first_row: num_rows, num_rows: len, end });
             num_rows += len;
         }
         let files = ParquetFiles::with_columns(MergedColumns::of_shards(), tables, run)?;
@@ -111,7 +101,7 @@ impl Pool {
             name: file.path.file_stem().unwrap_or_default().to_string_lossy().into_owned(),
             first_row: file.first_row,
             num_rows: file.num_rows,
-            is_damaged: false,
+            end: ShardEnd::Whole,
         };
         let parts = files.files.iter().map(part).collect();
         let mut rows = UidRows::new(files.num_rows, scratch);
@@ -141,23 +131,21 @@ impl Pool {
         read_places(self.index.as_ref().expect("only shards have places"), shard)
     }
 
-    /// Every usable row with its uid, by uid, then row.
-    pub(crate) fn by_uid(
-        &self,
-    ) -> Result<impl Iterator<Item = Result<(Uid, u64), MixerError>> + '_, MixerError> {
-        Ok(self.uids.iter()?.map(|record| {
-            let record = record?;
-            let number = |at: usize| u64::from_be_bytes(record[at..at + 8].try_into().expect("eight bytes"));
-            Ok((Uid::from_halves(number(0), number(8)), number(16)))
-        }))
+    /// The uid of every usable row, as a number, with the row, by uid, then row.
+    pub(crate) fn by_uid<'a>(
+        &'a self,
+        run: &'a RunContext,
+    ) -> Result<impl Iterator<Item = Result<(u128, u64), MixerError>> + 'a, MixerError> {
+        self.uids.iter(run)
     }
 
     /// The rows of ascending `uids`, which may repeat.
     pub(crate) fn rows_with(
         &self,
         uids: impl Iterator<Item = Result<Uid, MixerError>>,
+        run: &RunContext,
     ) -> Result<FoundRows, MixerError> {
-        join(self.by_uid()?, uids, self.num_rows)
+        self.uids.join(uids, self.num_rows, run)
     }
 
     /// The rows that the list at `path` names. A list out of order is sorted, in scratch files if need be.
@@ -167,35 +155,37 @@ impl Pool {
         scratch: &Scratch,
         run: &RunContext,
     ) -> Result<FoundRows, MixerError> {
+        let uids = || -> Result<_, MixerError> {
+            Ok(interruptible(UidReader::open(path)?.map(|uid| Ok(uid?)), run))
+        };
         let (mut is_sorted, mut last) = (true, None);
-        for uid in UidReader::open(path)? {
+        for uid in uids()? {
             let uid = uid?;
             if last.replace(uid).is_some_and(|last| last > uid) {
                 is_sorted = false;
                 break;
             }
         }
-        run.check_interrupt()?;
         if is_sorted {
-            return self.rows_with(UidReader::open(path)?.map(|uid| Ok(uid?)));
+            return self.rows_with(uids()?, run);
         }
         tracing::warn!(path = %path.display(), "the list is not in order; it is sorted first");
         let mut sorter = UidSorter::new(scratch);
-        for uid in UidReader::open(path)? {
+        for uid in uids()? {
             sorter.push(uid?)?;
         }
-        self.rows_with(sorter.finish()?.iter()?)
+        self.rows_with(sorter.finish()?.iter()?, run)
     }
 
     /// Writes the uids of `rows` as a list, each once; returns how many.
-    pub(crate) fn write_list(&self, rows: &RowSet, path: &Path) -> Result<u64, MixerError> {
+    pub(crate) fn write_list(&self, rows: &RowSet, path: &Path, run: &RunContext) -> Result<u64, MixerError> {
         let mut len = 0;
-        self.for_each_uid(rows, |_| {
+        self.for_each_uid(rows, run, |_| {
             len += 1;
             Ok(())
         })?;
         let mut writer = UidWriter::create(path, len)?;
-        self.for_each_uid(rows, |uid| Ok(writer.push(uid)?))?;
+        self.for_each_uid(rows, run, |uid| Ok(writer.push(uid)?))?;
         writer.finish()?;
         Ok(len)
     }
@@ -204,13 +194,14 @@ impl Pool {
     fn for_each_uid(
         &self,
         rows: &RowSet,
+        run: &RunContext,
         mut take: impl FnMut(Uid) -> Result<(), MixerError>,
     ) -> Result<(), MixerError> {
         let mut last = None;
-        for entry in self.by_uid()? {
+        for entry in self.by_uid(run)? {
             let (uid, row) = entry?;
             if rows.contains(row) && last.replace(uid) != Some(uid) {
-                take(uid)?;
+                take(Uid::from(uid))?;
             }
         }
         Ok(())
@@ -240,77 +231,18 @@ impl Pool {
     }
 }
 
-/// The rows among `pool`, sorted by uid, whose uid is among the ascending `wanted`.
-pub(crate) fn join(
-    pool: impl Iterator<Item = Result<(Uid, u64), MixerError>>,
-    wanted: impl Iterator<Item = Result<Uid, MixerError>>,
-    num_rows: u64,
-) -> Result<FoundRows, MixerError> {
-    let mut found = FoundRows { rows: RowSet::none(num_rows), num_absent: 0 };
-    let (mut pool, mut last) = (pool.peekable(), None);
-    for uid in wanted {
-        let uid = uid?;
-        if last.replace(uid) == Some(uid) {
-            continue;
-        }
-        let mut is_absent = true;
-        while let Some(next) = pool.next_if(|next| !matches!(next, Ok((other, _)) if *other > uid)) {
-            let (other, row) = next?;
-            if other == uid {
-                found.rows.insert(row);
-                is_absent = false;
-            }
-        }
-        found.num_absent += u64::from(is_absent);
-    }
-    Ok(found)
-}
-
-/// Sorts uids that need not fit into memory.
-#[derive(Debug)]
-pub(crate) struct UidSorter(Sorter<16>);
-
-/// Uids in order.
-#[derive(Debug)]
-pub(crate) struct SortedUids(Sorted<16>);
-
-impl UidSorter {
-    pub(crate) fn new(scratch: &Scratch) -> UidSorter {
-        UidSorter(Sorter::new(scratch))
-    }
-
-    pub(crate) fn push(&mut self, uid: Uid) -> Result<(), MixerError> {
-        self.0.push(uid_bytes(uid))
-    }
-
-    pub(crate) fn finish(self) -> Result<SortedUids, MixerError> {
-        Ok(SortedUids(self.0.finish()?))
-    }
-}
-
-impl SortedUids {
-    pub(crate) fn iter(&self) -> Result<impl Iterator<Item = Result<Uid, MixerError>> + '_, MixerError> {
-        Ok(self.0.iter()?.map(|bytes| Ok(Uid::from(u128::from_be_bytes(bytes?)))))
-    }
-}
-
-/// Bytes that sort as uids do.
-fn uid_bytes(uid: Uid) -> [u8; 16] {
-    u128::from(uid).to_be_bytes()
-}
-
 /// Collects what is known of the uids of all rows.
 struct UidRows {
     next_row: u64,
     usable: RowSet,
     bad_uid: RowSet,
-    uids: Sorter<UID_ROW_BYTES>,
+    uids: RowSorter,
 }
 
 impl UidRows {
     fn new(num_rows: u64, scratch: &Scratch) -> UidRows {
         let none = RowSet::none(num_rows);
-        UidRows { next_row: 0, usable: none.clone(), bad_uid: none, uids: Sorter::new(scratch) }
+        UidRows { next_row: 0, usable: none.clone(), bad_uid: none, uids: RowSorter::new(scratch) }
     }
 
     fn push(&mut self, uid: Result<Uid, Reject>) -> Result<(), MixerError> {
@@ -319,10 +251,7 @@ impl UidRows {
         match uid {
             Ok(uid) => {
                 self.usable.insert(row);
-                let mut record = [0; UID_ROW_BYTES];
-                record[..16].copy_from_slice(&uid_bytes(uid));
-                record[16..].copy_from_slice(&row.to_be_bytes());
-                self.uids.push(record)?;
+                self.uids.push(u128::from(uid), row)?;
             }
             Err(Reject::BadUid) => self.bad_uid.insert(row),
             Err(_) => {}
@@ -378,24 +307,4 @@ pub(crate) fn parse_uids(
     };
     let parse = |uid: Option<&str>| uid.and_then(|uid| uid.parse().ok()).ok_or(Reject::BadUid);
     Ok(uids.iter().map(parse).collect())
-}
-
-/// The files of a metadata folder that match `pattern`, by name.
-pub(crate) fn metadata_files(dir: &Path, pattern: &str) -> Result<Vec<PathBuf>, MixerError> {
-    let failed = |source| oqvl_shard_io::ShardError::Io { path: dir.to_path_buf(), source };
-    let pattern_text = pattern.to_owned();
-    let pattern = glob::Pattern::new(pattern).expect("the pattern was checked with the config");
-    let mut paths = Vec::new();
-    for entry in std::fs::read_dir(dir).map_err(failed)? {
-        let path = entry.map_err(failed)?.path();
-        let name = path.file_name().unwrap_or_default().to_string_lossy();
-        if !name.starts_with('.') && pattern.matches(&name) {
-            paths.push(path);
-        }
-    }
-    if paths.is_empty() {
-        return Err(MixerError::NoMetadata { path: dir.to_path_buf(), pattern: pattern_text });
-    }
-    paths.sort();
-    Ok(paths)
 }

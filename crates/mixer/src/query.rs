@@ -2,7 +2,9 @@
 //!
 //! A `where` condition becomes `SELECT … FROM pool LEFT JOIN t ON pool.uid = t.uid … WHERE (condition)` with those tables joined
 //! that it speaks of. Rows come in no particular order and are collected as sets, so that a result depends neither on
-//! threads nor on what was spilled; what would make it depend on chance (`random()`, `LIMIT` without order) is refused.
+//! threads nor on what was spilled; what would make it depend on chance (`random()`, `LIMIT` or `first_value` without
+//! order) is refused. Where it depends on the order in which rows are met (sums of fractions are rounded, ties of an
+//! order are settled), one partition meets them in the order of the files.
 //!
 //! Joins are hash joins at first, which do not spill; where memory does not suffice the query runs again with
 //! sort-merge joins, which do, and at last with as little parallelism as these need.
@@ -12,7 +14,7 @@ use std::sync::Arc;
 
 use arrow_array::RecordBatch;
 use arrow_schema::Schema;
-use datafusion::common::tree_node::TreeNodeRecursion;
+use datafusion::common::tree_node::{TreeNode, TreeNodeRecursion};
 use datafusion::common::{Column, DataFusionError, SchemaError};
 use datafusion::datasource::TableProvider;
 use datafusion::datasource::empty::EmptyTable;
@@ -22,16 +24,21 @@ use datafusion::execution::context::SQLOptions;
 use datafusion::execution::disk_manager::{DiskManagerBuilder, DiskManagerMode};
 use datafusion::execution::memory_pool::FairSpillPool;
 use datafusion::execution::runtime_env::RuntimeEnvBuilder;
-use datafusion::logical_expr::{Expr, LogicalPlan};
+use datafusion::logical_expr::expr::{AggregateFunction, WindowFunction};
+use datafusion::logical_expr::{
+    Distinct, DistinctOn, Expr, ExprSchemable, LogicalPlan, WindowFunctionDefinition,
+};
 use datafusion::physical_plan::{ExecutionPlan, execute_stream};
 use datafusion::prelude::{DataFrame, SessionConfig, SessionContext};
 use futures_util::StreamExt;
+use oqvl_shard_io::without_parquet_panic;
 use oqvl_stage::{ConfigError, RunContext};
 
 use crate::columns::{list_names, public_names, texts};
 use crate::config::{JoinKey, ScoreFiles};
-use crate::parquet_scan::ParquetFiles;
-use crate::scratch::Scratch;
+use crate::parquet_scan::{ParquetFiles, metadata_files};
+use crate::scratch::{Scratch, SpillDir};
+use crate::subset_config::Rule;
 use crate::{MixerConfig, MixerError};
 
 /// The name of the pool in SQL.
@@ -46,8 +53,8 @@ const BATCH_ROWS: usize = 8192;
 /// The pool as SQL sees it.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum PoolTable<'a> {
-    /// Only its columns, to check queries against.
-    Preview(&'a Schema),
+    /// Only its columns, to check queries against, and whether there are no others.
+    Preview { schema: &'a Schema, is_certain: bool },
     /// Its rows.
     Files(&'a ParquetFiles),
 }
@@ -70,6 +77,41 @@ pub(crate) struct Query {
     key: String,
     sql: String,
     pub(crate) selected: Selected,
+    order: RowOrder,
+}
+
+/// Whether the result of a query depends on the order in which it meets rows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum RowOrder {
+    /// It does not: any number of threads may look for it.
+    Any,
+    /// It does: they come in one partition, in the order of the files.
+    Fixed,
+}
+
+/// Why a query cannot be planned: a mistake in the config.
+#[derive(Debug)]
+pub(crate) struct Refusal {
+    error: ConfigError,
+    /// It names a column that is not there.
+    lacks_column: bool,
+}
+
+impl From<ConfigError> for Refusal {
+    fn from(error: ConfigError) -> Refusal {
+        Refusal { error, lacks_column: false }
+    }
+}
+
+impl From<Refusal> for MixerError {
+    fn from(refusal: Refusal) -> MixerError {
+        refusal.error.into()
+    }
+}
+
+/// Says that a column was not met yet, by an error that would be one if there were no more samples.
+pub(crate) fn warn_of_absence(error: &ConfigError) {
+    tracing::warn!(%error, "the first samples do not have it; whether others do is seen when all have been read");
 }
 
 /// A way to run a query.
@@ -90,6 +132,7 @@ pub(crate) struct Database<'a> {
     sidecars: Vec<ScoreFiles>,
     tables: Vec<ParquetFiles>,
     scratch: &'a Scratch,
+    spill_dir: SpillDir,
     run: &'a RunContext,
     runtime: tokio::runtime::Runtime,
 }
@@ -126,12 +169,29 @@ impl<'a> Database<'a> {
             .enable_all()
             .build()
             .map_err(MixerError::Threads)?;
-        let sidecars = config.sidecars();
-        Ok(Database { config, pool, has_places, sidecars, tables, scratch, run, runtime })
+        let (sidecars, spill_dir) = (config.sidecars(), scratch.spill_dir()?);
+        Ok(Database { config, pool, has_places, sidecars, tables, scratch, spill_dir, run, runtime })
+    }
+
+    /// Checks that the query of a rule, if it has one, can be planned. A column that the first samples lack is not
+    /// missed before all have been read.
+    pub(crate) fn check(&self, index: usize, rule: &Rule) -> Result<(), MixerError> {
+        let planned = match rule {
+            Rule::Where(condition) => self.plan_where(index, condition),
+            Rule::Sql(sql) => self.plan_sql(index, sql),
+            Rule::Score { .. } | Rule::Uids(_) | Rule::Baseline(_) => return Ok(()),
+        };
+        match (planned, self.pool) {
+            (Err(Refusal { error, lacks_column: true }), PoolTable::Preview { is_certain: false, .. }) => {
+                warn_of_absence(&error);
+                Ok(())
+            }
+            (planned, _) => Ok(planned.map(drop)?),
+        }
     }
 
     /// The query for the condition of the subset at `index`, planned.
-    pub(crate) fn plan_where(&self, index: usize, condition: &str) -> Result<Query, MixerError> {
+    pub(crate) fn plan_where(&self, index: usize, condition: &str) -> Result<Query, Refusal> {
         let key = format!("subset.{index}.where");
         let mut from = POOL.to_owned();
         for (table, files) in self.config.table.iter().zip(&self.tables) {
@@ -145,16 +205,16 @@ impl<'a> Database<'a> {
             ("pool.uid", Selected::Uid)
         };
         let sql = format!("SELECT {columns} FROM {from} WHERE ({condition}\n)");
-        let query = Query { key, sql, selected };
-        self.plan(&query)?;
-        Ok(query)
+        let query = Query { key, sql, selected, order: RowOrder::Any };
+        let (_frame, order) = self.plan(&query)?;
+        Ok(Query { order, ..query })
     }
 
     /// The query of the subset at `index`, planned; its result must be one column, `uid` or `key`.
-    pub(crate) fn plan_sql(&self, index: usize, sql: &str) -> Result<Query, MixerError> {
+    pub(crate) fn plan_sql(&self, index: usize, sql: &str) -> Result<Query, Refusal> {
         let key = format!("subset.{index}.sql");
-        let query = Query { key, sql: sql.to_owned(), selected: Selected::Uid };
-        let frame = self.plan(&query)?;
+        let query = Query { key, sql: sql.to_owned(), selected: Selected::Uid, order: RowOrder::Any };
+        let (frame, order) = self.plan(&query)?;
         let columns: Vec<&str> = frame.schema().fields().iter().map(|field| field.name().as_str()).collect();
         use arrow_schema::DataType::{LargeUtf8, Utf8, Utf8View};
         let is_text =
@@ -168,7 +228,7 @@ impl<'a> Database<'a> {
                 return Err(ConfigError::new(query.key, message).into());
             }
         };
-        Ok(Query { selected, ..query })
+        Ok(Query { selected, order, ..query })
     }
 
     /// Whether the condition names the table, or a column that only the table has.
@@ -188,21 +248,21 @@ impl<'a> Database<'a> {
 
     fn pool_columns(&self) -> Vec<String> {
         match self.pool {
-            PoolTable::Preview(schema) => public_names(schema, &self.sidecars),
+            PoolTable::Preview { schema, .. } => public_names(schema, &self.sidecars),
             PoolTable::Files(files) => public_names(&files.schema, &self.sidecars),
         }
     }
 
-    fn plan(&self, query: &Query) -> Result<DataFrame, MixerError> {
+    fn plan(&self, query: &Query) -> Result<(DataFrame, RowOrder), Refusal> {
         let attempt =
             Attempt { prefer_hash_join: true, threads: self.run.threads.max(2), batch_rows: BATCH_ROWS };
         let frame = self.frame(query, attempt).map_err(|error| self.explain(query, &error))?;
-        check_determinism(frame.logical_plan())
+        let order = order_needed(frame.logical_plan())
             .map_err(|problem| ConfigError::new(query.key.clone(), problem))?;
         // Types are checked when the plan becomes physical.
         let physical = self.runtime.block_on(frame.clone().create_physical_plan());
         let _plan = physical.map_err(|error| self.explain(query, &error))?;
-        Ok(frame)
+        Ok((frame, order))
     }
 
     fn frame(&self, query: &Query, attempt: Attempt) -> Result<DataFrame, DataFusionError> {
@@ -220,7 +280,7 @@ impl<'a> Database<'a> {
             .with_batch_size(attempt.batch_rows)
             .with_sort_spill_reservation_bytes(reservation)
             .set_bool("datafusion.optimizer.prefer_hash_join", attempt.prefer_hash_join);
-        let disk = DiskManagerMode::Directories(vec![self.scratch.dir().to_path_buf()]);
+        let disk = DiskManagerMode::Directories(vec![self.spill_dir.path().to_path_buf()]);
         let disk = DiskManagerBuilder::default().with_mode(disk).with_max_temp_directory_size(u64::MAX);
         let runtime = RuntimeEnvBuilder::new()
             .with_memory_pool(Arc::new(FairSpillPool::new(memory)))
@@ -229,7 +289,9 @@ impl<'a> Database<'a> {
         let context = SessionContext::new_with_config_rt(config, runtime);
         crate::text_functions::register(&context);
         let (schema, provider): (&Schema, Arc<dyn TableProvider>) = match self.pool {
-            PoolTable::Preview(schema) => (schema, Arc::new(EmptyTable::new(Arc::new(schema.clone())))),
+            PoolTable::Preview { schema, .. } => {
+                (schema, Arc::new(EmptyTable::new(Arc::new(schema.clone()))))
+            }
             PoolTable::Files(files) => (&files.schema, listing(files)?),
         };
         let names = schema.fields().iter().zip(self.pool_columns());
@@ -250,10 +312,16 @@ impl<'a> Database<'a> {
         query: &Query,
         mut take: impl FnMut(RecordBatch) -> Result<(), MixerError>,
     ) -> Result<usize, MixerError> {
-        let threads = self.run.threads.max(2);
+        let threads = match query.order {
+            RowOrder::Any => self.run.threads.max(2),
+            RowOrder::Fixed => 1,
+        };
         // A merge holds a batch of every run.
-        let attempts =
-            [(true, threads, BATCH_ROWS), (false, threads, BATCH_ROWS), (false, 2, BATCH_ROWS / 8)];
+        let attempts = [
+            (true, threads, BATCH_ROWS),
+            (false, threads, BATCH_ROWS),
+            (false, threads.min(2), BATCH_ROWS / 8),
+        ];
         let mut outcome = Ok(0);
         for (prefer_hash_join, threads, batch_rows) in attempts {
             outcome = self.run_once(query, Attempt { prefer_hash_join, threads, batch_rows }, &mut take)?;
@@ -292,21 +360,27 @@ impl<'a> Database<'a> {
             Ok(started) => started,
             Err(error) => return Ok(Err(error)),
         };
-        while let Some(batch) = self.runtime.block_on(stream.next()) {
+        loop {
             self.run.check_interrupt()?;
-            match batch {
-                Ok(batch) => take(batch)?,
-                Err(error) => return Ok(Err(error)),
+            match without_parquet_panic(|| Ok(self.runtime.block_on(stream.next()))) {
+                Ok(Some(Ok(batch))) => take(batch)?,
+                Ok(Some(Err(error))) => return Ok(Err(error)),
+                Ok(None) => break,
+                Err(panic) => return Ok(Err(panic.into())),
             }
         }
         Ok(Ok(spilled_bytes(plan.as_ref())))
     }
 
     /// A query that cannot be planned is a mistake in the config: what is wrong, and which columns there are.
-    fn explain(&self, query: &Query, error: &DataFusionError) -> MixerError {
+    fn explain(&self, query: &Query, error: &DataFusionError) -> Refusal {
+        let mut lacks_column = false;
         let problem = match error.find_root() {
             DataFusionError::SchemaError(schema_error, _) => match schema_error.as_ref() {
-                SchemaError::FieldNotFound { field, .. } => format!("no column `{}`", field.flat_name()),
+                SchemaError::FieldNotFound { field, .. } => {
+                    lacks_column = true;
+                    format!("no column `{}`", field.flat_name())
+                }
                 other => one_line(&other.to_string()),
             },
             other => one_line(&other.message()),
@@ -316,7 +390,8 @@ impl<'a> Database<'a> {
             let names = list_names(files.schema.fields().iter().map(|field| field.name().as_str()));
             columns += &format!("; `{}` has {names}", table.name);
         }
-        ConfigError::new(query.key.clone(), format!("{problem} ({columns})")).into()
+        let error = ConfigError::new(query.key.clone(), format!("{problem} ({columns})"));
+        Refusal { error, lacks_column }
     }
 
     /// A planned query that fails: out of memory, out of disk, a damaged table, a value that cannot be cast.
@@ -364,42 +439,124 @@ fn one_line(text: &str) -> String {
     text.lines().next().unwrap_or_default().trim_end_matches('.').to_owned()
 }
 
-/// Refuses what would make the result depend on chance or on threads.
-fn check_determinism(plan: &LogicalPlan) -> Result<(), String> {
-    let mut problem = None;
+/// Refuses what would make the result depend on chance, and says whether it depends on the order of rows.
+fn order_needed(plan: &LogicalPlan) -> Result<RowOrder, String> {
+    let (mut order, mut problem) = (RowOrder::Any, None);
     let visited = plan.apply_with_subqueries(|node| {
-        if let LogicalPlan::Limit(limit) = node {
+        match order_of_node(node) {
+            Ok(needed) => order = order.max(needed),
+            Err(refusal) => {
+                problem = Some(refusal);
+                return Ok(TreeNodeRecursion::Stop);
+            }
+        }
+        Ok(TreeNodeRecursion::Continue)
+    });
+    debug_assert!(visited.is_ok(), "the visitor does not fail");
+    problem.map_or(Ok(order), Err)
+}
+
+fn order_of_node(node: &LogicalPlan) -> Result<RowOrder, String> {
+    let mut order = match node {
+        LogicalPlan::Limit(limit) => {
             let mut below = limit.input.as_ref();
             while let LogicalPlan::Projection(it) = below {
                 below = it.input.as_ref();
             }
             if !matches!(below, LogicalPlan::Sort(_)) {
-                problem = Some("a LIMIT needs an ORDER BY (that leaves no ties): without, it takes any rows");
-                return Ok(TreeNodeRecursion::Stop);
+                return Err(
+                    "a LIMIT needs an ORDER BY (that leaves no ties): without, it takes any rows".into()
+                );
             }
+            RowOrder::Fixed
         }
-        if node.expressions().iter().any(Expr::is_volatile) {
-            problem = Some("a function that gives another value each time has no place here");
-            return Ok(TreeNodeRecursion::Stop);
+        LogicalPlan::Distinct(Distinct::On(DistinctOn { sort_expr: None, .. })) => {
+            return Err("DISTINCT ON needs an ORDER BY: without, it takes any rows".into());
         }
-        Ok(TreeNodeRecursion::Continue)
-    });
-    debug_assert!(visited.is_ok(), "the visitor does not fail");
-    problem.map_or(Ok(()), |problem| Err(problem.to_owned()))
+        LogicalPlan::Distinct(Distinct::On(_)) => RowOrder::Fixed,
+        _ => RowOrder::Any,
+    };
+    let mut problem = None;
+    for expression in node.expressions() {
+        if expression.is_volatile() {
+            return Err("a function that gives another value each time has no place here".into());
+        }
+        let visited = expression.apply(|part| {
+            let needed = match part {
+                Expr::AggregateFunction(it) => order_of_aggregate(it, node),
+                Expr::WindowFunction(it) => order_of_window(it, node),
+                _ => Ok(RowOrder::Any),
+            };
+            match needed {
+                Ok(needed) => order = order.max(needed),
+                Err(refusal) => problem = Some(refusal),
+            }
+            Ok(TreeNodeRecursion::Continue)
+        });
+        debug_assert!(visited.is_ok(), "the visitor does not fail");
+    }
+    problem.map_or(Ok(order), Err)
+}
+
+fn order_of_aggregate(it: &AggregateFunction, node: &LogicalPlan) -> Result<RowOrder, String> {
+    order_of_function(it.func.name(), &it.params.args, !it.params.order_by.is_empty(), node)
+}
+
+fn order_of_window(it: &WindowFunction, node: &LogicalPlan) -> Result<RowOrder, String> {
+    if !it.params.order_by.is_empty() {
+        return Ok(RowOrder::Fixed);
+    }
+    let frame = &it.params.window_frame;
+    match &it.fun {
+        // The same for every row of the partition, whatever stands where.
+        WindowFunctionDefinition::AggregateUDF(function)
+            if frame.start_bound.is_unbounded() && frame.end_bound.is_unbounded() =>
+        {
+            order_of_function(function.name(), &it.params.args, false, node)
+        }
+        function => {
+            Err(format!("{} needs an ORDER BY in its window: without, it goes by chance", function.name()))
+        }
+    }
+}
+
+/// What an aggregate over rows needs, which may say how it orders them.
+fn order_of_function(
+    name: &str,
+    args: &[Expr],
+    is_ordered: bool,
+    node: &LogicalPlan,
+) -> Result<RowOrder, String> {
+    match name {
+        "count" | "min" | "max" | "bool_and" | "bool_or" | "bit_and" | "bit_or" | "bit_xor" | "median"
+        | "approx_distinct" | "grouping" => Ok(RowOrder::Any),
+        "sum" => {
+            let input = node.inputs().first().map(|input| input.schema().clone());
+            let kinds = args.iter().map(|arg| arg.get_type(input.as_ref()?.as_ref()).ok());
+            let is_exact = |kind: Option<arrow_schema::DataType>| kind.is_some_and(|it| it.is_integer());
+            Ok(if kinds.map(is_exact).all(|it| it) { RowOrder::Any } else { RowOrder::Fixed })
+        }
+        "first_value" | "last_value" | "nth_value" | "any_value" | "array_agg" | "string_agg"
+            if !is_ordered =>
+        {
+            Err(format!("{name} needs an ORDER BY (that leaves no ties): without, it goes by chance"))
+        }
+        // Sums of fractions are rounded, and what is not known here may do anything.
+        _ => Ok(RowOrder::Fixed),
+    }
 }
 
 /// The files of a table: the file itself, or all `*.parquet` of a directory.
 fn table_files(path: &Path) -> Result<Vec<PathBuf>, MixerError> {
     if path.is_dir() {
-        crate::pool::metadata_files(path, crate::config::DEFAULT_METADATA_FILES)
+        metadata_files(path, crate::config::DEFAULT_METADATA_FILES)
     } else {
         Ok(vec![path.to_path_buf()])
     }
 }
 
 fn listing(files: &ParquetFiles) -> Result<Arc<dyn TableProvider>, DataFusionError> {
-    let url = |path: &Path| ListingTableUrl::parse(std::path::absolute(path)?.to_string_lossy());
-    let urls = files.files.iter().map(|file| url(&file.path)).collect::<Result<Vec<_>, _>>()?;
+    let urls = files.files.iter().map(|file| file_url(&file.path)).collect::<Result<Vec<_>, _>>()?;
     if urls.is_empty() {
         return Ok(Arc::new(EmptyTable::new(files.schema.clone())));
     }
@@ -408,6 +565,15 @@ fn listing(files: &ParquetFiles) -> Result<Arc<dyn TableProvider>, DataFusionErr
         .with_listing_options(options)
         .with_schema(files.schema.clone());
     Ok(Arc::new(ListingTable::try_new(config)?))
+}
+
+/// The URL of a file, whatever its name: what parses a path takes `*`, `?` and `[` in it for a pattern.
+fn file_url(path: &Path) -> Result<ListingTableUrl, DataFusionError> {
+    let mut url = ListingTableUrl::parse("file:///")?.get_url().clone();
+    let path = std::fs::canonicalize(path)?;
+    let parts = path.iter().skip(1).map(std::ffi::OsStr::to_string_lossy);
+    url.path_segments_mut().expect("a file URL has a path").pop_if_empty().extend(parts);
+    ListingTableUrl::try_new(url, None)
 }
 
 /// The texts of the only column of a result.

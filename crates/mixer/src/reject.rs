@@ -9,6 +9,8 @@ pub(crate) enum Reject {
     BadUid,
     /// The tar is damaged from here on; what follows in it is not known.
     DamagedShard,
+    /// The tar lacks its end blocks: there may have been more samples.
+    UnterminatedShard,
     /// No subset holds it (or not all, for an intersection).
     NotSelected,
     /// As `NotSelected`, and at least one score that could have selected it is missing.
@@ -32,6 +34,7 @@ impl Reject {
             Reject::BadMetadata => "bad-metadata",
             Reject::BadUid => "bad-uid",
             Reject::DamagedShard => "damaged-shard",
+            Reject::UnterminatedShard => "unterminated-shard",
             Reject::NotSelected => "not-selected",
             Reject::MissingScore => "missing-score",
             Reject::DuplicateUid => "duplicate-uid",

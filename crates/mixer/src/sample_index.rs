@@ -4,15 +4,12 @@
 //! [`ROWS_PER_FILE`] rows, `00000007.0000.parquet` and so on ([`SampleRows`]). The places are written last: a shard
 //! that has them is not read again, whoever was killed meanwhile. When the selection is written, the directory goes.
 
-use std::fs::File;
-use std::io::BufReader;
 use std::path::{Path, PathBuf};
 
 use oqvl_shard_io::{
     IMAGE_EXTENSIONS, Member, Sample, ScoreTable, ShardError, ShardReader, TableWriter, Uid, list_shards,
 };
 use oqvl_stage::RunContext;
-use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
 use rayon::prelude::*;
 use serde_json::{Map, Value};
 
@@ -20,7 +17,8 @@ use crate::columns::MergedColumns;
 use crate::config::ScoreFiles;
 use crate::identity::{NamedBy, identify};
 use crate::image_hash::hash_of_file;
-use crate::places::{Digest, Place, Places};
+use crate::parquet_scan::{Batches, open_table};
+use crate::places::{Digest, Place, Places, ShardEnd};
 use crate::sample_table::{OwnTable, SampleRows, ScoreRows};
 use crate::subset_config::{Rule, ScoreSource};
 use crate::{DedupKey, MixerConfig, MixerError};
@@ -31,6 +29,9 @@ pub(crate) const ROWS_PER_FILE: usize = 16_384;
 /// Shards of whose first samples the columns are learnt before the first pass.
 const MAX_PREVIEWED_SHARDS: usize = 64;
 
+/// How many of their samples are looked at for that: not every sample has every field.
+const MAX_PREVIEWED_SAMPLES: usize = 256;
+
 /// An input shard.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct InputShard {
@@ -39,8 +40,17 @@ pub(crate) struct InputShard {
     pub(crate) name: String,
 }
 
-/// What the first pass is to note.
+/// What can be said of the columns of the pool before the first pass.
 #[derive(Debug)]
+pub(crate) struct Preview {
+    pub(crate) columns: MergedColumns,
+    /// Whether there are no others: all samples were looked at, or they have tables beside them, which give every
+    /// sample the same columns.
+    pub(crate) is_certain: bool,
+}
+
+/// What the first pass is to note.
+#[derive(Debug, Clone)]
 pub(crate) struct IndexPlan {
     sidecars: Vec<ScoreFiles>,
     /// Metrics that must be there: index of the sidecar, name.
@@ -74,12 +84,13 @@ impl IndexPlan {
     }
 
     /// Opens a shard to note this; images that nothing depends on are not read.
-    fn open(&self, path: &Path) -> Result<ShardReader<BufReader<File>>, ShardError> {
-        if self.compares_content || self.hashes_images {
-            ShardReader::open(path)
+    fn open(&self, path: &Path) -> Result<Box<dyn Iterator<Item = Result<Sample, ShardError>>>, ShardError> {
+        Ok(if self.compares_content || self.hashes_images {
+            Box::new(ShardReader::open(path)?)
         } else {
-            ShardReader::open_without(path, |extension| IMAGE_EXTENSIONS.contains(&extension))
-        }
+            let is_image = |extension: &str| IMAGE_EXTENSIONS.contains(&extension);
+            Box::new(ShardReader::open_without(path, is_image)?)
+        })
     }
 }
 
@@ -141,8 +152,8 @@ impl SampleIndex {
                 // The disk, not the data, is at fault: trying again may help, going on would lose samples.
                 Err(error @ (ShardError::Io { .. } | ShardError::Read { .. })) => return Err(error.into()),
                 Err(error) => {
-                    tracing::warn!(%error, "the rest of the shard is left out");
-                    writer.places.is_damaged = true;
+                    tracing::warn!(%error, "the rest of the shard, if there is more, is left out");
+                    writer.places.end = ShardEnd::of(&error);
                     break;
                 }
             }
@@ -151,17 +162,35 @@ impl SampleIndex {
     }
 
     /// The columns the pool will have, as far as the first samples of some of the shards tell.
-    pub(crate) fn preview(&self, plan: &IndexPlan, run: &RunContext) -> Result<MergedColumns, MixerError> {
-        let mut columns = MergedColumns::of_shards();
-        let step = self.shards.len().div_ceil(MAX_PREVIEWED_SHARDS);
-        for shard in (0..self.shards.len()).step_by(step.max(1)) {
-            let Some(Ok(sample)) = plan.open(&self.shards[shard].path)?.next() else { continue };
-            let mut indexer = ShardIndexer::new(self, shard, plan, run);
-            indexer.note(&sample);
-            let batch = indexer.take_batch()?;
-            columns.add(&batch.schema());
+    pub(crate) fn preview(&self, plan: &IndexPlan, run: &RunContext) -> Result<Preview, MixerError> {
+        let plan = IndexPlan {
+            compares_content: false,
+            compares_captions: false,
+            hashes_images: false,
+            ..plan.clone()
+        };
+        let mut preview = Preview { columns: MergedColumns::of_shards(), is_certain: true };
+        let step = self.shards.len().div_ceil(MAX_PREVIEWED_SHARDS).max(1);
+        let mut has_seen_all = step == 1;
+        let mut all_have_tables = true;
+        for shard in (0..self.shards.len()).step_by(step) {
+            run.check_interrupt()?;
+            let mut indexer = ShardIndexer::new(self, shard, &plan, run);
+            let mut samples = plan.open(&self.shards[shard].path)?;
+            for sample in samples.by_ref().take(MAX_PREVIEWED_SAMPLES) {
+                // The first pass will say what is wrong with the shard.
+                let Ok(sample) = sample else { break };
+                indexer.note(&sample);
+            }
+            has_seen_all &= indexer.rows.len() < MAX_PREVIEWED_SAMPLES || samples.next().is_none();
+            all_have_tables &= indexer.own_table.as_ref().is_some_and(|it| it.knows(&indexer.rows.keys));
+            if indexer.rows.len() > 0 {
+                let batch = indexer.take_batch()?;
+                preview.columns.add(&batch.schema());
+            }
         }
-        Ok(columns)
+        preview.is_certain = has_seen_all || all_have_tables;
+        Ok(preview)
     }
 }
 
@@ -231,11 +260,19 @@ impl<'a> ShardIndexer<'a> {
             self.scores = Some(self.read_scores()?);
         }
         let rows = std::mem::take(&mut self.rows);
+        if rows.num_dropped > 0 {
+            let (shard, num_values) = (&self.index.shards[self.shard].name, rows.num_dropped);
+            tracing::warn!(
+                shard,
+                num_values,
+                "values that are too long, or in too many fields, are left out"
+            );
+        }
         let scores = self.scores.iter_mut().flatten().enumerate();
         let scores = scores.flat_map(|(index, scores)| scores.columns_for(index, &rows.keys)).collect();
         let first_position = self.places.samples.len() - rows.len();
         let name = &self.index.shards[self.shard].name;
-        Ok(rows.into_batch(name, self.shard, first_position, self.own_table.as_ref(), scores))
+        Ok(rows.into_batch(name, self.shard, first_position, self.own_table.as_mut(), scores))
     }
 
     fn read_scores(&self) -> Result<Vec<ScoreRows>, MixerError> {
@@ -281,18 +318,12 @@ pub(crate) fn key_check(key: &str) -> u64 {
 
 /// The rows of a file of the index, all at once: at most [`ROWS_PER_FILE`].
 pub(crate) fn read_table(path: &Path) -> Result<arrow_array::RecordBatch, MixerError> {
-    let file = std::fs::File::open(path)
-        .map_err(|source| MixerError::Scratch { path: path.to_path_buf(), source })?;
-    let failed = |error: parquet::errors::ParquetError| MixerError::Table {
-        path: path.to_path_buf(),
-        problem: error.to_string(),
-    };
-    let builder = ParquetRecordBatchReaderBuilder::try_new(file).map_err(failed)?;
+    let builder = open_table(path)?;
     let schema = builder.schema().clone();
-    let reader = builder.with_batch_size(ROWS_PER_FILE).build().map_err(failed)?;
-    let batches = reader.collect::<Result<Vec<_>, _>>().map_err(|error| failed(error.into()))?;
+    let batches = Batches::start(path, builder.with_batch_size(ROWS_PER_FILE))?;
+    let batches = batches.collect::<Result<Vec<_>, MixerError>>()?;
     let table = datafusion::arrow::compute::concat_batches(&schema, &batches);
-    table.map_err(|error| failed(error.into()))
+    table.map_err(|error| MixerError::Table { path: path.to_path_buf(), problem: error.to_string() })
 }
 
 #[cfg(test)]
@@ -337,7 +368,9 @@ mod tests {
         };
         let plain = places(&[DedupKey::Uid]);
         assert!(plain.samples.iter().all(|place| place.content.is_none() && place.caption.is_none()));
-        assert!(!plain.is_damaged && plain.samples[0].named_by_uid && !plain.samples[1].named_by_uid);
+        assert!(
+            plain.end == ShardEnd::Whole && plain.samples[0].named_by_uid && !plain.samples[1].named_by_uid
+        );
         let compared = places(&[DedupKey::Content, DedupKey::Caption]);
         assert_ne!(compared.samples[0].content, compared.samples[1].content);
         assert!(compared.samples.iter().all(|place| place.content.is_some() && place.caption.is_some()));

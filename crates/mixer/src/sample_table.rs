@@ -9,16 +9,26 @@ use std::path::Path;
 use std::sync::Arc;
 
 use arrow_array::{
-    ArrayRef, BooleanArray, Float64Array, Int32Array, Int64Array, NullArray, RecordBatch, StringArray,
+    Array, ArrayRef, BooleanArray, Float64Array, Int32Array, Int64Array, NullArray, RecordBatch, StringArray,
     UInt32Array,
 };
 use arrow_schema::{Field, Schema};
 use datafusion::arrow::compute::{concat_batches, take};
-use oqvl_shard_io::ScoreTable;
-use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
+use oqvl_shard_io::{ScoreTable, without_parquet_panic};
 use serde_json::{Map, Value};
 
 use crate::MixerError;
+use crate::parquet_scan::{Batches, open_table};
+
+/// Longest text that is kept of a caption or a field; of a longer one there is no value. A column of a piece of the
+/// index is so held in less than 2 GiB, which is what it can.
+const MAX_TEXT_BYTES: usize = 64 << 10;
+
+/// Most texts that are kept of the fields of one sample, in bytes: bounds what a piece of the index holds in memory.
+const MAX_SAMPLE_BYTES: usize = 256 << 10;
+
+/// Most `json` fields that become columns: those that are met first.
+const MAX_FIELDS: usize = 1000;
 
 /// Columns every pool of shards has; a field of the same name is renamed.
 pub(crate) const FIXED_COLUMNS: [&str; 6] = ["shard", "shard_index", "position", "key", "uid", "caption"];
@@ -36,33 +46,53 @@ pub(crate) struct SampleRows {
     uids: Vec<Option<String>>,
     captions: Vec<Option<String>>,
     fields: Fields,
+    /// Values that were too long, or in too many fields.
+    pub(crate) num_dropped: u64,
 }
 
 /// The `json` fields of the samples, by column.
 #[derive(Debug, Default)]
 struct Fields {
-    columns: Vec<(String, Vec<Value>)>,
+    columns: Vec<(String, FieldValues)>,
     places: HashMap<String, usize>,
     num_rows: usize,
 }
 
+/// The values of a field that are not null, with their rows, which ascend. Nested ones are their JSON text.
+type FieldValues = Vec<(usize, Value)>;
+
 impl Fields {
-    fn push(&mut self, metadata: Option<Map<String, Value>>) {
+    /// Adds a row; returns how many of its values are left out.
+    fn push(&mut self, metadata: Option<Map<String, Value>>) -> u64 {
+        let (mut num_bytes, mut num_dropped) = (0, 0);
         for (name, value) in metadata.into_iter().flatten() {
+            let value = match value {
+                Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) => value,
+                nested => Value::String(nested.to_string()),
+            };
+            let len = value.as_str().map_or(0, str::len);
+            let is_kept = len <= MAX_TEXT_BYTES && num_bytes + len <= MAX_SAMPLE_BYTES;
             let place = match self.places.get(&name) {
                 Some(place) => *place,
+                None if self.columns.len() == MAX_FIELDS => {
+                    num_dropped += 1;
+                    continue;
+                }
                 None => {
                     self.places.insert(name.clone(), self.columns.len());
-                    self.columns.push((name, vec![Value::Null; self.num_rows]));
+                    self.columns.push((name, Vec::new()));
                     self.columns.len() - 1
                 }
             };
-            self.columns[place].1.push(value);
+            if !is_kept {
+                num_dropped += 1;
+            } else if !value.is_null() {
+                num_bytes += len;
+                self.columns[place].1.push((self.num_rows, value));
+            }
         }
         self.num_rows += 1;
-        for (_, values) in &mut self.columns {
-            values.resize(self.num_rows, Value::Null);
-        }
+        num_dropped
     }
 }
 
@@ -78,10 +108,12 @@ impl SampleRows {
             let caption = metadata.as_mut()?.remove("caption")?;
             caption.as_str().map(str::to_owned)
         });
+        let is_too_long = |caption: &String| caption.len() > MAX_TEXT_BYTES;
+        self.num_dropped += u64::from(caption.as_ref().is_some_and(is_too_long));
         self.keys.push(key);
         self.uids.push(uid);
-        self.captions.push(caption);
-        self.fields.push(metadata);
+        self.captions.push(caption.filter(|caption| !is_too_long(caption)));
+        self.num_dropped += self.fields.push(metadata);
     }
 
     pub(crate) fn len(&self) -> usize {
@@ -94,7 +126,7 @@ impl SampleRows {
         shard: &str,
         shard_index: usize,
         first_position: usize,
-        own_table: Option<&OwnTable>,
+        own_table: Option<&mut OwnTable>,
         scores: Vec<(String, ArrayRef)>,
     ) -> RecordBatch {
         let num_rows = self.len();
@@ -110,7 +142,7 @@ impl SampleRows {
         ];
         let fields = own_columns.unwrap_or_else(|| {
             let fields = self.fields.columns.into_iter();
-            fields.map(|(name, values)| (name, json_column(values))).collect()
+            fields.map(|(name, values)| (name, json_column(values, num_rows))).collect()
         });
         for (name, column) in fields {
             // The two that every sample has once, under the first six names.
@@ -136,34 +168,44 @@ pub(crate) fn batch_of(columns: Vec<(String, ArrayRef)>) -> RecordBatch {
     RecordBatch::try_new(Arc::new(Schema::new(fields)), columns).expect("the columns are equally long")
 }
 
-/// The values of one `json` field: integers, numbers, truth values or texts if all of them are; nested values and
+/// The values of one `json` field in `num_rows` rows: integers, numbers, truth values or texts if all of them are;
 /// mixtures become their JSON text.
-fn json_column(values: Vec<Value>) -> ArrayRef {
-    let all = |is: fn(&Value) -> bool| values.iter().all(|value| value.is_null() || is(value));
-    if all(|_| false) {
-        return Arc::new(NullArray::new(values.len()));
+fn json_column(values: FieldValues, num_rows: usize) -> ArrayRef {
+    let all = |is: fn(&Value) -> bool| values.iter().all(|(_, value)| is(value));
+    if values.is_empty() {
+        return Arc::new(NullArray::new(num_rows));
     }
     if all(Value::is_i64) {
-        return Arc::new(Int64Array::from_iter(values.iter().map(Value::as_i64)));
+        return Arc::new(Int64Array::from_iter(in_rows(values, num_rows, |value| value.as_i64())));
     }
     if all(Value::is_number) {
-        return Arc::new(Float64Array::from_iter(values.iter().map(Value::as_f64)));
+        return Arc::new(Float64Array::from_iter(in_rows(values, num_rows, |value| value.as_f64())));
     }
     if all(Value::is_boolean) {
-        return Arc::new(BooleanArray::from_iter(values.iter().map(Value::as_bool)));
+        return Arc::new(BooleanArray::from_iter(in_rows(values, num_rows, |value| value.as_bool())));
     }
     let text = |value: Value| match value {
-        Value::Null => None,
         Value::String(text) => Some(text),
         other => Some(other.to_string()),
     };
-    Arc::new(StringArray::from_iter(values.into_iter().map(text)))
+    Arc::new(StringArray::from_iter(in_rows(values, num_rows, text)))
+}
+
+/// The values of all rows, as `convert` has them.
+fn in_rows<T>(
+    values: FieldValues,
+    num_rows: usize,
+    convert: impl Fn(Value) -> Option<T>,
+) -> impl Iterator<Item = Option<T>> {
+    let mut values = values.into_iter().peekable();
+    (0..num_rows).map(move |row| values.next_if(|(of, _)| *of == row).and_then(|(_, value)| convert(value)))
 }
 
 /// The parquet that lies beside a shard, `{shard}.parquet`: a row for every URL that was tried.
 #[derive(Debug)]
 pub(crate) struct OwnTable {
-    rows: HashMap<String, u32>,
+    /// Rows by key. A key that occurs several times takes its rows in their order, the last of them for good.
+    rows: HashMap<String, VecDeque<u32>>,
     table: RecordBatch,
 }
 
@@ -173,29 +215,44 @@ impl OwnTable {
         if !path.exists() {
             return None;
         }
-        let read = || -> Result<RecordBatch, Box<dyn std::error::Error>> {
-            let builder = ParquetRecordBatchReaderBuilder::try_new(std::fs::File::open(path)?)?;
+        let read = || -> Result<RecordBatch, MixerError> {
+            let builder = open_table(path)?;
             let schema = builder.schema().clone();
-            let batches = builder.build()?.collect::<Result<Vec<_>, _>>()?;
-            Ok(concat_batches(&schema, &batches)?)
+            let batches = Batches::start(path, builder)?.collect::<Result<Vec<_>, MixerError>>()?;
+            let table = without_parquet_panic(|| Ok(concat_batches(&schema, &batches)?));
+            table.map_err(|error| MixerError::Table { path: path.to_path_buf(), problem: error.to_string() })
         };
         let table = match read() {
             Ok(table) => table,
             Err(error) => {
-                tracing::warn!(path = %path.display(), %error, "the table beside the shard is left out");
+                tracing::warn!(%error, "the table beside the shard is left out");
                 return None;
             }
         };
         let keys = crate::columns::texts(table.column_by_name("key")?)?;
-        let rows = keys.iter().enumerate();
-        let rows = rows.filter_map(|(row, key)| Some((key?.to_owned(), u32::try_from(row).ok()?))).collect();
+        let mut rows: HashMap<String, VecDeque<u32>> = HashMap::with_capacity(keys.len());
+        for (row, key) in keys.iter().enumerate() {
+            if let (Some(key), Ok(row)) = (key, u32::try_from(row)) {
+                rows.entry(key.to_owned()).or_default().push_back(row);
+            }
+        }
         Some(OwnTable { rows, table })
     }
 
-    /// The columns for the samples `keys`, if it has a row for every one of them.
-    fn columns_for(&self, keys: &[String]) -> Option<Vec<(String, ArrayRef)>> {
-        let rows: Option<Vec<u32>> = keys.iter().map(|key| self.rows.get(key).copied()).collect();
-        let rows = UInt32Array::from(rows?);
+    /// Whether it has a row for every one of the samples `keys`.
+    pub(crate) fn knows(&self, keys: &[String]) -> bool {
+        keys.iter().all(|key| self.rows.contains_key(key))
+    }
+
+    /// The columns for the next samples, `keys`, if it has a row for every one of them.
+    fn columns_for(&mut self, keys: &[String]) -> Option<Vec<(String, ArrayRef)>> {
+        let mut next_row = |key: &String| {
+            let rows = self.rows.get_mut(key)?;
+            if rows.len() > 1 { rows.pop_front() } else { rows.front().copied() }
+        };
+        // All are asked, so that later samples find their rows next whether or not one is missing.
+        let rows: Vec<Option<u32>> = keys.iter().map(&mut next_row).collect();
+        let rows = UInt32Array::from(rows.into_iter().collect::<Option<Vec<u32>>>()?);
         let schema = self.table.schema();
         let columns = schema.fields().iter().zip(self.table.columns());
         let columns = columns.filter(|(field, _)| field.name() != "key");
@@ -337,15 +394,94 @@ mod tests {
         let mut writer = oqvl_shard_io::TableWriter::create(&path, table.schema(), &[]).unwrap();
         writer.write(&table).unwrap();
         writer.finish().unwrap();
-        let own = OwnTable::read(&path).unwrap();
-        let with = |key: &str| {
+        let mut own = OwnTable::read(&path).unwrap();
+        let mut with = |key: &str| {
             let rows = rows(&[("c", json!({"width": 9})), (key, json!({"width": 9}))]);
-            rows.into_batch("00000", 0, 0, Some(&own), Vec::new())
+            rows.into_batch("00000", 0, 0, Some(&mut own), Vec::new())
         };
         let known = with("a");
         assert_eq!(types(&known), [("width".to_owned(), DataType::Int32)]);
         assert_eq!(known.column_by_name("width").unwrap().as_ref(), &Int32Array::from(vec![3, 1]));
         assert_eq!(types(&with("other")), [("width".to_owned(), DataType::Int64)]);
         assert!(OwnTable::read(&dir.path().join("absent.parquet")).is_none());
+    }
+
+    #[test]
+    fn equal_keys_take_the_rows_of_the_table_in_order() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("00000.parquet");
+        let table = batch_of(vec![
+            ("key".into(), Arc::new(StringArray::from(vec!["a", "b", "a"])) as ArrayRef),
+            ("width".into(), Arc::new(Int32Array::from(vec![1, 2, 3]))),
+        ]);
+        let mut writer = oqvl_shard_io::TableWriter::create(&path, table.schema(), &[]).unwrap();
+        writer.write(&table).unwrap();
+        writer.finish().unwrap();
+        let mut own = OwnTable::read(&path).unwrap();
+        let mut widths = |keys: &[&str]| {
+            let samples: Vec<_> = keys.iter().map(|key| (*key, json!({}))).collect();
+            let batch = rows(&samples).into_batch("00000", 0, 0, Some(&mut own), Vec::new());
+            let column = batch.column_by_name("width").unwrap();
+            column.as_any().downcast_ref::<Int32Array>().unwrap().values().to_vec()
+        };
+        assert_eq!(widths(&["a", "b"]), [1, 2], "the first piece of a shard");
+        assert_eq!(widths(&["a", "b", "a"]), [3, 2, 3], "the next");
+    }
+
+    #[test]
+    fn damaged_tables_are_left_out() {
+        let seeds = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/fuzz/seeds/parquet");
+        for name in ["bit_width.parquet", "short_page.parquet"] {
+            assert!(seeds.join(name).exists() && OwnTable::read(&seeds.join(name)).is_none(), "{name}");
+        }
+    }
+
+    #[test]
+    fn what_is_too_long_or_too_much_is_left_out() {
+        let long = "x".repeat(MAX_TEXT_BYTES + 1);
+        let kept = "y".repeat(MAX_TEXT_BYTES);
+        let mut many: Map<String, Value> = (0..4).map(|index| (format!("b{index}"), json!(kept))).collect();
+        many.insert("c".into(), json!("one more"));
+        many.insert("d".into(), json!(7));
+        let mut rows = SampleRows::default();
+        rows.push(
+            "0".into(),
+            None,
+            Some(long.clone()),
+            json!({"long": long, "width": 1}).as_object().cloned(),
+        );
+        rows.push(
+            "1".into(),
+            None,
+            Some(kept.clone()),
+            json!({"long": [long], "nested": [1]}).as_object().cloned(),
+        );
+        rows.push("2".into(), None, None, Some(many));
+        assert_eq!(rows.num_dropped, 4);
+        let batch = rows.into_batch("00000", 0, 0, None, Vec::new());
+        let is_there = |name: &str| {
+            let column = batch.column_by_name(name).unwrap();
+            (0..3).map(|row| !column.is_null(row)).collect::<Vec<_>>()
+        };
+        assert_eq!(is_there("caption"), [false, true, false]);
+        assert_eq!(*batch.column_by_name("long").unwrap().data_type(), DataType::Null);
+        assert_eq!(is_there("width"), [true, false, false]);
+        assert_eq!(is_there("nested"), [false, true, false]);
+        assert_eq!(is_there("b3"), [false, false, true]);
+        assert_eq!(*batch.column_by_name("c").unwrap().data_type(), DataType::Null);
+        assert_eq!(is_there("d"), [false, false, true]);
+    }
+
+    #[test]
+    fn a_key_of_its_own_in_every_sample_does_not_take_a_column_each() {
+        let mut rows = SampleRows::default();
+        for number in 0..2 * MAX_FIELDS {
+            let fields = json!({"width": number, format!("only {number}"): number});
+            rows.push(number.to_string(), None, None, fields.as_object().cloned());
+        }
+        assert_eq!(rows.num_dropped as usize, MAX_FIELDS + 1);
+        let batch = rows.into_batch("00000", 0, 0, None, Vec::new());
+        assert_eq!(batch.num_columns(), FIXED_COLUMNS.len() + MAX_FIELDS);
+        assert_eq!(batch.column_by_name("width").unwrap().null_count(), 0);
     }
 }

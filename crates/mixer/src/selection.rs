@@ -123,9 +123,9 @@ pub(crate) fn decide(
             };
             counts.reject(Listed::Row(row), reject);
         }
-        if pool.parts[part].is_damaged {
-            // How many samples the damage cost is unknown; it is counted as one.
-            counts.reject(Listed::Part(part), Reject::DamagedShard);
+        if let Some(reject) = pool.parts[part].end.reject() {
+            // How many samples are missing is unknown; they are counted as one.
+            counts.reject(Listed::Part(part), reject);
         }
     }
     let tally = counts.into_tally(pool)?;

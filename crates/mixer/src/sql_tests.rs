@@ -239,7 +239,7 @@ fn what_memory_does_not_hold_is_spilled_and_the_same() {
     let config = folder_config(64);
     // The groups of a query alone: they do not fit, and it says so by spilling.
     let scratch = Scratch::create(&dir.path().join("scratch"), Some(48)).unwrap();
-    let paths = crate::pool::metadata_files(&dir.path().join("metadata"), "*.parquet").unwrap();
+    let paths = crate::parquet_scan::metadata_files(&dir.path().join("metadata"), "*.parquet").unwrap();
     let files = ParquetFiles::open(paths, &run).unwrap();
     let database = Database::open(&config, PoolTable::Files(&files), false, &scratch, &run).unwrap();
     let query = database.plan_sql(0, "SELECT max(uid) AS uid FROM pool GROUP BY uid").unwrap();
@@ -289,4 +289,173 @@ fn a_metadata_folder_gives_lists_and_nothing_else() {
     assert_eq!((report.tally.seen, report.output_shards), (1000, 0));
     assert_eq!(report.tally.kept, report.selected_uids);
     drop(dir);
+}
+
+#[test]
+fn a_directory_may_have_brackets_in_its_name() {
+    let parent = tempfile::tempdir().unwrap();
+    let work_dir = parent.path().join("run[1] *?%5B");
+    std::fs::create_dir(&work_dir).unwrap();
+    let (dir, _run) = large_folder(30, 3);
+    for name in ["metadata", "other.parquet"] {
+        std::fs::rename(dir.path().join(name), work_dir.join(name)).unwrap();
+    }
+    let run = RunContext::for_test::<Mixer>(&work_dir, 7).unwrap();
+    assert_eq!(Mixer::run(&folder_config(64), &run).unwrap().selected_uids, 15);
+}
+
+#[test]
+fn results_do_not_depend_on_the_number_of_threads() {
+    let (dir, mut run) = large_folder(7000, 7);
+    // Numbers of very different sizes: their sum is another one in every order.
+    let work_dir = dir.path();
+    for file in 0..7_u64 {
+        let number = |row: u64| {
+            let draw = (file * 1000 + row).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 40;
+            let large = if row.is_multiple_of(2) { 1e17 } else { -1e17 };
+            large + draw as f64
+        };
+        let rows = (0..1000).map(|row| (file * 1000 + row) as f64);
+        let uids: Vec<String> = (0..1000).map(|row| format!("{:032x}", file * 1000 + row)).collect();
+        let uids: Vec<&str> = uids.iter().map(String::as_str).collect();
+        let numbers: ArrayRef = Arc::new(Float64Array::from_iter_values((0..1000).map(number)));
+        let rows: ArrayRef = Arc::new(Float64Array::from_iter_values(rows));
+        let ties: ArrayRef = Arc::new(Float64Array::from(vec![1.0; 1000]));
+        let columns = vec![("uid", texts(&uids)), ("number", numbers), ("row", rows), ("tie", ties)];
+        write_table(&work_dir.join(format!("metadata/{file:04}.parquet")), columns);
+    }
+    let mut select = |sql: &str, threads: usize| {
+        run.threads = threads;
+        let config = MixerConfig { table: Vec::new(), subset: vec![by_sql(sql)], ..folder_config(64) };
+        let report = Mixer::run(&config, &run).unwrap();
+        (report, std::fs::read(run.out_dir.join("selected.npy")).unwrap())
+    };
+    for sql in [
+        "SELECT uid FROM pool WHERE row * 20000000 < (SELECT sum(number) FROM pool)",
+        "SELECT uid FROM pool WHERE row * 3000 < (SELECT avg(number) FROM pool)",
+        "SELECT uid FROM pool ORDER BY tie LIMIT 100",
+        "SELECT uid FROM (SELECT uid, row_number() OVER (ORDER BY tie) AS n FROM pool) WHERE n < 100",
+        "SELECT first_value(uid ORDER BY tie) AS uid FROM pool",
+        "SELECT uid FROM (SELECT uid, count(*) OVER (PARTITION BY tie) AS n FROM pool) WHERE n > 100",
+    ] {
+        assert_eq!(select(sql, 1), select(sql, 8), "{sql}");
+    }
+}
+
+#[test]
+fn what_goes_by_chance_is_refused() {
+    let check = |sql: &str, expected: &str| {
+        let message = run_with(by_sql(sql)).expect_err("must be refused").to_string();
+        assert!(message.contains(expected), "{message}");
+    };
+    for function in ["first_value", "last_value", "any_value"] {
+        let needs = format!("subset.0.sql: {function} needs an ORDER BY");
+        check(&format!("SELECT {function}(uid) AS uid FROM pool GROUP BY caption"), &needs);
+    }
+    check("SELECT nth_value(uid, 2) AS uid FROM pool GROUP BY caption", "nth_value needs an ORDER BY");
+    check("SELECT string_agg(uid, '') AS uid FROM pool", "string_agg needs an ORDER BY");
+    check("SELECT uid FROM pool GROUP BY uid HAVING array_agg(width)[1] > 3", "subset.0.sql: ");
+    let window = |of: &str| format!("SELECT uid FROM (SELECT uid, {of} AS n FROM pool) WHERE n = 1");
+    check(&window("row_number() OVER (PARTITION BY caption)"), "row_number needs an ORDER BY in its window");
+    check(&window("first_value(width) OVER ()"), "first_value needs an ORDER BY");
+    let sliding = "count(*) OVER (ROWS BETWEEN 1 PRECEDING AND CURRENT ROW)";
+    check(&window(sliding), "count needs an ORDER BY in its window");
+    check("SELECT DISTINCT ON (caption) uid FROM pool", "DISTINCT ON needs an ORDER BY");
+    let in_subquery = "SELECT uid FROM pool WHERE uid IN (SELECT first_value(uid) FROM faces)";
+    check(in_subquery, "first_value needs an ORDER BY");
+}
+
+/// The names of what the first pass has noted.
+fn places(run: &RunContext) -> Vec<std::path::PathBuf> {
+    let (mut found, mut dirs) = (Vec::new(), vec![run.out_dir.clone()]);
+    while let Some(dir) = dirs.pop() {
+        for entry in std::fs::read_dir(dir).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                dirs.push(path);
+            } else if path.extension().is_some_and(|ending| ending == "places") {
+                found.push(path);
+            }
+        }
+    }
+    found
+}
+
+#[test]
+fn mistakes_are_found_before_the_first_pass() {
+    let by_column = |metric: &str| SubsetConfig {
+        name: "it".into(),
+        metric: Some(metric.into()),
+        min_score: Some(0.0),
+        ..SubsetConfig::default()
+    };
+    let by_list =
+        SubsetConfig { name: "it".into(), uids: Some("absent.npy".into()), ..SubsetConfig::default() };
+    let by_baseline =
+        |table: &str| toml::from_str::<SubsetConfig>(&format!("name = \"it\"\n{table}")).unwrap();
+    let assets = "[assets]\nlanguage_model = \"l\"\ncentroids = \"c\"\ntargets = [\"t\"]";
+    let lists = "min_score = 0.5\n[assets]\ncaption_lists = \"lists.json\"";
+    for (subset, expected) in [
+        (by_column("clop"), "subset.0.metric: no column `clop`"),
+        (by_where("clop > 1"), "subset.0.where: no column `clop`"),
+        (by_list, "absent.npy"),
+        (by_baseline(&format!("baseline = \"image_based\"\n{assets}")), "subset.0.baseline: "),
+        (by_baseline(&format!("baseline = \"reward_quality_score\"\n{lists}")), "lists.json: "),
+    ] {
+        let (dir, run) = pool();
+        oqvl_shard_io::write_atomic(&dir.path().join("lists.json"), b"{}").unwrap();
+        let config = MixerConfig { subset: vec![subset], ..with_tables(dir.path()) };
+        let message = Mixer::run(&config, &run).unwrap_err().to_string();
+        assert!(message.contains(expected), "{message}");
+        assert_eq!(places(&run), [] as [&Path; 0], "{expected}");
+    }
+    let (_dir, run) = pool();
+    let images = crate::DecontaminateConfig { images: vec!["absent".into()], max_distance: 4 };
+    let config = MixerConfig { decontaminate: Some(images), ..config() };
+    let message = Mixer::run(&config, &run).unwrap_err().to_string();
+    assert!(message.contains("absent") && places(&run).is_empty(), "{message}");
+}
+
+#[test]
+fn a_field_that_few_samples_have_is_found_all_the_same() {
+    let samples: Vec<TestSample> = (0..600)
+        .map(|number| match number {
+            100 => sample(number).with_field("early", 1),
+            500 => sample(number).with_field("late", 1),
+            _ => sample(number),
+        })
+        .collect();
+    let select = |condition: &str| {
+        let (_dir, run) = write_pool(&[&samples]);
+        let subset = vec![by_where(condition)];
+        let config = MixerConfig { select: Select::Union, samples_per_shard: 1000, subset, ..config() };
+        let report = Mixer::run(&config, &run);
+        (report.map(|it| it.tally.kept), places(&run).len())
+    };
+    assert_eq!(select("early = 1").0.unwrap(), 1);
+    assert_eq!(select("late = 1").0.unwrap(), 1);
+    // Only when all have been read is it certain that there is none.
+    let (error, num_places) = select("never = 1");
+    assert!(error.unwrap_err().to_string().contains("no column `never`"));
+    assert_eq!(num_places, 1);
+}
+
+#[test]
+fn baselines_see_the_scores_of_sidecars() {
+    let with = |number: u32, score: f64| {
+        sample(number).scored("image_text_matching_score", score).with_field("status", "success")
+    };
+    let samples = [with(1, 85.0), with(2, 84.0), with(3, f64::NAN), with(4, 99.5)];
+    let select = |subset: &str| {
+        let (_dir, run) = write_pool(&[&samples]);
+        let subset: SubsetConfig = toml::from_str(&format!("name = \"it\"\n{subset}")).unwrap();
+        let sidecar = vec![ScoreFiles { scores: "pool".into(), scorer: "test".into() }];
+        let config = MixerConfig { select: Select::Union, sidecar, subset: vec![subset], ..config() };
+        let _report = Mixer::run(&config, &run).unwrap();
+        let selected = UidSubset::read(&run.out_dir.join("selected.npy")).unwrap();
+        selected.iter().map(|uid| uid.halves().1).collect::<Vec<_>>()
+    };
+    let by = "baseline = \"llava_image_text_matching_score\"";
+    assert_eq!(select(&format!("{by}\nmin_score = 85")), [1, 4]);
+    assert_eq!(select(&format!("{by}\nfraction = 0.34")), [4]);
 }

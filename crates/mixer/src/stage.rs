@@ -1,19 +1,20 @@
 //! The stage: plan, read, decide, list, reshard.
 
+use oqvl_shard_io::UidReader;
 use oqvl_stage::{RunContext, Stage, StageConfig, Tally};
 use serde::{Deserialize, Serialize};
 
-use crate::benchmark_images::{Contamination, find_contamination};
+use crate::benchmark_images::{BenchmarkImages, Contamination};
 use crate::config::PoolSource;
-use crate::parquet_scan::ParquetFiles;
-use crate::pool::{Pool, index_dir, metadata_files};
-use crate::query::{Database, PoolTable};
+use crate::parquet_scan::{ParquetFiles, metadata_files};
+use crate::pool::{Pool, index_dir};
+use crate::query::{Database, PoolTable, warn_of_absence};
 use crate::reshard::Resharder;
 use crate::sample_index::{IndexPlan, SampleIndex};
 use crate::scratch::Scratch;
 use crate::selection::decide;
-use crate::subset::{Subset, Surroundings};
-use crate::subset_config::Rule;
+use crate::subset::{Subset, Surroundings, metric_column};
+use crate::subset_config::{Rule, ScoreSource};
 use crate::{MixerConfig, MixerError, SubsetReport};
 
 /// The mixer stage.
@@ -103,28 +104,32 @@ impl Stage for Mixer {
         let source = config.source()?;
         let scratch = Scratch::create(&index_dir(run), config.memory_limit_mib)?;
         let plan = IndexPlan::new(config, &rules);
-        let asks_queries = rules.iter().any(|rule| matches!(rule, Rule::Where(_) | Rule::Sql(_)));
-        if asks_queries {
-            check_queries(config, &rules, source, &plan, &scratch, run)?;
-        }
+        // Mistakes are to be found before hours of reading.
+        check_rules(config, &rules, source, &plan, &scratch, run)?;
         crate::baseline::check_assets(&rules, run)?;
+        let decontaminate = config.decontaminate.as_ref();
+        let benchmark_images = decontaminate.map(|it| BenchmarkImages::read(it, run)).transpose()?;
         let pool = Pool::open(source, &plan, &scratch, run)?;
-        let contamination = find_contamination(config, &pool, run)?;
+        let contamination = benchmark_images.map(|images| images.find_in(&pool, run)).transpose()?;
+        let asks_queries = rules.iter().any(|rule| matches!(rule, Rule::Where(_) | Rule::Sql(_)));
         let table = PoolTable::Files(&pool.files);
         let database = match asks_queries {
             true => Some(Database::open(config, table, pool.index.is_some(), &scratch, run)?),
             false => None,
         };
+        if let Some(database) = &database {
+            rules.iter().enumerate().try_for_each(|(index, rule)| database.check(index, rule))?;
+        }
         let around = Surroundings { config, database: database.as_ref(), scratch: &scratch, run };
         let mut subsets = Vec::with_capacity(rules.len());
         for (index, rule) in rules.iter().enumerate() {
             let subset = Subset::decide(index, rule, &pool, around)?;
             let path = run.out_dir.join(format!("{}.npy", subset.report.name));
-            let _len = pool.write_list(&subset.rows, &path)?;
+            let _len = pool.write_list(&subset.rows, &path, run)?;
             subsets.push(subset);
         }
         let decision = decide(config, &pool, &subsets, contamination.as_ref(), &scratch, run)?;
-        let selected_uids = pool.write_list(&decision.kept, &run.out_dir.join("selected.npy"))?;
+        let selected_uids = pool.write_list(&decision.kept, &run.out_dir.join("selected.npy"), run)?;
         let output_shards = match &pool.index {
             Some(index) => {
                 let sidecars = config.sidecars();
@@ -153,8 +158,9 @@ impl Stage for Mixer {
     }
 }
 
-/// Plans all queries before the pool is read: against the first samples of some shards, or the columns of the folder.
-fn check_queries(
+/// Opens the lists, and looks for the columns rules go by: in the first samples of some shards, or the columns of the
+/// folder.
+fn check_rules(
     config: &MixerConfig,
     rules: &[Rule],
     source: PoolSource<'_>,
@@ -162,23 +168,40 @@ fn check_queries(
     scratch: &Scratch,
     run: &RunContext,
 ) -> Result<(), MixerError> {
-    let (schema, has_places) = match source {
+    let mut goes_by_columns = false;
+    for rule in rules {
+        match rule {
+            Rule::Uids(path) => drop(UidReader::open(&run.resolve(path))?),
+            Rule::Where(_) | Rule::Sql(_) | Rule::Score { source: ScoreSource::Column(_), .. } => {
+                goes_by_columns = true;
+            }
+            Rule::Score { source: ScoreSource::Sidecar { .. }, .. } | Rule::Baseline(_) => {}
+        }
+    }
+    if !goes_by_columns {
+        return Ok(());
+    }
+    let (schema, is_certain, has_places) = match source {
         PoolSource::Shards(dir) => {
             let index = SampleIndex::create(&index_dir(run), plan, &run.resolve(dir))?;
-            (index.preview(plan, run)?.schema(), true)
+            let preview = index.preview(plan, run)?;
+            (preview.columns.schema(), preview.is_certain, true)
         }
         PoolSource::Metadata(dir, pattern) => {
             let files = ParquetFiles::open(metadata_files(&run.resolve(dir), pattern)?, run)?;
             files.require("uid")?;
-            (files.schema.as_ref().clone(), false)
+            (files.schema.as_ref().clone(), true, false)
         }
     };
-    let database = Database::open(config, PoolTable::Preview(&schema), has_places, scratch, run)?;
+    let pool = PoolTable::Preview { schema: &schema, is_certain };
+    let database = Database::open(config, pool, has_places, scratch, run)?;
     for (index, rule) in rules.iter().enumerate() {
-        match rule {
-            Rule::Where(condition) => drop(database.plan_where(index, condition)?),
-            Rule::Sql(sql) => drop(database.plan_sql(index, sql)?),
-            Rule::Score { .. } | Rule::Uids(_) | Rule::Baseline(_) => {}
+        database.check(index, rule)?;
+        if let Rule::Score { source: ScoreSource::Column(name), .. } = rule {
+            match metric_column(index, name, &schema, &config.sidecars()) {
+                Err(error) if !is_certain => warn_of_absence(&error),
+                found => drop(found?),
+            }
         }
     }
     Ok(())
@@ -450,6 +473,22 @@ mod tests {
             report.tally.rejects.iter().map(|it| (it.key.as_str(), it.reason.as_str())).collect();
         assert_eq!(rejects, [("00000", "damaged-shard"), ("00001/bad", "bad-uid")]);
         assert_eq!((report.tally.seen, report.selected_uids), (5, 3));
+    }
+
+    #[test]
+    fn a_tar_without_its_end_loses_nothing_and_says_so() {
+        let (dir, run) = write_pool(&[&[sample("a", 1), sample("b", 2)], &[sample("c", 3)]]);
+        let cut = dir.path().join("pool/00000.tar");
+        let bytes = std::fs::read(&cut).unwrap();
+        let end = bytes.len() - bytes.iter().rev().take_while(|byte| **byte == 0).count();
+        oqvl_shard_io::write_atomic(&cut, &bytes[..end.next_multiple_of(512)]).unwrap();
+        let report = Mixer::run(&config(), &run).unwrap();
+        assert_eq!(written_keys(&run, &report), ["a", "b", "c"]);
+        assert_eq!(report.tally.rejected, BTreeMap::from([("unterminated-shard".to_owned(), 1)]));
+        // The reasons are called as in the other stages.
+        let errors = ShardReader::open(&cut).unwrap().filter_map(Result::err);
+        let reasons: Vec<&str> = errors.map(|error| error.shard_reason()).collect();
+        assert_eq!(reasons, ["unterminated-shard"]);
     }
 
     /// A pool with something of everything, and a configuration that uses it.

@@ -1,20 +1,22 @@
 //! Subsets: which samples of the pool pass one rule.
 
 use arrow_array::{Array, Int32Array, Int64Array, cast::AsArray};
-use arrow_schema::DataType;
+use arrow_schema::{DataType, Schema};
 use datafusion::arrow::compute::cast;
 use oqvl_stage::{ConfigError, RunContext};
 use serde::{Deserialize, Serialize};
 
-use crate::columns::{list_names, numbers, public_names, texts};
+use crate::columns::{list_names, numbers, public_names, rounded_as, texts};
+use crate::config::ScoreFiles;
 use crate::external_sort::{Sorted, Sorter, number_of, ordered_bytes};
 use crate::identity::uid_of_key;
-use crate::pool::{FoundRows, Pool, UidSorter};
+use crate::pool::Pool;
 use crate::query::{Database, Query, Selected, result_texts};
 use crate::row_set::RowSet;
 use crate::sample_table::score_column;
 use crate::scratch::Scratch;
 use crate::subset_config::{Cut, Rule, ScoreSource};
+use crate::uid_order::{FoundRows, RowSorter, UidSorter};
 use crate::{MixerConfig, MixerError};
 
 /// A subset of the pool, decided.
@@ -78,7 +80,7 @@ impl Subset {
                 let database = around.database.expect("a pool with queries has a database");
                 Subset::of(by_query(&database.plan_sql(index, sql)?, database, pool, around)?)
             }
-            Rule::Baseline(rule) => crate::baseline::decide(index, rule, pool, around)?,
+            Rule::Baseline(rule) => crate::baseline::decide(rule, pool, around)?,
         };
         subset.rows.intersect(&pool.usable);
         subset.report.samples = subset.rows.len();
@@ -128,7 +130,7 @@ fn by_query(
                     }
                 })
             })?;
-            let mut found = pool.rows_with(uids.finish()?.iter()?)?;
+            let mut found = pool.rows_with(uids.finish()?.iter()?, around.run)?;
             found.num_absent += num_unreadable;
             Ok(found)
         }
@@ -148,7 +150,7 @@ fn rows_with_keys(
     wanted: impl Iterator<Item = Result<oqvl_shard_io::Uid, MixerError>>,
     around: Surroundings<'_>,
 ) -> Result<FoundRows, MixerError> {
-    let (mut sorter, mut next_row) = (Sorter::<24>::new(around.scratch), 0_u64);
+    let (mut sorter, mut next_row) = (RowSorter::new(around.scratch), 0_u64);
     pool.files.scan(
         &["key"],
         around.run,
@@ -162,23 +164,14 @@ fn rows_with_keys(
         |digests| {
             for digest in digests {
                 if let Some(digest) = digest {
-                    let mut record = [0; 24];
-                    record[..16].copy_from_slice(&digest.to_be_bytes());
-                    record[16..].copy_from_slice(&next_row.to_be_bytes());
-                    sorter.push(record)?;
+                    sorter.push(digest, next_row)?;
                 }
                 next_row += 1;
             }
             Ok(())
         },
     )?;
-    let sorted = sorter.finish()?;
-    let keys = sorted.iter()?.map(|record| {
-        let record = record?;
-        let uid = u128::from_be_bytes(record[..16].try_into().expect("sixteen bytes"));
-        Ok((uid.into(), u64::from_be_bytes(record[16..].try_into().expect("eight bytes"))))
-    });
-    crate::pool::join(keys, wanted, pool.num_rows)
+    sorter.finish()?.join(wanted, pool.num_rows, around.run)
 }
 
 fn by_score(
@@ -194,15 +187,7 @@ fn by_score(
             let sidecar = sidecars.iter().position(|it| it == files).expect("it is one of the config's");
             score_column(sidecar, metric)
         }
-        ScoreSource::Column(name) => {
-            let names = public_names(&pool.files.schema, &sidecars);
-            let Some(place) = names.iter().position(|known| known == name) else {
-                let known = list_names(names.iter().map(String::as_str));
-                let message = format!("no column `{name}`; the pool has {known}");
-                return Err(ConfigError::new(format!("subset.{index}.metric"), message).into());
-            };
-            pool.files.schema.field(place).name().clone()
-        }
+        ScoreSource::Column(name) => metric_column(index, name, &pool.files.schema, &sidecars)?,
     };
     let scores = ScoreColumn { pool, column: &column, around };
     let mut report = SubsetReport::default();
@@ -222,11 +207,9 @@ fn by_score(
         Cut::Quantile(quantile) => quantile_threshold(&scores.sorted()?, quantile)?,
     };
     let mut rows = RowSet::none(pool.num_rows);
-    // Single-precision scores are compared as such, as NumPy does.
-    let is_single =
-        pool.files.schema.field_with_name(&column).is_ok_and(|it| *it.data_type() == DataType::Float32);
     let threshold = report.threshold.unwrap_or(f64::INFINITY);
-    let threshold = if is_single { f64::from(threshold as f32) } else { threshold };
+    let field = pool.files.schema.field_with_name(&column);
+    let threshold = field.map_or(threshold, |field| rounded_as(field.data_type(), threshold));
     scores.for_each(|row, score| {
         if score.is_some_and(|score| score >= threshold) {
             rows.insert(row);
@@ -234,6 +217,22 @@ fn by_score(
         Ok(())
     })?;
     Ok(Subset { rows, missing_score: Some(missing), report })
+}
+
+/// The column of the pool that SQL and the config call `name`, for the subset at `index`.
+pub(crate) fn metric_column(
+    index: usize,
+    name: &str,
+    schema: &Schema,
+    sidecars: &[ScoreFiles],
+) -> Result<String, ConfigError> {
+    let names = public_names(schema, sidecars);
+    let Some(place) = names.iter().position(|known| known == name) else {
+        let known = list_names(names.iter().map(String::as_str));
+        let message = format!("no column `{name}`; the pool has {known}");
+        return Err(ConfigError::new(format!("subset.{index}.metric"), message));
+    };
+    Ok(schema.field(place).name().clone())
 }
 
 /// A column of scores.

@@ -13,25 +13,8 @@ use oqvl_mixer::{
 use oqvl_shard_io::{Sample, SampleKey, ShardReader, ShardWriter, TableWriter, write_atomic};
 use oqvl_stage::{RunContext, Stage};
 
-/// A soft pattern of random patches that differs from seed to seed.
 fn picture(seed: u32, width: u32, height: u32) -> RgbImage {
-    let level = |channel: u32, u: u32, v: u32| {
-        let bits = (((seed * 31 + channel) * 31 + u) * 31 + v).wrapping_mul(0x9e37_79b1);
-        f64::from((bits ^ bits >> 15).wrapping_mul(0x85eb_ca6b) >> 24)
-    };
-    let value = |x: u32, y: u32, channel: u32| {
-        let (u, v) = ((f64::from(x) + 0.5) / f64::from(width), (f64::from(y) + 0.5) / f64::from(height));
-        let (u, v) = (8.0 * u, 8.0 * v);
-        let (left, top, right, bottom) = (u as u32, v as u32, u as u32 + 1, v as u32 + 1);
-        let (p, q) = (u.fract(), v.fract());
-        let upper = (1.0 - p) * level(channel, left, top) + p * level(channel, right, top);
-        let lower = (1.0 - p) * level(channel, left, bottom) + p * level(channel, right, bottom);
-        ((1.0 - q) * upper + q * lower) as u8
-    };
-    let pixels = (0..height)
-        .flat_map(|y| (0..width).flat_map(move |x| (0..3).map(move |channel| value(x, y, channel))))
-        .collect();
-    RgbImage::new(width, height, pixels).unwrap()
+    RgbImage::new(width, height, oqvl_testkit::picture(seed, width, height)).unwrap()
 }
 
 fn write_shard(path: &Path, samples: &[(&str, Vec<u8>)]) {
@@ -150,6 +133,19 @@ fn benchmark_images_are_found_wherever_they_lie() {
         write_atomic(&dir.join("mmbench.tsv"), text.as_bytes()).unwrap();
     };
     check(&tsv, ["mmbench.tsv/0", "mmbench.tsv/1"], 0);
+    let lists = |dir: &Path| {
+        // Several images of one question, as Python and as JSON writes lists; a list that is cut off.
+        let (one, three) = (base64(&one), base64(&three));
+        let json = format!("\"[\"\"{}\"\"]\"", three.replace('/', "\\/"));
+        let text = format!("index\timage\n0\t['{one}']\n1\t{json}\n2\t['{three}\n3\t[]\n");
+        write_atomic(&dir.join("blink.tsv"), text.as_bytes()).unwrap();
+    };
+    check(&lists, ["blink.tsv/0/0", "blink.tsv/1/0"], 1);
+    let both = |dir: &Path| {
+        let text = format!("index\timage\n0\t['{}', '{}']\n", base64(&one), base64(&three));
+        write_atomic(&dir.join("mantis.tsv"), text.as_bytes()).unwrap();
+    };
+    check(&both, ["mantis.tsv/0/0", "mantis.tsv/0/1"], 0);
     let parquet = |dir: &Path| {
         // As Hugging Face's `datasets` writes images.
         let bytes: ArrayRef = Arc::new(BinaryArray::from_iter_values([&one, &three]));

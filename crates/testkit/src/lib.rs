@@ -26,12 +26,14 @@
 //!
 //! Panics are its way to report: every function is for use inside a test.
 
+mod picture;
 mod python;
 mod s3_server;
 mod shared_data;
 mod tiny_shard;
 mod tolerance;
 
+pub use picture::picture;
 pub use python::{PythonVenv, python_venv};
 pub use s3_server::{Bucket, S3Server};
 pub use shared_data::shared_data;

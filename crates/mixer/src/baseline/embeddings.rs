@@ -23,6 +23,11 @@ const BLOCK_IMAGES: usize = 1024;
 /// Centroids an image is compared with at once: with [`BLOCK_IMAGES`], 16 MiB of products.
 const BLOCK_CENTROIDS: usize = 4096;
 
+/// Checks that centroids and targets can be read and belong together.
+pub(super) fn check(assets: &BaselineAssets, run: &RunContext) -> Result<(), MixerError> {
+    read_targets(assets, run).map(drop)
+}
+
 /// Those of the `candidates` whose image is nearest to a centroid that is also nearest to a target. The features of a
 /// file are in the `.npz` beside it, row by row.
 pub(super) fn near_targets(
@@ -31,22 +36,7 @@ pub(super) fn near_targets(
     candidates: &RowSet,
     run: &RunContext,
 ) -> Result<RowSet, MixerError> {
-    let centroids = read_matrix(&required(assets.centroids.as_ref(), run))?;
-    if centroids.is_empty() {
-        return Err(problem(&required(assets.centroids.as_ref(), run), "holds no centroids"));
-    }
-    let mut is_target = vec![false; centroids.nrows()];
-    for path in &assets.targets {
-        let path = run.resolve(path);
-        let shape = for_each_block(&path, None, BLOCK_IMAGES, |_, block| {
-            check_width(&path, &block, &centroids)?;
-            nearest(&block, centroids.view()).into_iter().for_each(|centroid| is_target[centroid] = true);
-            Ok(())
-        })?;
-        if shape.0 == 0 {
-            return Err(problem(&path, "holds no embeddings"));
-        }
-    }
+    let (centroids, is_target) = read_targets(assets, run)?;
     let array = assets.features.as_deref().unwrap_or(DEFAULT_FEATURES);
     let progress = run.progress(files.files.len() as u64, "files compared with centroids");
     let kept = files.files.par_iter().map(|file| {
@@ -76,6 +66,28 @@ pub(super) fn near_targets(
     let mut rows = RowSet::none(files.num_rows);
     kept.into_iter().flatten().for_each(|row| rows.insert(row));
     Ok(rows)
+}
+
+/// The centroids, and for each whether it is the nearest to a target.
+fn read_targets(assets: &BaselineAssets, run: &RunContext) -> Result<(Array2<f32>, Vec<bool>), MixerError> {
+    let centroids = read_matrix(&required(assets.centroids.as_ref(), run))?;
+    if centroids.is_empty() {
+        return Err(problem(&required(assets.centroids.as_ref(), run), "holds no centroids"));
+    }
+    let mut is_target = vec![false; centroids.nrows()];
+    for path in &assets.targets {
+        let path = run.resolve(path);
+        let shape = for_each_block(&path, None, BLOCK_IMAGES, |_, block| {
+            run.check_interrupt()?;
+            check_width(&path, &block, &centroids)?;
+            nearest(&block, centroids.view()).into_iter().for_each(|centroid| is_target[centroid] = true);
+            Ok(())
+        })?;
+        if shape.0 == 0 {
+            return Err(problem(&path, "holds no embeddings"));
+        }
+    }
+    Ok((centroids, is_target))
 }
 
 /// The rows of the pool that a block of features speaks of, as far as the file has them.

@@ -16,19 +16,19 @@ mod numpy_array;
 mod wordnet;
 
 use arrow_array::{Array, Float64Array, StringArray};
-use arrow_schema::DataType;
 use oqvl_shard_io::Uid;
-use oqvl_stage::{ConfigError, RunContext};
+use oqvl_stage::RunContext;
 
 use crate::baseline_config::{Baseline, BasicVariant};
-use crate::columns::{numbers, texts};
+use crate::columns::{list_names, numbers, public_names, rounded_as, texts};
 use crate::config::{DEFAULT_METADATA_FILES, PoolSource};
 use crate::external_sort::{Sorter, number_of, ordered_bytes};
-use crate::parquet_scan::{ParquetFiles, Rows};
-use crate::pool::{FoundRows, Pool, UidSorter, metadata_files, scan_uids};
+use crate::parquet_scan::{ParquetFiles, Rows, metadata_files};
+use crate::pool::{Pool, scan_uids};
 use crate::row_set::RowSet;
 use crate::subset::{Subset, Surroundings, fraction_threshold};
 use crate::subset_config::{BaselineRule, Cut, Rule};
+use crate::uid_order::{FoundRows, UidSorter};
 use crate::{MixerError, SubsetReport};
 
 use caption::CaptionLists;
@@ -41,19 +41,30 @@ const LAION_MIN_SCORE: f64 = 0.28;
 /// Eight digits, as shards are numbered.
 const EIGHT_DIGITS: &str = "[0-9][0-9][0-9][0-9][0-9][0-9][0-9][0-9]";
 
-/// Checks that the files the baselines need are there and are those they should be.
+/// Opens the files the baselines need, so that what is wrong with them is known before the pool is read.
 pub(crate) fn check_assets(rules: &[Rule], run: &RunContext) -> Result<(), MixerError> {
     for rule in rules {
-        if let Rule::Baseline(rule) = rule {
-            asset::check(&rule.assets, run)?;
+        let Rule::Baseline(rule) = rule else { continue };
+        let assets = &rule.assets;
+        asset::check(assets, run)?;
+        if assets.language_model.is_some() {
+            let _model = LanguageModel::open(assets, run)?;
+        }
+        if assets.wordnet.is_some() {
+            let _wordnet = WordNet::open(assets, run)?;
+        }
+        if assets.caption_lists.is_some() {
+            let _lists = CaptionLists::open(assets, run)?;
+        }
+        if assets.centroids.is_some() {
+            embeddings::check(assets, run)?;
         }
     }
     Ok(())
 }
 
-/// The subset of the config's entry at `index`.
+/// The subset of a config's entry.
 pub(crate) fn decide(
-    index: usize,
     rule: &BaselineRule,
     pool: &Pool,
     around: Surroundings<'_>,
@@ -64,14 +75,11 @@ pub(crate) fn decide(
             let paths = metadata_files(&around.run.resolve(dir), &pattern)?;
             Some(ParquetFiles::open(paths, around.run)?)
         }
-        PoolSource::Shards(_) if rule.baseline.needs_features() => {
-            let message = "this baseline needs the `.npz` files of a `metadata_dir`";
-            return Err(ConfigError::new(format!("subset.{index}.baseline"), message).into());
-        }
         _ => None,
     };
     let files = own_files.as_ref().unwrap_or(&pool.files);
-    let evaluation = Evaluation { rule, files, around };
+    let names = public_names(&files.schema, &around.config.sidecars());
+    let evaluation = Evaluation { rule, files, names, around };
     let (rows, threshold) = evaluation.rows()?;
     let found = match &own_files {
         Some(files) => evaluation.in_pool(files, &rows, pool)?,
@@ -79,12 +87,6 @@ pub(crate) fn decide(
     };
     let report = SubsetReport { threshold, not_in_pool: found.num_absent, ..SubsetReport::default() };
     Ok(Subset { rows: found.rows, missing_score: None, report })
-}
-
-impl Baseline {
-    fn needs_features(self) -> bool {
-        matches!(self, Baseline::ImageBased | Baseline::ImageBasedIntersectClipScore)
-    }
 }
 
 /// Which files of a metadata folder a baseline reads.
@@ -107,6 +109,8 @@ fn file_pattern(rule: &BaselineRule) -> String {
 struct Evaluation<'a> {
     rule: &'a BaselineRule,
     files: &'a ParquetFiles,
+    /// What the config calls the columns of the files, scores of sidecars among them.
+    names: Vec<String>,
     around: Surroundings<'a>,
 }
 
@@ -166,7 +170,7 @@ impl Evaluation<'_> {
                 _ => Ok(()),
             }
         })?;
-        pool.rows_with(uids.finish()?.iter()?)
+        pool.rows_with(uids.finish()?.iter()?, self.around.run)
     }
 
     /// The rows for which `mask`, given the columns `names`, says yes.
@@ -175,10 +179,10 @@ impl Evaluation<'_> {
         names: &[&str],
         mask: impl Fn(&Rows) -> Result<Vec<bool>, MixerError> + Sync,
     ) -> Result<RowSet, MixerError> {
-        names.iter().try_for_each(|name| self.files.require(name))?;
+        let names = names.iter().map(|name| self.column(name)).collect::<Result<Vec<_>, _>>()?;
         let mut kept = RowSet::none(self.files.num_rows);
         self.files.scan(
-            names,
+            &names,
             self.around.run,
             |rows| Ok((rows.first_row, mask(&rows)?)),
             |(first_row, mask)| {
@@ -190,6 +194,20 @@ impl Evaluation<'_> {
         Ok(kept)
     }
 
+    /// What the files call the column `name`.
+    fn column(&self, name: &str) -> Result<&str, MixerError> {
+        let Some(place) = self.names.iter().position(|known| known == name) else {
+            // Without rows there may be no columns.
+            if self.files.num_rows == 0 {
+                return Ok("");
+            }
+            let known = list_names(self.names.iter().map(String::as_str));
+            let path = self.files.files.first().map(|file| file.path.clone()).unwrap_or_default();
+            return Err(MixerError::NoSuchColumn { path, column: name.to_owned(), known });
+        };
+        Ok(self.files.schema.field(place).name())
+    }
+
     /// The rows whose caption passes.
     fn keep_captions(&self, passes: impl Fn(&str) -> bool + Sync) -> Result<RowSet, MixerError> {
         self.keep(&[self.text_column()], |rows| {
@@ -199,7 +217,7 @@ impl Evaluation<'_> {
     }
 
     fn text_column(&self) -> &'static str {
-        if self.files.schema.index_of("text").is_ok() { "text" } else { "caption" }
+        if self.names.iter().any(|name| name == "text") { "text" } else { "caption" }
     }
 
     fn text(&self, rows: &Rows, column: usize) -> Result<StringArray, MixerError> {
@@ -208,6 +226,15 @@ impl Evaluation<'_> {
 
     fn number(&self, rows: &Rows, column: usize) -> Result<Float64Array, MixerError> {
         numbers(rows.batch.column(column)).ok_or_else(|| self.wrong_type(rows, column, "numbers"))
+    }
+
+    /// The scores of MLM-Filter: read off its answers, or numbers, as our own filter has them.
+    fn answers(&self, rows: &Rows, column: usize) -> Result<Vec<Option<f64>>, MixerError> {
+        if let Some(numbers) = numbers(rows.batch.column(column)) {
+            return Ok(numbers.iter().map(|score| score.filter(|it| !it.is_nan())).collect());
+        }
+        let answers = self.text(rows, column)?;
+        Ok(answers.iter().map(|answer| answer.and_then(mlm_score::parse)).collect())
     }
 
     fn wrong_type(&self, rows: &Rows, column: usize, expected: &str) -> MixerError {
@@ -265,12 +292,12 @@ impl Evaluation<'_> {
     fn threshold(&self, column: &str) -> Result<f64, MixerError> {
         let fraction = match self.rule.cut.expect("checked with the config") {
             Cut::MinScore(min_score) => return Ok(min_score),
-            Cut::Fraction(fraction) | Cut::Quantile(fraction) => fraction,
+            Cut::Fraction(fraction) => fraction,
+            Cut::Quantile(_) => unreachable!("refused with the config"),
         };
-        self.files.require(column)?;
         let mut sorter = Sorter::<8>::new(self.around.scratch);
         self.files.scan(
-            &[column],
+            &[self.column(column)?],
             self.around.run,
             |rows| self.number(&rows, 0),
             |scores| {
@@ -281,11 +308,10 @@ impl Evaluation<'_> {
         Ok(fraction_threshold(&sorter.finish()?, fraction)?.unwrap_or(f64::INFINITY))
     }
 
-    /// The rows with a score of at least `threshold`; single-precision scores are compared as such, as pandas does.
+    /// The rows with a score of at least `threshold`.
     fn reaching(&self, column: &str, threshold: f64) -> Result<RowSet, MixerError> {
         self.keep(&[column], |rows| {
-            let is_single = *rows.batch.column(0).data_type() == DataType::Float32;
-            let threshold = if is_single { f64::from(threshold as f32) } else { threshold };
+            let threshold = rounded_as(rows.batch.column(0).data_type(), threshold);
             let passes = |score: Option<f64>| score.is_some_and(|score| score >= threshold);
             Ok(self.number(rows, 0)?.iter().map(passes).collect())
         })
@@ -305,13 +331,14 @@ impl Evaluation<'_> {
     fn mlm_score(&self, column: &str) -> Result<(RowSet, Option<f64>), MixerError> {
         let (threshold, tie_share) = match self.rule.cut.expect("checked with the config") {
             Cut::MinScore(min_score) => (min_score, 1.0),
-            Cut::Fraction(fraction) | Cut::Quantile(fraction) => self.mlm_threshold(column, fraction)?,
+            Cut::Fraction(fraction) => self.mlm_threshold(column, fraction)?,
+            Cut::Quantile(_) => unreachable!("refused with the config"),
         };
         let rows = self.keep(&[column, "status", "uid"], |rows| {
-            let (scores, status) = (self.text(rows, 0)?, self.text(rows, 1)?);
+            let (scores, status) = (self.answers(rows, 0)?, self.text(rows, 1)?);
             let uids = self.text(rows, 2)?;
             let passes = |row: usize| {
-                let score = scores.is_valid(row).then(|| mlm_score::parse(scores.value(row))).flatten();
+                let score = scores[row];
                 let fetched = status.is_valid(row) && status.value(row) == "success";
                 let keeps_tie = || {
                     uids.is_valid(row) && uids.value(row).parse().is_ok_and(|uid| wins_tie(uid, tie_share))
@@ -330,14 +357,11 @@ impl Evaluation<'_> {
     /// equal it is to be kept, so that the fraction is met on average.
     fn mlm_threshold(&self, column: &str, fraction: f64) -> Result<(f64, f64), MixerError> {
         let mut sorter = Sorter::<8>::new(self.around.scratch);
-        self.files.require(column)?;
         self.files.scan(
-            &[column],
+            &[self.column(column)?],
             self.around.run,
-            |rows| {
-                Ok(self.text(&rows, 0)?.iter().flatten().filter_map(mlm_score::parse).collect::<Vec<f64>>())
-            },
-            |scores| scores.into_iter().try_for_each(|score| sorter.push(ordered_bytes(score))),
+            |rows| self.answers(&rows, 0),
+            |scores| scores.into_iter().flatten().try_for_each(|score| sorter.push(ordered_bytes(score))),
         )?;
         let sorted = sorter.finish()?;
         let Some(threshold) = fraction_threshold(&sorted, fraction)? else { return Ok((f64::INFINITY, 0.0)) };
@@ -369,4 +393,26 @@ fn wins_tie(uid: Uid, share: f64) -> bool {
     let digest = blake3::hash(&bytes);
     let number = u64::from_le_bytes(digest.as_bytes()[..8].try_into().expect("a digest has more"));
     (number as f64) < share * u64::MAX as f64
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_tie_is_won_at_the_rate_of_the_share() {
+        let uids: Vec<Uid> = (0..10_000).map(|low| Uid::from_halves(0, low)).collect();
+        let winners = |share: f64| uids.iter().filter(|uid| wins_tie(**uid, share)).count();
+        assert_eq!(winners(0.0), 0);
+        for share in [0.01_f64, 0.1, 0.5, 0.9, 0.99] {
+            // Five standard deviations of as many throws.
+            let expected = 10_000.0 * share;
+            let bound = 5.0 * (expected * (1.0 - share)).sqrt();
+            let num_won = winners(share) as f64;
+            assert!((num_won - expected).abs() < bound, "{share}: {num_won}");
+        }
+        // Who wins at a share wins at a larger one.
+        let (few, more) = (|uid: &Uid| wins_tie(*uid, 0.3), |uid: &Uid| wins_tie(*uid, 0.6));
+        assert!(uids.iter().filter(|uid| few(uid)).all(more));
+    }
 }

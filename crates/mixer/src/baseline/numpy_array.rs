@@ -61,9 +61,11 @@ pub(super) fn for_each_block(
             let known = crate::columns::list_names(known.iter().map(|name| name.trim_end_matches(".npy")));
             problem(path, &format!("no array `{}`; it has {known}", name.trim_end_matches(".npy")))
         })?;
-        read_blocks(entry, path, block_rows, &mut take)
+        let num_bytes = entry.size();
+        read_blocks(entry, num_bytes, path, block_rows, &mut take)
     } else {
-        read_blocks(file, path, block_rows, &mut take)
+        let num_bytes = file.get_ref().metadata().map_err(|error| failed(&error))?.len();
+        read_blocks(file, num_bytes, path, block_rows, &mut take)
     }
 }
 
@@ -77,14 +79,21 @@ pub(super) fn read_matrix(path: &Path) -> Result<Array2<f32>, MixerError> {
     Ok(Array2::from_shape_vec(shape, values).expect("the blocks make up the matrix"))
 }
 
+/// Reads an array of `num_bytes`, header included.
 fn read_blocks(
     mut reader: impl Read,
+    num_bytes: u64,
     path: &Path,
     block_rows: usize,
     take: &mut impl FnMut(usize, Array2<f32>) -> Result<(), MixerError>,
 ) -> Result<(usize, usize), MixerError> {
     let header = read_header(&mut reader).map_err(|text| problem(path, &text))?;
     let Header { kind, num_rows, num_columns } = header;
+    let claimed_bytes = (num_rows * num_columns * kind.num_bytes()) as u64;
+    if claimed_bytes > num_bytes {
+        let text = format!("should hold {num_rows} by {num_columns} numbers and has only {num_bytes} bytes");
+        return Err(problem(path, &text));
+    }
     let mut bytes = Vec::new();
     let mut first = 0;
     while first < num_rows {
@@ -167,7 +176,13 @@ fn parse_header(text: &str) -> Result<Header, String> {
         dims.split(',').filter(|dim| !dim.is_empty()).map(|dim| dim.parse().ok()).collect()
     });
     match dims.as_deref() {
-        Some([num_rows, num_columns]) if num_rows.checked_mul(num_columns * 8).is_some() => {
+        Some([_, 0]) => Err("has no columns".to_owned()),
+        Some([num_rows, num_columns]) => {
+            // Also the shape of no rows must be one that memory could hold.
+            let num_bytes = num_columns.checked_mul(8).and_then(|bytes| bytes.checked_mul(*num_rows.max(&1)));
+            if num_bytes.is_none_or(|bytes| bytes > isize::MAX as usize) {
+                return Err("has more numbers than there can be".to_owned());
+            }
             Ok(Header { kind, num_rows: *num_rows, num_columns: *num_columns })
         }
         _ => Err("is not two-dimensional".to_owned()),
@@ -207,6 +222,11 @@ mod tests {
             ("'<f4'", "False", "(3, 4, 5)"),
             ("'<f4'", "False", "(-3, 4)"),
             ("'<f4'", "False", "(99999999999999, 999999999)"),
+            ("'<f4'", "False", "(2, 4611686018427387904)"),
+            ("'<f4'", "False", "(0, 18446744073709551615)"),
+            ("'<f4'", "False", "(1, 1152921504606846976)"),
+            ("'<f4'", "False", "(18446744073709551615, 0)"),
+            ("'<f4'", "False", "(0, 0)"),
         ] {
             assert!(header(descr, order, shape).is_err(), "{descr} {order} {shape}");
         }
@@ -216,6 +236,15 @@ mod tests {
     fn what_is_no_array_is_refused() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("x.npy");
+        let mut short = b"\x93NUMPY\x01\x00\x40\x00".to_vec();
+        short.extend(format!("{:64}", "{'descr': '<f4', 'fortran_order': False, 'shape': (9, 9)}").bytes());
+        short.extend([0; 4 * 80]);
+        oqvl_shard_io::write_atomic(&path, &short).unwrap();
+        let error = read_matrix(&path).unwrap_err().to_string();
+        assert!(error.contains("ends before row 9"), "{error}");
+        oqvl_shard_io::write_atomic(&path, &short[..100]).unwrap();
+        let error = read_matrix(&path).unwrap_err().to_string();
+        assert!(error.contains("has only 100 bytes"), "{error}");
         for bytes in [&b""[..], b"\x93NUMPY", b"\x93NUMPY\x01\x00\xff\xff", b"something else entirely"] {
             oqvl_shard_io::write_atomic(&path, bytes).unwrap();
             assert!(matches!(read_matrix(&path), Err(MixerError::Asset { .. })));
