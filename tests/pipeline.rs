@@ -266,11 +266,15 @@ fn the_number_of_threads_changes_nothing() {
 }
 
 #[test]
-fn another_seed_in_the_same_directory_makes_everything_anew() {
+fn another_seed_in_the_same_directory_makes_all_anew_but_what_was_downloaded() {
     let run = tiny("another-seed", 2).flag("--to", "data-fetch");
     let _ = run.finish().succeeded();
     let urls = || fs::read(run.work_dir().join("micro-world/urls.jsonl")).expect("a list of URLs");
     let before = urls();
-    let _ = run.clone().set("seed=8").finish().succeeded();
+    let other = run.clone().set("seed=8");
+    let refused = other.finish();
+    assert_ne!(refused.code, Some(0), "{}", refused.stderr);
+    assert!(refused.stderr.contains("finished shards of another list"), "{}", refused.stderr);
     assert_ne!(urls(), before);
+    let _ = other.set("data-fetch.incremental_mode=overwrite").finish().succeeded();
 }

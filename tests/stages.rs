@@ -123,6 +123,11 @@ fn a_file_of_somebody_among_finished_output_stops_what_would_remove_it() {
     std::fs::remove_file(&notes).expect("scratch");
     let again = run_stage("micro-world", &args).succeeded();
     assert!(again.stderr.contains("is made anew"), "{}", again.stderr);
+    // Nor does what a killed run left go without a word.
+    std::fs::remove_file(out_dir.join("manifest.json")).expect("scratch");
+    args.extend(["--set", "seed=9"]);
+    let again = run_stage("micro-world", &args).succeeded();
+    assert!(again.stderr.contains("is made anew"), "{}", again.stderr);
 }
 
 #[test]

@@ -5,6 +5,7 @@ mod choices;
 
 pub use choices::{ComputeHash, EncodeFormat, IncrementalMode, InputFormat, ResizeMode, RetryFailed};
 
+use crate::shard;
 use crate::url_list::is_list_in_folder;
 use checks::in_range;
 use oqvl_image_prep::{Encoding, Interpolation};
@@ -348,6 +349,20 @@ impl StageConfig for DataFetchConfig {
             IncrementalMode::Overwrite => EarlierOutput::Discard,
             IncrementalMode::Extend => EarlierOutput::Extend,
         }
+    }
+
+    /// What was downloaded does not go because a list was touched: servers may not give it again.
+    fn check_discard(&self, out_dir: &Path) -> Result<(), ConfigError> {
+        let finished = shard::num_finished(out_dir);
+        if finished == 0 {
+            return Ok(());
+        }
+        let message = format!(
+            "{} holds {finished} finished shards of another list or of other settings, which are not removed unasked: set \
+             `overwrite` to discard them, `extend` to add to them, or choose another work directory",
+            out_dir.display()
+        );
+        Err(ConfigError::new("incremental_mode", message))
     }
 
     fn revisits_finished_output(&self) -> bool {

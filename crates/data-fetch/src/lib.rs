@@ -118,6 +118,10 @@ pub struct DataFetch;
 impl Stage for DataFetch {
     const NAME: &'static str = "data-fetch";
     const VERSION: &'static str = env!("CARGO_PKG_VERSION");
+    /// To be raised when shards come out otherwise from the same bodies: a directory then holds either kind, not both.
+    const OUTPUT_VERSION: &'static str = "1";
+    /// The seed decides on the jitter of waits alone.
+    const SEEDED: bool = false;
     const SHARDED: bool = true;
     type Config = DataFetchConfig;
     type Report = DataFetchReport;

@@ -24,7 +24,8 @@ pub struct RunContext {
     pub threads: usize,
     /// This process's share of the shards; `None` for all.
     pub shards: Option<ShardRange>,
-    /// Digest of everything the output depends on: stage, version, seed, config and inputs.
+    /// Digest of everything the output depends on: stage, [`OUTPUT_VERSION`](Stage::OUTPUT_VERSION), seed (if
+    /// [`SEEDED`](Stage::SEEDED)), config and inputs.
     pub fingerprint: String,
     stage: &'static str,
     interrupted: Arc<AtomicBool>,

@@ -38,11 +38,11 @@ fn digest_mirror(input: &Path, mirror: &Mirror) -> Result<String, StageError> {
     Ok(digest_bytes(lines.join("\n").as_bytes()))
 }
 
-/// Digest of everything an output depends on.
+/// Digest of everything an output depends on; the seed is `None` for a stage that draws nothing from it.
 pub(crate) fn fingerprint(
     stage: &str,
     version: &str,
-    seed: u64,
+    seed: Option<u64>,
     config: &serde_json::Value,
     inputs: &BTreeMap<String, String>,
 ) -> String {

@@ -96,8 +96,13 @@ use std::path::{Path, PathBuf};
 pub trait Stage {
     /// Name in the CLI, in logs, in the manifest, of the config table and of the output directory.
     const NAME: &'static str;
-    /// Version of the stage's crate: `env!("CARGO_PKG_VERSION")`. Part of the fingerprint.
+    /// Version of the stage's crate: `env!("CARGO_PKG_VERSION")`.
     const VERSION: &'static str;
+    /// The version that is part of the fingerprint. A stage whose output is dear says here which version of its format it
+    /// writes, so that a new program alone does not make old output worthless.
+    const OUTPUT_VERSION: &'static str = Self::VERSION;
+    /// Whether the output depends on the seed, which is then part of the fingerprint.
+    const SEEDED: bool = true;
     /// Whether several processes may share the work by `--shards` or as a Slurm array.
     const SHARDED: bool = false;
     /// Its table in `configs/*.toml`.
@@ -145,6 +150,16 @@ pub trait StageConfig: DeserializeOwned + Serialize {
         EarlierOutput::Complete
     }
 
+    /// Asked before the output of another request in `out_dir` is discarded because the config or an input has changed. By
+    /// default it may be.
+    ///
+    /// # Errors
+    /// If it took too long to make to go unasked: what is there, and what to do about it.
+    fn check_discard(&self, out_dir: &Path) -> Result<(), ConfigError> {
+        let _ = out_dir;
+        Ok(())
+    }
+
     /// Whether the stage has something to do even where its output is finished.
     fn revisits_finished_output(&self) -> bool {
         false
@@ -154,7 +169,8 @@ pub trait StageConfig: DeserializeOwned + Serialize {
 /// What becomes of the output of an earlier run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum EarlierOutput {
-    /// Output of the same request stays and is completed; output of another one is discarded.
+    /// Output of the same request stays and is completed; output of another one is discarded, if
+    /// [`check_discard`](StageConfig::check_discard) agrees.
     #[default]
     Complete,
     /// All of it is discarded.

@@ -148,7 +148,10 @@ impl<S: Stage> Job<S> {
         let (status, reason) = match mirrors.and_then(|mirrors| self.fingerprint(&mirrors)) {
             Ok((fingerprint, _)) => match self.status(&fingerprint)? {
                 status @ Status::UpToDate => (status.word(), String::new()),
-                Status::Pending(reason) => ("pending", reason.to_owned()),
+                Status::Pending(reason) => {
+                    self.check_discard(&fingerprint)?;
+                    ("pending", reason.to_owned())
+                }
             },
             Err(error @ StageError::InputNotReady { .. }) => ("waiting", error.to_string()),
             Err(error) => return Err(error.into()),
@@ -181,6 +184,7 @@ impl<S: Stage> Job<S> {
             self.voice.info(&format!("{}: up to date, {}", S::NAME, self.out_dir.display()));
             return Ok(());
         }
+        self.check_discard(&fingerprint)?;
         survive_file_size_limit()?;
         // Before anything here is removed: a place that is taken is a wrong request.
         let publisher = self.publisher(&fingerprint, &interrupted)?;
@@ -266,7 +270,8 @@ impl<S: Stage> Job<S> {
         if let Some(table) = config.as_object_mut() {
             table.retain(|key, _| !self.config.keys_without_effect().contains(&key.as_str()));
         }
-        let fingerprint = fingerprint::fingerprint(S::NAME, S::VERSION, self.seed, &config, &inputs);
+        let seed = S::SEEDED.then_some(self.seed);
+        let fingerprint = fingerprint::fingerprint(S::NAME, S::OUTPUT_VERSION, seed, &config, &inputs);
         Ok((fingerprint, inputs))
     }
 
@@ -276,6 +281,19 @@ impl<S: Stage> Job<S> {
             let message =
                 "a config that discards or extends the output of earlier runs is for whole runs only";
             return Err(ConfigError::flag("--shards", message));
+        }
+        Ok(())
+    }
+
+    /// Asks the stage before output of another request goes. Shares never remove any, and what the config says is to go
+    /// may go, as may the rest of a removal that was stopped.
+    fn check_discard(&self, fingerprint: &str) -> Result<(), StageError> {
+        let is_other = |stamp: &Stamp| !stamp.fingerprint.is_empty() && stamp.fingerprint != fingerprint;
+        if self.flags.shards.is_none()
+            && self.config.earlier_output() == EarlierOutput::Complete
+            && self.stamp()?.as_ref().is_some_and(is_other)
+        {
+            self.config.check_discard(&self.out_dir).map_err(|error| error.inside(S::NAME))?;
         }
         Ok(())
     }
@@ -386,14 +404,21 @@ impl<S: Stage> Job<S> {
                 remove_temporary_files(out_dir)?;
                 self.reopen_finished_output()?;
             }
-            Some(_) => {
+            Some(stamp) => {
+                // Once more, now that nobody else adds to it.
+                self.check_discard(fingerprint)?;
                 if let Some(path) = self.foreign_file()? {
                     return Err(StageError::ForeignFile { path, stage: S::NAME });
                 }
-                if policy == EarlierOutput::Complete && out_dir.join(Manifest::FILE_NAME).exists() {
-                    let shown = out_dir.display();
-                    let changed = "its config or its inputs have changed";
-                    self.voice.info(&format!("{}: {changed}; {shown} is made anew", S::NAME));
+                if !fingerprint::output_files(out_dir)?.is_empty() {
+                    let why = match policy {
+                        EarlierOutput::Discard => "the config says so",
+                        _ if stamp.fingerprint.is_empty() => {
+                            "an earlier run was stopped while it removed this"
+                        }
+                        _ => "its config or its inputs have changed",
+                    };
+                    self.voice.info(&format!("{}: {why}; {} is made anew", S::NAME, out_dir.display()));
                 }
                 // A kill halfway leaves output of no run, whatever the config is by then.
                 write_json_atomic(

@@ -330,3 +330,39 @@ fn lists_extend_one_another_and_each_can_be_completed() {
     let share = command(&world, &[extend]).args(["--shards", "0..1"]).output().unwrap();
     assert_eq!(share.status.code(), Some(2), "{}", String::from_utf8_lossy(&share.stderr));
 }
+
+#[test]
+fn what_was_downloaded_is_not_removed_unasked() {
+    let (world, _ill) = slow_world();
+    finish(&world, &[]);
+    let num_requests = world.server.requests().len();
+    // The seed decides on waiting times only.
+    finish(&world, &["seed=8"]);
+    assert_eq!(world.server.requests().len(), num_requests);
+
+    let before = world.outputs();
+    let refused = |sets: &[&str], flags: &[&str]| {
+        let output = command(&world, sets).args(flags).output().unwrap();
+        let text = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(2), "{text}");
+        assert!(
+            text.contains("data-fetch.incremental_mode: ") && text.contains("6 finished shards"),
+            "{text}"
+        );
+        assert_eq!(world.outputs(), before);
+    };
+    refused(&["data-fetch.image_size=17"], &[]);
+    refused(&["data-fetch.image_size=17"], &["--dry-run"]);
+    // A run that was killed has no manifest.
+    std::fs::remove_file(world.out_dir().join("manifest.json")).unwrap();
+    let before = world.outputs();
+    let output = command(&world, &["data-fetch.image_size=17"]).output().unwrap();
+    assert_eq!((output.status.code(), world.outputs()), (Some(2), before));
+
+    let output = command(&world, &["data-fetch.image_size=17", "data-fetch.incremental_mode=overwrite"])
+        .output()
+        .unwrap();
+    let text = String::from_utf8(output.stderr).unwrap();
+    assert!(output.status.success() && text.contains("is made anew"), "{text}");
+    assert_eq!(world.server.requests().len(), 2 * num_requests);
+}
