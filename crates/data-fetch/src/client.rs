@@ -14,6 +14,7 @@ use std::io;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::{Instant, timeout_at};
 
 /// How long an idle connection is kept. Short: the images of a list lie on very many hosts, and each open
 /// connection is a file descriptor.
@@ -22,6 +23,8 @@ const IDLE_CONNECTION_SECONDS: u64 = 2;
 const FREE_BODY_BYTES: usize = 256 << 10;
 /// Bytes that all longer bodies may have in memory together.
 const LONG_BODIES_BYTES: u64 = 64 << 20;
+/// Servers put up with a reader that stops for less.
+const NOTICEABLE_PAUSE: Duration = Duration::from_secs(1);
 /// What an HTTP/2 server may send ahead, per image and per connection; the library's own defaults are 2 and 5 MiB.
 const HTTP2_STREAM_WINDOW: u32 = 256 << 10;
 const HTTP2_CONNECTION_WINDOW: u32 = 1 << 20;
@@ -36,7 +39,7 @@ pub(crate) struct Body {
     /// The media type in the `Content-Type` header, lower-case, without parameters.
     pub(crate) media_type: Option<String>,
     /// A long body's share of the memory.
-    pub(crate) _memory: Option<OwnedSemaphorePermit>,
+    pub(crate) memory: Option<OwnedSemaphorePermit>,
 }
 
 /// What a server answered.
@@ -55,11 +58,13 @@ pub(crate) struct Refusal {
     pub(crate) reject: Reject,
     /// How long the server wants to be left alone.
     pub(crate) retry_after: Option<Duration>,
+    /// We stopped reading for a while, for want of memory: that the server then hung up says nothing of it.
+    pub(crate) kept_waiting: bool,
 }
 
 impl From<Reject> for Refusal {
     fn from(reject: Reject) -> Self {
-        Self { reject, retry_after: None }
+        Self { reject, retry_after: None, kept_waiting: false }
     }
 }
 
@@ -112,13 +117,21 @@ impl HttpClient {
         Ok(Self { client, opt_out, max_body_bytes, long_bodies })
     }
 
-    /// Sends one GET and reads the answer to its end. There is no limit here for the time as a whole.
+    /// Sends one GET and reads the answer to its end, for as long as `network` has time left. What it takes is taken from
+    /// there, but for the time in which it waits for memory here.
     ///
     /// # Errors
-    /// A [`Refusal`] with the reason.
-    pub(crate) async fn get(&self, url: &Url) -> Result<Answer, Refusal> {
-        let response =
-            self.client.get(url.clone()).send().await.map_err(|error| reject_of(&error, Phase::Head))?;
+    /// A [`Refusal`] with the reason; [`Reject::Timeout`] if `network` is used up.
+    pub(crate) async fn get(&self, url: &Url, network: &mut Duration) -> Result<Answer, Refusal> {
+        let mut clock = NetworkClock::start(*network);
+        let answer = self.exchange(url, &mut clock).await;
+        *network = clock.left();
+        answer.map_err(|refusal| Refusal { kept_waiting: clock.has_stood, ..refusal })
+    }
+
+    async fn exchange(&self, url: &Url, clock: &mut NetworkClock) -> Result<Answer, Refusal> {
+        let response = clock.run(self.client.get(url.clone()).send()).await?;
+        let response = response.map_err(|error| reject_of(&error, Phase::Head))?;
         let status = response.status().as_u16();
         if matches!(status, 301 | 302 | 303 | 307 | 308)
             && let Some(location) = response.headers().get(LOCATION)
@@ -126,13 +139,13 @@ impl HttpClient {
             let target = std::str::from_utf8(location.as_bytes()).ok().and_then(|text| url.join(text).ok());
             return Ok(Answer::Redirect(target.ok_or(Reject::BadUrl)?));
         }
-        if let Some(reject) = Reject::from_http_status(status) {
-            return Err(Refusal { reject, retry_after: retry_after(response.headers()) });
+        if let Some(refusal) = refusal_of(status, response.headers()) {
+            return Err(refusal);
         }
         if self.opts_out(response.headers()) {
             return Err(Reject::OptedOut.into());
         }
-        Ok(Answer::Body(self.read_body(response).await?))
+        Ok(Answer::Body(self.read_body(response, clock).await?))
     }
 
     fn opts_out(&self, headers: &HeaderMap) -> bool {
@@ -142,7 +155,7 @@ impl HttpClient {
         self.opt_out.forbids(lines.iter().map(AsRef::as_ref), SystemTime::now())
     }
 
-    async fn read_body(&self, mut response: Response) -> Result<Body, Reject> {
+    async fn read_body(&self, mut response: Response, clock: &mut NetworkClock) -> Result<Body, Reject> {
         let media_type = media_type(response.headers());
         let announced = response.content_length();
         if announced.is_some_and(|length| length > self.max_body_bytes) {
@@ -151,10 +164,12 @@ impl HttpClient {
         let mut memory = None;
         let announced = usize::try_from(announced.unwrap_or(0)).unwrap_or(0);
         if announced > FREE_BODY_BYTES {
-            memory = Some(self.reserve(announced as u64).await);
+            memory = Some(clock.stand(self.reserve(announced as u64)).await);
         }
         let mut bytes = Vec::with_capacity(announced);
-        while let Some(chunk) = response.chunk().await.map_err(|error| reject_of(&error, Phase::Body))? {
+        while let Some(chunk) =
+            clock.run(response.chunk()).await?.map_err(|error| reject_of(&error, Phase::Body))?
+        {
             let num_bytes = bytes.len() + chunk.len();
             if num_bytes as u64 > self.max_body_bytes {
                 return Err(Reject::TooManyBytes);
@@ -162,7 +177,7 @@ impl HttpClient {
             if num_bytes > FREE_BODY_BYTES && memory.is_none() {
                 // All it may ever need, at once: bodies that each held some and waited for more would wait for
                 // ever.
-                memory = Some(self.reserve(self.max_body_bytes).await);
+                memory = Some(clock.stand(self.reserve(self.max_body_bytes)).await);
                 // A vector that grows by itself is up to three times as large while it moves.
                 bytes.reserve_exact(
                     usize::try_from(self.max_body_bytes).unwrap_or(0).saturating_sub(bytes.len()),
@@ -170,17 +185,47 @@ impl HttpClient {
             }
             bytes.extend_from_slice(&chunk);
         }
-        if bytes.is_empty() {
-            Err(Reject::EmptyBody)
-        } else {
-            Ok(Body { bytes, media_type, _memory: memory })
-        }
+        if bytes.is_empty() { Err(Reject::EmptyBody) } else { Ok(Body { bytes, media_type, memory }) }
     }
 
-    /// Waits, within the URL's deadline, until so many bytes may be held.
+    /// Waits until so many bytes may be held. Those who hold some wait for nothing but the network, which has deadlines,
+    /// and the decoders.
     async fn reserve(&self, num_bytes: u64) -> OwnedSemaphorePermit {
         let permits = Arc::clone(&self.long_bodies).acquire_many_owned(kibibytes(num_bytes)).await;
         permits.expect("the semaphore is never closed")
+    }
+}
+
+/// The network time of one exchange.
+#[derive(Debug)]
+struct NetworkClock {
+    end: Instant,
+    /// Whether it ever stood for a time that a server may notice.
+    has_stood: bool,
+}
+
+impl NetworkClock {
+    fn start(time: Duration) -> Self {
+        Self { end: Instant::now() + time, has_stood: false }
+    }
+
+    fn left(&self) -> Duration {
+        self.end.saturating_duration_since(Instant::now())
+    }
+
+    /// Waits for something that takes network time.
+    async fn run<T>(&self, step: impl Future<Output = T>) -> Result<T, Reject> {
+        timeout_at(self.end, step).await.map_err(|_elapsed| Reject::Timeout)
+    }
+
+    /// Waits for something that does not.
+    async fn stand<T>(&mut self, step: impl Future<Output = T>) -> T {
+        let started = Instant::now();
+        let result = step.await;
+        let stood = started.elapsed();
+        self.end += stood;
+        self.has_stood |= stood >= NOTICEABLE_PAUSE;
+        result
     }
 }
 
@@ -237,6 +282,14 @@ fn media_type(headers: &HeaderMap) -> Option<String> {
     (!essence.is_empty()).then_some(essence)
 }
 
+/// What a status that is no success stands for. `Retry-After` counts where it means a pause for all requests: with 429 and
+/// 503 (RFC 9110 section 10.2.3, RFC 6585 section 4).
+fn refusal_of(status: u16, headers: &HeaderMap) -> Option<Refusal> {
+    let reject = Reject::from_http_status(status)?;
+    let retry_after = if matches!(status, 429 | 503) { retry_after(headers) } else { None };
+    Some(Refusal { retry_after, ..reject.into() })
+}
+
 /// `Retry-After`: seconds, or the time of an HTTP date (RFC 9110 section 10.2.3).
 fn retry_after(headers: &HeaderMap) -> Option<Duration> {
     let text = headers.get(RETRY_AFTER)?.to_str().ok()?.trim();
@@ -267,6 +320,29 @@ mod tests {
             assert_eq!(media_type(&headers(CONTENT_TYPE, value)).as_deref(), expected, "{value}");
         }
         assert_eq!(media_type(&HeaderMap::new()), None);
+    }
+
+    #[test]
+    fn only_a_server_that_has_too_much_to_do_is_left_alone() {
+        for (status, expected) in
+            [(429, Some(120)), (503, Some(120)), (404, None), (403, None), (500, None), (408, None)]
+        {
+            let refusal = refusal_of(status, &headers(RETRY_AFTER, "120")).unwrap();
+            assert_eq!(refusal.retry_after.map(|pause| pause.as_secs()), expected, "{status}");
+        }
+        assert_eq!(refusal_of(204, &headers(RETRY_AFTER, "120")), None);
+    }
+
+    #[tokio::test]
+    async fn the_clock_stands_while_we_keep_a_server_waiting() {
+        let half = NOTICEABLE_PAUSE / 2;
+        let mut clock = NetworkClock::start(half);
+        clock.stand(tokio::time::sleep(half / 2)).await;
+        assert!(!clock.has_stood && clock.left() > half / 2);
+        clock.stand(tokio::time::sleep(NOTICEABLE_PAUSE)).await;
+        assert!(clock.has_stood && clock.left() > half / 2);
+        assert_eq!(clock.run(tokio::time::sleep(NOTICEABLE_PAUSE)).await, Err(Reject::Timeout));
+        assert!(clock.left().is_zero());
     }
 
     #[test]

@@ -8,7 +8,7 @@ use crate::reject::Reject;
 use crate::resolver::GuardedResolver;
 use rand::Rng as _;
 use reqwest::{Certificate, Url};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 /// Requests under way at first for every thread that works on images, and at least: enough for servers that answer at
 /// once.
@@ -153,25 +153,24 @@ impl Fetcher {
         loop {
             // A checked URL has a host.
             let host = url.host_str().unwrap_or_default().to_owned();
+            // Neither the wait for a thread that asks for its address nor the host's own limits are network time.
+            Box::pin(self.resolver.begin(&host)).await;
             let entered = self.gate.enter(&host, &mut budget.patience).await;
             let mut slot = entered.map_err(Failure::NoEntry)?;
             budget.num_attempts += u32::from(num_redirects == 0);
-            let started = Instant::now();
             // Boxed, so that the thousands of tasks that wait at the gate are small.
-            let answer = tokio::time::timeout(budget.network, Box::pin(self.client.get(&url))).await;
-            budget.network = budget.network.saturating_sub(started.elapsed());
+            let answer = Box::pin(self.client.get(&url, &mut budget.network)).await;
             let refusal = match answer {
-                Err(_elapsed) => Reject::Timeout.into(),
-                Ok(Err(refusal)) => refusal,
-                Ok(Ok(Answer::Body(body))) => {
+                Err(refusal) => refusal,
+                Ok(Answer::Body(body)) => {
                     self.gate.note(&host, HostAnswer::Useful);
                     slot.leave_host();
                     return Ok((body, slot));
                 }
-                Ok(Ok(Answer::Redirect(_))) if num_redirects >= self.limits.max_redirects => {
+                Ok(Answer::Redirect(_)) if num_redirects >= self.limits.max_redirects => {
                     Reject::RedirectLoop.into()
                 }
-                Ok(Ok(Answer::Redirect(target))) => match self.checked(target) {
+                Ok(Answer::Redirect(target)) => match self.checked(target) {
                     Ok(target) => {
                         url = target;
                         num_redirects += 1;
@@ -180,8 +179,10 @@ impl Fetcher {
                     Err(reject) => reject.into(),
                 },
             };
-            let answer = if refusal.reject.is_transient() { HostAnswer::Failure } else { HostAnswer::Useful };
-            if self.gate.note(&host, answer) {
+            let answer =
+                if refusal.reject.is_hosts_failure() { HostAnswer::Failure } else { HostAnswer::Useful };
+            let is_ours = refusal.kept_waiting && answer == HostAnswer::Failure;
+            if !is_ours && self.gate.note(&host, answer) {
                 let reason = refusal.reject.reason();
                 tracing::warn!("{host} does nothing but fail (last: {reason}) and is left alone for a while");
             }

@@ -7,9 +7,10 @@
 //!   [gate](crate::host_gate).
 //! - Requests run on tokio; decoding, resizing and encoding on rayon's pool; each open shard has one writer
 //!   thread.
-//! - A row keeps its slot at the gate until the writer has its image, and there are fewer slots while images pile up
-//!   before the decoders. Memory is thus bounded: `in_flight` bodies at the most (of which the [client](crate::client)
-//!   bounds the long ones together), one decoded image per thread and `reorder_buffer_bytes` per open shard.
+//! - A row keeps its slot at the gate until the writer has written its image or put it into its buffer, and there are
+//!   fewer slots while images pile up before the decoders. Memory is thus bounded: `in_flight` bodies or images at the
+//!   most (of which the [client](crate::client) bounds those of long bodies together), one decoded image per thread and
+//!   `reorder_buffer_bytes` per open shard.
 
 use crate::client::Body;
 use crate::config::DataFetchConfig;
@@ -19,7 +20,7 @@ use crate::fetch::Fetcher;
 use crate::host_gate::{Backlog, Slot};
 use crate::reject::Reject;
 use crate::reorder::RowOutcome;
-use crate::resolver::{AddressPolicy, GuardedResolver, Hosts};
+use crate::resolver::{AddressPolicy, GuardedResolver, HostsFile};
 use crate::revisit::{rows_to_retry, settle};
 use crate::shard::{ShardJob, ShardPaths, ShardStats, Written};
 use crate::transform::{Expectations, StoredImage, num_pixels, transform};
@@ -33,7 +34,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
-use tokio::sync::{Semaphore, mpsc, oneshot};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 use tokio::task::{JoinError, JoinSet};
 
 /// Shards being made at the same time: many, so that a few slow hosts do not stop everything else.
@@ -79,8 +80,8 @@ pub(crate) fn fetch_shards(
         return Ok(());
     }
     let hosts = match &config.hosts_file {
-        Some(path) => Hosts::read(&run.resolve(path))?,
-        None => Hosts::default(),
+        Some(path) => HostsFile::read(&run.resolve(path))?,
+        None => HostsFile::default(),
     };
     let authorities = match &config.ca_file {
         Some(path) => read_authorities(&run.resolve(path))?,
@@ -196,7 +197,29 @@ enum ShardWork {
 struct Row {
     shard: Arc<ShardRows>,
     row_idx: usize,
-    writer: mpsc::Sender<RowOutcome>,
+    writer: mpsc::Sender<Arrival>,
+}
+
+/// What became of a row, on its way to the writer, and what it occupies until the writer has put it somewhere.
+pub(crate) struct Arrival {
+    pub(crate) outcome: RowOutcome,
+    /// Leave to be in memory; dropped, it lets the next row in.
+    pub(crate) room: Option<Room>,
+}
+
+/// A slot at the gate and a long body's share of the memory.
+pub(crate) struct Room {
+    slot: Option<Slot>,
+    shared: Arc<Shared>,
+    _memory: Option<OwnedSemaphorePermit>,
+}
+
+impl Drop for Room {
+    fn drop(&mut self) {
+        if let Some(slot) = self.slot.take() {
+            slot.give_back(self.shared.backlog());
+        }
+    }
 }
 
 impl Pipeline {
@@ -323,20 +346,17 @@ fn unwrap_written(
 /// Fetches one row and sends what became of it to the writer of its shard. Returns `host`.
 async fn row_task(shared: Arc<Shared>, row: Row, host: Option<Arc<str>>) -> Option<Arc<str>> {
     let Row { shard, row_idx, writer } = row;
-    let (outcome, slot) = match &shard.rows[row_idx].url {
+    let arrival = match &shard.rows[row_idx].url {
         Ok(url) => {
             let rows_per_shard = u64::from(shared.config.number_sample_per_shard);
             let url_idx = shard.shard_idx as u64 * rows_per_shard + row_idx as u64;
             shared.fetch_row(&shard.rows[row_idx], url, url_idx, row_idx).await
         }
-        Err(reject) => (RowOutcome::rejected(row_idx, *reject), None),
+        Err(reject) => Arrival { outcome: RowOutcome::rejected(row_idx, *reject), room: None },
     };
-    shared.counters.count(&outcome);
+    shared.counters.count(&arrival.outcome);
     // The writer is gone only if it failed, which ends the run.
-    let _ = writer.send(outcome).await;
-    if let Some(slot) = slot {
-        slot.give_back(shared.backlog());
-    }
+    let _ = writer.send(arrival).await;
     host
 }
 
@@ -353,24 +373,25 @@ impl Shared {
         }
     }
 
-    async fn fetch_row(
-        &self,
-        row: &UrlRow,
-        url: &str,
-        url_idx: u64,
-        row_idx: usize,
-    ) -> (RowOutcome, Option<Slot>) {
+    async fn fetch_row(self: &Arc<Self>, row: &UrlRow, url: &str, url_idx: u64, row_idx: usize) -> Arrival {
         let fetched = self.fetcher.fetch(url, url_idx).await;
         let num_retries = fetched.num_retries;
         match fetched.outcome {
-            Ok((body, slot)) => {
+            Ok((mut body, slot)) => {
                 let num_bytes = body.bytes.len() as u64;
+                let memory = body.memory.take();
+                let room = Room { slot: Some(slot), shared: Arc::clone(self), _memory: memory };
                 self.backlog.fetch_add(1, Ordering::Relaxed);
                 let result = self.transform_on_pool(body, self.expectations(row), url).await;
                 self.backlog.fetch_sub(1, Ordering::Relaxed);
-                (RowOutcome { row_idx, result, num_retries, num_bytes }, Some(slot))
+                // What is not kept takes no room.
+                let room = Some(room).filter(|_| result.is_ok());
+                Arrival { outcome: RowOutcome { row_idx, result, num_retries, num_bytes }, room }
             }
-            Err(reject) => (RowOutcome { row_idx, result: Err(reject), num_retries, num_bytes: 0 }, None),
+            Err(reject) => {
+                let outcome = RowOutcome { row_idx, result: Err(reject), num_retries, num_bytes: 0 };
+                Arrival { outcome, room: None }
+            }
         }
     }
 
@@ -450,7 +471,7 @@ mod tests {
     #[tokio::test]
     async fn a_waiting_row_is_small() {
         let config = DataFetchConfig::default();
-        let resolver = GuardedResolver::new(Hosts::default(), AddressPolicy::PublicOnly);
+        let resolver = GuardedResolver::new(HostsFile::default(), AddressPolicy::PublicOnly);
         let fetcher = Fetcher::new(&config, resolver, &[], 2, 7).unwrap();
         let shared = Arc::new(Shared::new(&config, None, fetcher, 2));
         let row = UrlRow {

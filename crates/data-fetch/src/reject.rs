@@ -219,6 +219,12 @@ impl Reject {
         }
     }
 
+    /// Whether it tells against the host: it did not answer, or not now. What else it says shows that it works.
+    #[must_use]
+    pub(crate) fn is_hosts_failure(self) -> bool {
+        self.is_transient() || self == Self::TlsFailed
+    }
+
     /// The rejection a response status stands for; `None` for a success (200 to 299).
     #[must_use]
     pub fn from_http_status(status: u16) -> Option<Self> {
@@ -268,6 +274,8 @@ mod tests {
         }
         assert_eq!(Reject::from_reason("success"), None);
         assert!(!Reject::NotFound.may_pass_later() && !Reject::OptedOut.may_pass_later());
+        assert!(Reject::TlsFailed.is_hosts_failure() && Reject::Timeout.is_hosts_failure());
+        assert!(!Reject::NotFound.is_hosts_failure() && !Reject::HttpStatus(418).is_hosts_failure());
         assert!(Reject::Timeout.may_pass_later() && Reject::HostFailing.may_pass_later());
     }
 }

@@ -39,9 +39,14 @@ pub(crate) struct ReorderBuffer {
 
 #[derive(Debug)]
 struct Held {
-    /// Without its image bytes if they are spilled.
+    /// Without its image bytes and EXIF if they are spilled.
     outcome: RowOutcome,
     place: Place,
+}
+
+/// What an image takes while it is held.
+fn held_bytes(image: &StoredImage) -> u64 {
+    (image.bytes.len() + image.exif.as_ref().map_or(0, String::len)) as u64
 }
 
 /// Where the bytes of a held image are.
@@ -52,7 +57,7 @@ enum Place {
     /// With the outcome, counted.
     Memory,
     /// In the spill file.
-    Spill(Extent),
+    Spill { bytes: Extent, exif: Option<Extent> },
 }
 
 /// A stretch of the spill file.
@@ -91,9 +96,11 @@ impl ReorderBuffer {
         if let Ok(image) = &mut outcome.result
             && Some(&outcome.row_idx) != self.rows.front()
         {
-            let num_bytes = image.bytes.len() as u64;
+            let num_bytes = held_bytes(image);
             if self.held_bytes + num_bytes > self.budget_bytes {
-                place = Place::Spill(self.spill(&std::mem::take(&mut image.bytes))?);
+                let bytes = self.spill(&std::mem::take(&mut image.bytes))?;
+                let exif = image.exif.take().map(|exif| self.spill(exif.as_bytes())).transpose()?;
+                place = Place::Spill { bytes, exif };
             } else {
                 self.held_bytes += num_bytes;
                 place = Place::Memory;
@@ -115,8 +122,12 @@ impl ReorderBuffer {
         self.rows.pop_front();
         if let Ok(image) = &mut outcome.result {
             match (place, &mut self.spill) {
-                (Place::Spill(extent), Some(spill)) => image.bytes = spill.read(extent)?,
-                (Place::Memory, _) => self.held_bytes -= image.bytes.len() as u64,
+                (Place::Spill { bytes, exif }, Some(spill)) => {
+                    image.bytes = spill.read(bytes)?;
+                    let exif = exif.map(|exif| spill.read(exif)).transpose()?;
+                    image.exif = exif.map(String::from_utf8).transpose().map_err(io::Error::other)?;
+                }
+                (Place::Memory, _) => self.held_bytes -= held_bytes(image),
                 _ => {}
             }
         }
@@ -169,7 +180,7 @@ mod tests {
         let image = StoredImage {
             bytes: vec![row_idx as u8; row_idx % 7],
             sizes: None,
-            exif: None,
+            exif: (row_idx % 3 > 0).then(|| "e".repeat(row_idx % 3 * 5)),
             digest: Some(row_idx.to_string()),
             label: ContentLabel::Honest,
         };

@@ -15,12 +15,17 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, ToSocketAddrs as _};
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
-use tokio::sync::{OnceCell, Semaphore};
+use tokio::sync::{Semaphore, watch};
 
-/// Lookups under way at the same time. Each occupies a thread in `getaddrinfo`.
-const MAX_LOOKUPS: usize = 64;
+/// Lookups under way at the same time. Each occupies a thread in `getaddrinfo`, some for half a minute; the runtime has 512.
+const MAX_LOOKUPS: usize = 256;
 /// How long an answer is used again. `getaddrinfo` does not tell the record's own time to live; few are shorter.
 const CACHE_SECONDS: u64 = 300;
+/// How long it is known that a name has no address: its other URLs fail without a thread each.
+const FAILURE_CACHE_SECONDS: u64 = 60;
+/// A lookup that fails "for the moment" is worth another attempt if it failed at once. One that took this long has been
+/// tried again by the system already.
+const SLOW_LOOKUP: Duration = Duration::from_secs(2);
 /// Names remembered at most; above it the memory starts afresh.
 const MAX_CACHED_NAMES: usize = 1 << 16;
 
@@ -46,9 +51,9 @@ pub(crate) enum ResolveError {
 
 /// The names of a hosts file.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub(crate) struct Hosts(HashMap<String, SocketAddr>);
+pub(crate) struct HostsFile(HashMap<String, SocketAddr>);
 
-impl Hosts {
+impl HostsFile {
     /// Reads a JSON map from names to `address:port`.
     ///
     /// # Errors
@@ -75,21 +80,38 @@ pub(crate) struct GuardedResolver {
 
 #[derive(Debug)]
 struct Inner {
-    hosts: Hosts,
+    hosts: HostsFile,
     policy: AddressPolicy,
     /// Each lookup holds a permit for as long as its thread runs, which may be longer than anybody waits for it.
     lookups: Arc<Semaphore>,
-    cache: Mutex<HashMap<String, (Instant, Vec<SocketAddr>)>>,
-    /// Lookups under way: whoever wants the same name waits for the same answer.
-    pending: Mutex<HashMap<String, Arc<AnswerCell>>>,
+    cache: Mutex<HashMap<String, Remembered>>,
+    /// Lookups that are queued or under way, each until its thread ends: whoever wants the same name waits for the same
+    /// answer, and a name that hangs has one thread, not one for everybody who has given it up.
+    pending: Mutex<HashMap<String, watch::Receiver<Lookup>>>,
 }
 
-type AnswerCell = OnceCell<Result<Vec<SocketAddr>, ResolveError>>;
+type Answer = Result<Vec<SocketAddr>, ResolveError>;
+
+/// How far a lookup has come.
+#[derive(Debug, Clone)]
+enum Lookup {
+    /// It waits for a thread.
+    Queued,
+    /// The system has been asked.
+    Asked,
+    Answered(Answer),
+}
+
+#[derive(Debug)]
+struct Remembered {
+    until: Instant,
+    answer: Answer,
+}
 
 impl GuardedResolver {
     /// Names in `hosts` have the address given there, whatever the policy says.
     #[must_use]
-    pub(crate) fn new(hosts: Hosts, policy: AddressPolicy) -> Self {
+    pub(crate) fn new(hosts: HostsFile, policy: AddressPolicy) -> Self {
         let inner = Inner {
             hosts,
             policy,
@@ -127,86 +149,119 @@ impl GuardedResolver {
         self.inner.policy == AddressPolicy::Any || is_public(address)
     }
 
-    async fn lookup(&self, host: &str) -> Result<Vec<SocketAddr>, ResolveError> {
-        let host = host.to_lowercase();
-        if let Some(address) = self.inner.hosts.get(&host) {
-            return Ok(vec![address]);
+    /// Waits until the address of a host is known or has at least been asked for: what a name waits here for others has
+    /// nothing to do with its host. Returns at once for hosts that need no lookup.
+    pub(crate) async fn begin(&self, host: &str) {
+        let is_literal = host.trim_matches(['[', ']']).parse::<IpAddr>().is_ok();
+        if !is_literal && let Err(mut lookup) = self.known_or_asked(host) {
+            // Whoever answers last says so, unless the run is over.
+            let _ = lookup.wait_for(|state| !matches!(state, Lookup::Queued)).await;
         }
-        if let Some(addresses) = self.cached(&host) {
-            return Ok(addresses);
-        }
-        let waiting = Waiting::join(self, &host);
-        waiting.cell.get_or_init(|| self.ask(&host)).await.clone()
     }
 
-    async fn ask(&self, host: &str) -> Result<Vec<SocketAddr>, ResolveError> {
+    async fn lookup(&self, host: &str) -> Answer {
+        let mut lookup = match self.known_or_asked(host) {
+            Ok(answer) => return answer,
+            Err(lookup) => lookup,
+        };
+        let answered = lookup.wait_for(|state| matches!(state, Lookup::Answered(_))).await;
+        match answered.as_deref() {
+            Ok(Lookup::Answered(answer)) => answer.clone(),
+            // A thread that cannot be started or panics has no answer.
+            _ => Err(ResolveError::NoAddress),
+        }
+    }
+
+    /// The answer, if it is known, or the lookup that will find it.
+    fn known_or_asked(&self, host: &str) -> Result<Answer, watch::Receiver<Lookup>> {
+        let host = host.to_lowercase();
+        if let Some(address) = self.inner.hosts.get(&host) {
+            return Ok(Ok(vec![address]));
+        }
+        if let Some(answer) = self.cached(&host) {
+            return Ok(answer);
+        }
+        let mut pending = self.pending();
+        if let Some(lookup) = pending.get(&host) {
+            return Err(lookup.clone());
+        }
+        let (sender, lookup) = watch::channel(Lookup::Queued);
+        pending.insert(host.clone(), lookup.clone());
+        let resolver = self.clone();
+        tokio::spawn(async move { resolver.ask(host, sender).await });
+        Err(lookup)
+    }
+
+    /// Asks the system when it is the name's turn, unless nobody waits for it any more.
+    async fn ask(self, host: String, sender: watch::Sender<Lookup>) {
         let permit = Arc::clone(&self.inner.lookups).acquire_owned().await;
         let permit = permit.expect("the semaphore is never closed");
-        let (resolver, name) = (self.clone(), host.to_owned());
-        let answer = tokio::task::spawn_blocking(move || {
+        {
+            let mut pending = self.pending();
+            // One receiver is the table's.
+            if sender.receiver_count() == 1 {
+                pending.remove(&host);
+                return;
+            }
+        }
+        sender.send_replace(Lookup::Asked);
+        let resolver = self.clone();
+        let name = host.clone();
+        let asked = tokio::task::spawn_blocking(move || {
             let _permit = permit;
             resolver.ask_system(&name)
         });
-        // A thread that cannot be started or panics has no answer.
-        answer.await.unwrap_or(Err(ResolveError::NoAddress))
+        let answer = asked.await.unwrap_or(Err(ResolveError::NoAddress));
+        self.pending().remove(&host);
+        sender.send_replace(Lookup::Answered(answer));
     }
 
     /// Blocks. An answer that comes when nobody waits any more is remembered all the same.
-    fn ask_system(&self, host: &str) -> Result<Vec<SocketAddr>, ResolveError> {
-        let found = (host, 0).to_socket_addrs().map_err(|_| ResolveError::NoAddress)?;
-        let (allowed, forbidden): (Vec<_>, Vec<_>) = found.partition(|address| self.allows(address.ip()));
-        if allowed.is_empty() {
-            return Err(if forbidden.is_empty() {
-                ResolveError::NoAddress
-            } else {
-                ResolveError::PrivateAddress
-            });
+    fn ask_system(&self, host: &str) -> Answer {
+        let started = Instant::now();
+        let found = (host, 0).to_socket_addrs();
+        let is_hasty = found.as_ref().is_err_and(is_temporary) && started.elapsed() < SLOW_LOOKUP;
+        let answer = found.map_err(|_| ResolveError::NoAddress).and_then(|found| self.allowed(found));
+        if !is_hasty {
+            self.remember(host.to_owned(), answer.clone());
         }
-        self.remember(host.to_owned(), allowed.clone());
-        Ok(allowed)
+        answer
     }
 
-    fn pending(&self) -> MutexGuard<'_, HashMap<String, Arc<AnswerCell>>> {
+    fn allowed(&self, found: impl Iterator<Item = SocketAddr>) -> Answer {
+        let (allowed, forbidden): (Vec<_>, Vec<_>) = found.partition(|address| self.allows(address.ip()));
+        match (allowed.is_empty(), forbidden.is_empty()) {
+            (false, _) => Ok(allowed),
+            (true, true) => Err(ResolveError::NoAddress),
+            (true, false) => Err(ResolveError::PrivateAddress),
+        }
+    }
+
+    fn pending(&self) -> MutexGuard<'_, HashMap<String, watch::Receiver<Lookup>>> {
         self.inner.pending.lock().expect("no thread panics while it holds the table")
     }
 
-    fn cached(&self, host: &str) -> Option<Vec<SocketAddr>> {
+    fn cached(&self, host: &str) -> Option<Answer> {
         let cache = self.inner.cache.lock().expect("no thread panics while it holds the cache");
-        let (since, addresses) = cache.get(host)?;
-        (since.elapsed() < Duration::from_secs(CACHE_SECONDS)).then(|| addresses.clone())
+        cache.get(host).filter(|remembered| remembered.until > Instant::now()).map(|it| it.answer.clone())
     }
 
-    fn remember(&self, host: String, addresses: Vec<SocketAddr>) {
+    fn remember(&self, host: String, answer: Answer) {
+        let seconds = if answer.is_ok() { CACHE_SECONDS } else { FAILURE_CACHE_SECONDS };
+        let until = Instant::now() + Duration::from_secs(seconds);
         let mut cache = self.inner.cache.lock().expect("no thread panics while it holds the cache");
         if cache.len() >= MAX_CACHED_NAMES {
             cache.clear();
         }
-        cache.insert(host, (Instant::now(), addresses));
+        cache.insert(host, Remembered { until, answer });
     }
 }
 
-/// Somebody who waits for a lookup; the last to go takes its cell with him.
-struct Waiting<'a> {
-    resolver: &'a GuardedResolver,
-    host: &'a str,
-    cell: Arc<AnswerCell>,
-}
-
-impl<'a> Waiting<'a> {
-    fn join(resolver: &'a GuardedResolver, host: &'a str) -> Self {
-        let cell = Arc::clone(resolver.pending().entry(host.to_owned()).or_default());
-        Self { resolver, host, cell }
-    }
-}
-
-impl Drop for Waiting<'_> {
-    fn drop(&mut self) {
-        let mut pending = self.resolver.pending();
-        // One count is the table's, one is ours.
-        if Arc::strong_count(&self.cell) == 2 {
-            pending.remove(self.host);
-        }
-    }
+/// Whether the system says that asking again may help (`EAI_AGAIN`), for which the library has no more than the words of
+/// glibc and musl, or lacks something here, such as file descriptors.
+fn is_temporary(error: &std::io::Error) -> bool {
+    let text = error.to_string().to_lowercase();
+    error.raw_os_error().is_some() || text.contains("temporary failure") || text.contains("try again")
 }
 
 impl Resolve for GuardedResolver {
@@ -229,9 +284,14 @@ pub(crate) fn is_public(address: IpAddr) -> bool {
     }
 }
 
+/// Looks public, and answers every virtual machine of Azure from inside its host, with its certificates and settings
+/// (Microsoft, "What is IP address 168.63.129.16?"). Other clouds use link-local addresses for this.
+const AZURE_WIRE_SERVER: Ipv4Addr = Ipv4Addr::new(168, 63, 129, 16);
+
 fn is_public_v4(address: Ipv4Addr) -> bool {
     let [a, b, c, _] = address.octets();
     !(a == 0 // this network
+        || address == AZURE_WIRE_SERVER
         || address.is_private()
         || address.is_loopback()
         || address.is_link_local()
@@ -269,8 +329,8 @@ mod tests {
         Url::parse(text).unwrap()
     }
 
-    fn hosts() -> Hosts {
-        Hosts([("a.test".to_owned(), "127.0.0.1:4000".parse().unwrap())].into())
+    fn hosts() -> HostsFile {
+        HostsFile([("a.test".to_owned(), "127.0.0.1:4000".parse().unwrap())].into())
     }
 
     #[test]
@@ -281,6 +341,8 @@ mod tests {
             "100.64.0.1",
             "127.0.0.1",
             "127.255.0.9",
+            "168.63.129.16",
+            "::ffff:168.63.129.16",
             "169.254.169.254",
             "172.16.0.1",
             "172.31.255.255",
@@ -323,6 +385,7 @@ mod tests {
             "8.8.8.8",
             "100.63.0.1",
             "100.128.0.1",
+            "168.63.129.15",
             "172.15.0.1",
             "172.32.0.1",
             "192.0.1.1",
@@ -363,7 +426,7 @@ mod tests {
         ] {
             assert_eq!(resolver.check_url(&url(text)), expected, "{text}");
         }
-        let open = GuardedResolver::new(Hosts::default(), AddressPolicy::Any);
+        let open = GuardedResolver::new(HostsFile::default(), AddressPolicy::Any);
         assert_eq!(open.check_url(&url("http://127.0.0.1/")), Ok(()));
         assert_eq!(open.check_url(&url("ftp://127.0.0.1/")), Err(Reject::BadScheme));
     }
@@ -374,16 +437,19 @@ mod tests {
         assert_eq!(resolver.lookup("A.Test").await, Ok(vec!["127.0.0.1:4000".parse().unwrap()]));
         // `localhost` is in every /etc/hosts.
         assert_eq!(resolver.lookup("localhost").await, Err(ResolveError::PrivateAddress));
-        let open = GuardedResolver::new(Hosts::default(), AddressPolicy::Any);
+        let open = GuardedResolver::new(HostsFile::default(), AddressPolicy::Any);
         assert!(open.lookup("localhost").await.unwrap().iter().all(|address| address.ip().is_loopback()));
         assert!(open.cached("localhost").is_some());
         // A label of 64 letters is one too long for DNS: the lookup fails without asking anybody.
-        assert_eq!(open.lookup(&"a".repeat(64)).await, Err(ResolveError::NoAddress));
+        let long = "a".repeat(64);
+        assert_eq!(open.lookup(&long).await, Err(ResolveError::NoAddress));
+        assert_eq!(open.cached(&long), Some(Err(ResolveError::NoAddress)), "nor does the next one ask");
+        assert_eq!(resolver.cached("localhost"), Some(Err(ResolveError::PrivateAddress)));
     }
 
     #[tokio::test]
     async fn one_lookup_serves_all_who_wait_for_it() {
-        let resolver = GuardedResolver::new(Hosts::default(), AddressPolicy::Any);
+        let resolver = GuardedResolver::new(HostsFile::default(), AddressPolicy::Any);
         // No lookup can begin: all wait.
         let permits = resolver.inner.lookups.acquire_many(MAX_LOOKUPS as u32).await.unwrap();
         let waiting: Vec<_> = (0..20)
@@ -406,16 +472,71 @@ mod tests {
         assert_eq!(resolver.inner.lookups.available_permits(), MAX_LOOKUPS);
     }
 
+    async fn settled(resolver: &GuardedResolver) {
+        while !resolver.pending().is_empty() {
+            tokio::task::yield_now().await;
+        }
+    }
+
+    #[tokio::test]
+    async fn a_name_that_hangs_has_one_thread() {
+        let resolver = GuardedResolver::new(HostsFile::default(), AddressPolicy::Any);
+        let permits = resolver.inner.lookups.acquire_many(MAX_LOOKUPS as u32 - 1).await.unwrap();
+        // Stands for a name whose lookup is under way: the one who wanted it has given up.
+        let (hanging, lookup) = watch::channel(Lookup::Asked);
+        resolver.pending().insert("hanging.test".to_owned(), lookup);
+        let short = Duration::from_millis(20);
+        for _ in 0..3 {
+            assert!(tokio::time::timeout(short, resolver.lookup("hanging.test")).await.is_err());
+            assert_eq!(resolver.pending().len(), 1, "it goes when its thread ends");
+            assert_eq!(resolver.inner.lookups.available_permits(), 1);
+        }
+        // Its URLs have nothing to wait for before they try to connect.
+        resolver.begin("hanging.test").await;
+        hanging.send_replace(Lookup::Answered(Err(ResolveError::NoAddress)));
+        assert_eq!(resolver.lookup("hanging.test").await, Err(ResolveError::NoAddress));
+        drop(permits);
+    }
+
+    #[tokio::test]
+    async fn the_wait_for_a_thread_is_not_that_for_an_answer() {
+        let resolver = GuardedResolver::new(hosts(), AddressPolicy::Any);
+        let permits = resolver.inner.lookups.acquire_many(MAX_LOOKUPS as u32).await.unwrap();
+        for host in ["a.test", "127.0.0.1", "[::1]"] {
+            resolver.begin(host).await;
+        }
+        let short = Duration::from_millis(20);
+        assert!(tokio::time::timeout(short, resolver.begin("localhost")).await.is_err());
+        drop(permits);
+        // Nobody waits for it any more, so nobody is asked.
+        settled(&resolver).await;
+        assert!(resolver.cached("localhost").is_none());
+        resolver.begin("localhost").await;
+        settled(&resolver).await;
+        assert!(resolver.cached("localhost").is_some_and(|answer| answer.is_ok()));
+    }
+
+    #[test]
+    fn failures_of_the_moment_are_told_apart() {
+        for (text, expected) in [
+            ("failed to lookup address information: Temporary failure in name resolution", true),
+            ("failed to lookup address information: Try again", true),
+            ("failed to lookup address information: Name or service not known", false),
+        ] {
+            assert_eq!(is_temporary(&std::io::Error::other(text)), expected, "{text}");
+        }
+    }
+
     #[test]
     fn a_hosts_file_must_be_a_map_of_socket_addresses() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("hosts.local.json");
-        assert!(Hosts::read(&path).unwrap_err().to_string().contains("server"));
+        assert!(HostsFile::read(&path).unwrap_err().to_string().contains("server"));
         for wrong in ["", "[]", "{\"a\": 1}", "{\"a\": \"127.0.0.1\"}"] {
             oqvl_shard_io::write_atomic(&path, wrong.as_bytes()).unwrap();
-            assert!(matches!(Hosts::read(&path), Err(DataFetchError::HostsFile { .. })), "{wrong}");
+            assert!(matches!(HostsFile::read(&path), Err(DataFetchError::HostsFile { .. })), "{wrong}");
         }
         oqvl_shard_io::write_atomic(&path, b"{\"A.test\": \"127.0.0.1:4000\"}").unwrap();
-        assert_eq!(Hosts::read(&path).unwrap(), hosts());
+        assert_eq!(HostsFile::read(&path).unwrap(), hosts());
     }
 }

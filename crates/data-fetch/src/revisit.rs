@@ -7,8 +7,9 @@
 
 use crate::config::DataFetchConfig;
 use crate::error::DataFetchError;
+use crate::pipeline::Arrival;
 use crate::reject::Reject;
-use crate::reorder::{ReorderBuffer, RowOutcome};
+use crate::reorder::ReorderBuffer;
 use crate::sample_table::{RowRecord, for_each_row, read_records};
 use crate::shard::{ShardFiles, ShardJob, ShardNetwork, ShardPaths, ShardStats, Written};
 use oqvl_shard_io::{Sample, ShardError, ShardReader, read_json, write_atomic};
@@ -42,7 +43,7 @@ impl ShardJob {
     pub(crate) fn rewrite(
         &self,
         rows: &[usize],
-        outcomes: &mut mpsc::Receiver<RowOutcome>,
+        arrivals: &mut mpsc::Receiver<Arrival>,
     ) -> Result<Written, DataFetchError> {
         let paths = ShardPaths::new(&self.out_dir, &self.config, self.shard.shard_idx);
         let records = read_records(&paths.table, &self.config)?;
@@ -56,9 +57,12 @@ impl ShardJob {
         let mut buffer = self.buffer(rows.iter().copied());
         let mut is_changed = false;
         while !buffer.is_complete() {
-            let Some(outcome) = outcomes.blocking_recv() else { return Ok(Written::Abandoned) };
+            let Some(Arrival { outcome, room }) = arrivals.blocking_recv() else {
+                return Ok(Written::Abandoned);
+            };
             is_changed |= outcome.result.as_ref().err() != records[outcome.row_idx].reject.as_ref();
             buffer.insert(outcome).map_err(self.spill_error())?;
+            drop(room);
         }
         if !is_changed {
             return Ok(Written::Finished { shard_idx: self.shard.shard_idx, tar_digest: None });

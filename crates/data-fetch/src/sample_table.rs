@@ -2,8 +2,9 @@
 //!
 //! Columns as img2dataset writes them: the carried ones with their types, `caption`, `url`, `key`, `status`,
 //! `error_message` (text), `width`, `height`, `original_width`, `original_height` (32-bit integers), `exif`
-//! (text), and the digest (text) under the name of its kind. Two deviations: `caption` is always there, and a shard is one row group (img2dataset
-//! flushes every 100 rows). Snappy-compressed.
+//! (text), and the digest (text) under the name of its kind. Three deviations: `uid` is the first column wherever the list
+//! has it, `caption` is always there, and a shard is one row group of up to a million rows (img2dataset flushes every 100).
+//! Snappy-compressed.
 
 use crate::config::{ComputeHash, DataFetchConfig};
 use crate::error::DataFetchError;
@@ -14,12 +15,11 @@ use arrow_array::builder::{Int32Builder, StringBuilder};
 use arrow_array::cast::AsArray as _;
 use arrow_array::types::Int32Type;
 use arrow_array::{Array as _, ArrayRef, Int32Array, RecordBatch, StringArray};
-use oqvl_shard_io::AtomicFile;
+use oqvl_shard_io::{TableWriter, without_parquet_panic};
+use parquet::arrow::ProjectionMask;
 use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
-use parquet::arrow::{ArrowWriter, ProjectionMask};
-use parquet::basic::Compression;
 use parquet::errors::ParquetError;
-use parquet::file::properties::WriterProperties;
+use serde_json::Value;
 use std::fs::File;
 use std::path::Path;
 use std::sync::Arc;
@@ -27,8 +27,23 @@ use std::sync::Arc;
 /// The columns of the sizes.
 const SIDES: [&str; 4] = ["width", "height", "original_width", "original_height"];
 
+/// Bytes of text in a batch: its offsets have 31 bits. A shard has one batch, but for one with absurd captions.
+const MAX_BATCH_TEXT_BYTES: usize = 256 << 20;
+
 /// Collects the rows of a shard.
 pub(crate) struct SampleTable {
+    columns: Arc<[CarriedColumn]>,
+    extract_exif: bool,
+    compute_hash: ComputeHash,
+    max_batch_text_bytes: usize,
+    full: Vec<RecordBatch>,
+    rows: Rows,
+}
+
+/// The rows of a batch.
+struct Rows {
+    /// About.
+    text_bytes: usize,
     carried: Vec<(String, CarriedBuilder)>,
     caption: StringBuilder,
     url: StringBuilder,
@@ -79,8 +94,66 @@ impl RowRecord {
 }
 
 impl SampleTable {
-    pub(crate) fn new(columns: &[CarriedColumn], config: &DataFetchConfig) -> Self {
+    pub(crate) fn new(columns: &Arc<[CarriedColumn]>, config: &DataFetchConfig) -> Self {
+        let (extract_exif, compute_hash) = (config.extract_exif, config.compute_hash);
         Self {
+            columns: Arc::clone(columns),
+            extract_exif,
+            compute_hash,
+            max_batch_text_bytes: MAX_BATCH_TEXT_BYTES,
+            full: Vec::new(),
+            rows: Rows::new(columns, extract_exif, compute_hash),
+        }
+    }
+
+    /// Appends the next row.
+    ///
+    /// # Errors
+    /// If the values of a carried column are none of its type.
+    pub(crate) fn push(&mut self, row: &UrlRow, key: &str, record: &RowRecord) -> Result<(), ParquetError> {
+        let text_bytes = text_bytes(row, record);
+        if self.rows.text_bytes > 0 && self.rows.text_bytes + text_bytes > self.max_batch_text_bytes {
+            let next = Rows::new(&self.columns, self.extract_exif, self.compute_hash);
+            self.full.push(std::mem::replace(&mut self.rows, next).into_batch()?);
+        }
+        self.rows.text_bytes += text_bytes;
+        self.rows.push(row, key, record);
+        Ok(())
+    }
+
+    /// Writes the table under its final name.
+    pub(crate) fn write(self, path: &Path) -> Result<(), DataFetchError> {
+        let last = self.rows.into_batch().map_err(DataFetchError::table(path))?;
+        let mut writer = TableWriter::create_snappy(path, last.schema())?;
+        for batch in self.full.iter().chain([&last]) {
+            writer.write(batch)?;
+        }
+        Ok(writer.finish()?)
+    }
+}
+
+/// Bytes of the texts a row has that may be long.
+fn text_bytes(row: &UrlRow, record: &RowRecord) -> usize {
+    fn of_value(value: &Value) -> usize {
+        match value {
+            Value::String(text) => text.len(),
+            // As it looks where it is stored as text.
+            Value::Array(items) => 2 + items.iter().map(|item| of_value(item) + 3).sum::<usize>(),
+            Value::Object(members) => {
+                2 + members.iter().map(|(name, value)| name.len() + of_value(value) + 6).sum::<usize>()
+            }
+            _ => 24,
+        }
+    }
+    let texts = [row.caption.as_ref(), row.url.as_ref().ok(), record.exif.as_ref()];
+    let carried: usize = row.extra.iter().map(of_value).sum();
+    texts.into_iter().flatten().map(String::len).sum::<usize>() + carried
+}
+
+impl Rows {
+    fn new(columns: &[CarriedColumn], extract_exif: bool, compute_hash: ComputeHash) -> Self {
+        Self {
+            text_bytes: 0,
             carried: columns
                 .iter()
                 .map(|column| (column.name.clone(), CarriedBuilder::new(column)))
@@ -91,13 +164,12 @@ impl SampleTable {
             status: StringBuilder::new(),
             error_message: StringBuilder::new(),
             sizes: std::array::from_fn(|_| Int32Builder::new()),
-            exif: config.extract_exif.then(StringBuilder::new),
-            digest: config.compute_hash.column().map(|name| (name, StringBuilder::new())),
+            exif: extract_exif.then(StringBuilder::new),
+            digest: compute_hash.column().map(|name| (name, StringBuilder::new())),
         }
     }
 
-    /// Appends the next row.
-    pub(crate) fn push(&mut self, row: &UrlRow, key: &str, record: &RowRecord) {
+    fn push(&mut self, row: &UrlRow, key: &str, record: &RowRecord) {
         for ((_, builder), value) in self.carried.iter_mut().zip(&row.extra) {
             builder.push(value);
         }
@@ -117,23 +189,6 @@ impl SampleTable {
         if let Some((_, digest)) = &mut self.digest {
             digest.append_option(record.digest.as_deref());
         }
-    }
-
-    /// Writes the table under its final name.
-    pub(crate) fn write(self, path: &Path) -> Result<(), DataFetchError> {
-        let batch = self.into_batch().map_err(DataFetchError::table(path))?;
-        let properties = WriterProperties::builder()
-            .set_compression(Compression::SNAPPY)
-            .set_max_row_group_row_count(Some(batch.num_rows().max(1)))
-            .build();
-        let mut file = AtomicFile::create(path).map_err(DataFetchError::io(path))?;
-        let write = |file: &mut AtomicFile| -> Result<(), ParquetError> {
-            let mut writer = ArrowWriter::try_new(file, batch.schema(), Some(properties))?;
-            writer.write(&batch)?;
-            writer.close().map(|_| ())
-        };
-        write(&mut file).map_err(DataFetchError::table(path))?;
-        file.commit().map_err(DataFetchError::io(path))
     }
 
     fn into_batch(self) -> Result<RecordBatch, ParquetError> {
@@ -232,11 +287,13 @@ fn for_each_batch(
 ) -> Result<(), DataFetchError> {
     let broken = DataFetchError::table;
     let file = File::open(path).map_err(DataFetchError::io(path))?;
-    let builder = ParquetRecordBatchReaderBuilder::try_new(file).map_err(broken(path))?;
+    let builder =
+        without_parquet_panic(|| ParquetRecordBatchReaderBuilder::try_new(file)).map_err(broken(path))?;
     let roots = columns.iter().filter_map(|name| builder.schema().index_of(name).ok());
     let mask = ProjectionMask::roots(builder.parquet_schema(), roots);
-    for batch in builder.with_projection(mask).build().map_err(broken(path))? {
-        on_batch(&batch.map_err(|error| broken(path)(error.into()))?)?;
+    let mut reader = without_parquet_panic(|| builder.with_projection(mask).build()).map_err(broken(path))?;
+    while let Some(batch) = without_parquet_panic(|| Ok(reader.next().transpose()?)).map_err(broken(path))? {
+        on_batch(&batch)?;
     }
     Ok(())
 }
@@ -256,4 +313,64 @@ fn lacks(path: &Path, kind: &str, name: &str) -> DataFetchError {
 
 fn text_at(column: &StringArray, row_idx: usize) -> Option<&str> {
     column.is_valid(row_idx).then(|| column.value(row_idx))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn row(number: usize) -> UrlRow {
+        let caption = Some("c".repeat(number));
+        UrlRow { url: Ok(format!("u{number}")), caption, expected_hash: None, extra: Vec::new() }
+    }
+
+    fn table(config: &DataFetchConfig) -> SampleTable {
+        let columns: Arc<[CarriedColumn]> = Arc::new([]);
+        SampleTable::new(&columns, config)
+    }
+
+    fn record() -> RowRecord {
+        RowRecord { reject: None, sides: [Some(1); 4], exif: Some("{}".to_owned()), digest: None }
+    }
+
+    #[test]
+    fn a_table_of_many_batches_is_that_of_one() {
+        let dir = tempfile::tempdir().unwrap();
+        let config = DataFetchConfig::default();
+        let write = |name: &str, max_batch_text_bytes: usize| {
+            let mut table = SampleTable { max_batch_text_bytes, ..table(&config) };
+            (0..100).for_each(|idx| table.push(&row(idx), &format!("{idx:04}"), &record()).unwrap());
+            let num_batches = table.full.len() + 1;
+            let path = dir.path().join(name);
+            table.write(&path).unwrap();
+            let mut keys = Vec::new();
+            for_each_row(&path, config.compute_hash, &mut |row| keys.push(row.key.to_owned())).unwrap();
+            (num_batches, keys, read_records(&path, &config).unwrap())
+        };
+        let (one, many) = (write("one", 1 << 20), write("many", 1000));
+        assert!((one.0, many.0 > 4) == (1, true), "{} batches", many.0);
+        assert_eq!((one.1, one.2), (many.1, many.2));
+    }
+
+    #[test]
+    fn tables_name_this_program_and_not_the_library_and_damaged_ones_are_errors() {
+        let dir = tempfile::tempdir().unwrap();
+        let config = DataFetchConfig::default();
+        let path = dir.path().join("t.parquet");
+        let mut table = table(&config);
+        (0..20).for_each(|idx| table.push(&row(idx), &format!("{idx:04}"), &record()).unwrap());
+        table.write(&path).unwrap();
+        let bytes = std::fs::read(&path).unwrap();
+        let has = |word: &[u8]| bytes.windows(word.len()).any(|window| window == word);
+        assert!(has(b"oqvl-shard-io") && !has(b"parquet-rs"));
+        for position in 0..bytes.len() {
+            for value in [bytes[position] ^ 0xff, bytes[position].wrapping_add(1)] {
+                let mut damaged = bytes.clone();
+                damaged[position] = value;
+                oqvl_shard_io::write_atomic(&path, &damaged).unwrap();
+                // Whatever it is, it is no panic.
+                let _ = read_records(&path, &config);
+            }
+        }
+    }
 }

@@ -6,6 +6,7 @@
 
 use crate::config::{DataFetchConfig, RetryFailed};
 use crate::error::DataFetchError;
+use crate::pipeline::Arrival;
 use crate::reject::{Reject, RowStatus};
 use crate::reorder::{ReorderBuffer, RowOutcome};
 use crate::sample_json::{metadata, to_python_json};
@@ -20,6 +21,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::SystemTime;
 use tokio::sync::mpsc;
+
+/// How the name of a finished shard's last file ends.
+const STATS_SUFFIX: &str = "_stats.json";
 
 /// `{shard}_stats.json`.
 ///
@@ -125,7 +129,7 @@ impl ShardPaths {
             tar: out_dir.join(format!("{name}.tar")),
             table: out_dir.join(format!("{name}.parquet")),
             network: out_dir.join(format!("{name}_network.local.json")),
-            stats: out_dir.join(format!("{name}_stats.json")),
+            stats: out_dir.join(format!("{name}{STATS_SUFFIX}")),
         }
     }
 
@@ -138,6 +142,12 @@ impl ShardPaths {
     pub(crate) fn all(&self) -> [&PathBuf; 4] {
         [&self.tar, &self.table, &self.network, &self.stats]
     }
+}
+
+/// Finished shards in a directory, of whatever request. A directory that cannot be read has none.
+pub(crate) fn num_finished(out_dir: &Path) -> usize {
+    let entries = std::fs::read_dir(out_dir).into_iter().flatten().flatten();
+    entries.filter(|entry| entry.file_name().to_string_lossy().ends_with(STATS_SUFFIX)).count()
 }
 
 /// Writes one shard.
@@ -167,12 +177,14 @@ pub(crate) enum Written {
 impl ShardJob {
     /// Takes the outcomes of the shard's rows in any order and writes the shard once all are there. Blocks:
     /// it wants a thread of its own.
-    pub(crate) fn write(&self, outcomes: &mut mpsc::Receiver<RowOutcome>) -> Result<Written, DataFetchError> {
+    pub(crate) fn write(&self, arrivals: &mut mpsc::Receiver<Arrival>) -> Result<Written, DataFetchError> {
         let mut files = self.create(&ShardPaths::new(&self.out_dir, &self.config, self.shard.shard_idx))?;
         files.network.start_time = files.started;
         let mut buffer = self.buffer(0..self.shard.rows.len());
         while !buffer.is_drained() {
-            let Some(outcome) = outcomes.blocking_recv() else { return Ok(Written::Abandoned) };
+            let Some(Arrival { outcome, room }) = arrivals.blocking_recv() else {
+                return Ok(Written::Abandoned);
+            };
             buffer.insert(outcome).map_err(self.spill_error())?;
             while let Some(outcome) = buffer.pop().map_err(self.spill_error())? {
                 if self.is_cancelled() {
@@ -181,6 +193,8 @@ impl ShardJob {
                 files.stats.count_row(&outcome);
                 files.push(self, outcome)?;
             }
+            // It has been written or is in the buffer, whose bytes are bounded.
+            drop(room);
         }
         let tar_digest = Some(files.finish()?);
         Ok(Written::Finished { shard_idx: self.shard.shard_idx, tar_digest })
@@ -244,7 +258,7 @@ impl ShardFiles {
         let row = &job.shard.rows[outcome.row_idx];
         let key = job.key(outcome.row_idx);
         self.network.retries += outcome.num_retries;
-        self.table.push(row, &key, &RowRecord::of(&outcome.result));
+        self.push_row(row, &key, &RowRecord::of(&outcome.result))?;
         if let Ok(image) = outcome.result {
             self.tar.push(&job.sample(row, &key, image)?)?;
         }
@@ -259,11 +273,15 @@ impl ShardFiles {
         record: &RowRecord,
         sample: Option<&Sample>,
     ) -> Result<(), DataFetchError> {
-        self.table.push(&job.shard.rows[row_idx], &job.key(row_idx), record);
+        self.push_row(&job.shard.rows[row_idx], &job.key(row_idx), record)?;
         if let Some(sample) = sample {
             self.tar.push(sample)?;
         }
         Ok(())
+    }
+
+    fn push_row(&mut self, row: &UrlRow, key: &str, record: &RowRecord) -> Result<(), DataFetchError> {
+        self.table.push(row, key, record).map_err(DataFetchError::table(&self.paths.table))
     }
 
     /// Writes everything, the stats last; returns the digest of the tar.

@@ -18,6 +18,10 @@ use oqvl_image_prep::{
 };
 use serde_json::{Map, Value};
 
+/// Longest EXIF that is stored, as JSON. A segment of a JPEG holds 64 KiB at the most; what is longer is overlapping
+/// directories, of which a picture of some MiB could make a hundred.
+const MAX_EXIF_BYTES: usize = 64 << 10;
+
 /// An image ready for the tar.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct StoredImage {
@@ -145,11 +149,11 @@ fn parse_boxes(value: &Value) -> Result<Vec<NormalizedBox>, Reject> {
     }
 }
 
-/// The tags as `json.dumps` writes them; `{}` if there are none.
+/// The tags as `json.dumps` writes them; `{}` if there are none, nothing if they are longer than [`MAX_EXIF_BYTES`].
 fn exif_json(bytes: &[u8]) -> Option<String> {
     let tags = exif_tags(bytes)?;
     let object: Map<_, _> = tags.into_iter().map(|(name, value)| (name, Value::String(value))).collect();
-    Some(to_python_json_line(&object))
+    Some(to_python_json_line(&object)).filter(|json| json.len() <= MAX_EXIF_BYTES)
 }
 
 /// Whether the bytes are already in the wanted format. A JPEG counts by its first bytes, as for Python's `imghdr`, which
@@ -207,7 +211,7 @@ mod tests {
     }
 
     fn body(bytes: Vec<u8>) -> Body {
-        Body { bytes, media_type: None, _memory: None }
+        Body { bytes, media_type: None, memory: None }
     }
 
     fn config() -> DataFetchConfig {
@@ -346,6 +350,37 @@ mod tests {
         }
     }
 
+    /// A PNG whose EXIF is one directory of `num_entries` tags, all of which are the same `text`.
+    fn with_repeated_exif(num_entries: u16, text: &[u8]) -> Vec<u8> {
+        let mut block = [b"II\x2a\0\x08\0\0\0", &num_entries.to_le_bytes()[..]].concat();
+        let text_offset = 8 + 2 + 12 * u32::from(num_entries) + 4;
+        for tag in 0..num_entries {
+            block.extend((0xa500 + tag).to_le_bytes());
+            block.extend(2_u16.to_le_bytes());
+            block.extend((text.len() as u32).to_le_bytes());
+            block.extend(text_offset.to_le_bytes());
+        }
+        block.extend([0; 4]);
+        block.extend(text);
+        let png = oqvl_image_prep::encode_png(&picture(20, 20));
+        let chunk = [&(block.len() as u32).to_be_bytes()[..], b"eXIf", &block, &[0; 4]].concat();
+        [&png[..33], &chunk, &png[33..]].concat()
+    }
+
+    #[test]
+    fn exif_has_an_end() {
+        let config = DataFetchConfig { disable_all_reencoding: true, ..config() };
+        let exif = |num_entries, text: &[u8]| {
+            let body = body(with_repeated_exif(num_entries, text));
+            transform(&body, &Expectations::default(), &config).unwrap().exif
+        };
+        let num_bytes = |exif: Option<String>| exif.map(|json| json.len());
+        assert!((60_000..=MAX_EXIF_BYTES).contains(&num_bytes(exif(60, &[b'a'; 1000])).unwrap()));
+        assert_eq!(exif(70, &[b'a'; 1000]), None);
+        // 16 MiB of text from 64 KiB of file, four letters a byte.
+        assert_eq!(exif(250, &[0xff; 1 << 16]), None);
+    }
+
     #[test]
     fn damaged_files_never_panic() {
         let mut files = vec![
@@ -358,7 +393,8 @@ mod tests {
             for position in 0..file.len() {
                 let before = file[position];
                 file[position] = before.wrapping_add(101);
-                let _ = transform(&body(file.clone()), &Expectations::default(), &config());
+                let outcome = transform(&body(file.clone()), &Expectations::default(), &config());
+                assert_ne!(outcome.err(), Some(Reject::DecoderPanicked), "byte {position} of {}", file.len());
                 file[position] = before;
             }
         }

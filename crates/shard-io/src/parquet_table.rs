@@ -28,7 +28,7 @@ pub struct TableWriter {
 }
 
 impl TableWriter {
-    /// Starts the table that will be called `path`; `metadata` goes into the file in this order.
+    /// Starts the table that will be called `path`, Zstandard-compressed; `metadata` goes into the file in this order.
     ///
     /// # Errors
     /// [`ShardError::Io`] if the file cannot be created, [`ShardError::Parquet`] if parquet cannot hold `schema`.
@@ -37,11 +37,28 @@ impl TableWriter {
         schema: SchemaRef,
         metadata: &[(&str, String)],
     ) -> Result<TableWriter, ShardError> {
+        Self::create_compressed(path, schema, metadata, Compression::ZSTD(ZstdLevel::default()))
+    }
+
+    /// The same without metadata and Snappy-compressed, as pyarrow, and so img2dataset, compresses unless told otherwise.
+    ///
+    /// # Errors
+    /// As [`create`](TableWriter::create).
+    pub fn create_snappy(path: &Path, schema: SchemaRef) -> Result<TableWriter, ShardError> {
+        Self::create_compressed(path, schema, &[], Compression::SNAPPY)
+    }
+
+    fn create_compressed(
+        path: &Path,
+        schema: SchemaRef,
+        metadata: &[(&str, String)],
+        compression: Compression,
+    ) -> Result<TableWriter, ShardError> {
         let metadata =
             metadata.iter().map(|(key, value)| KeyValue::new((*key).to_owned(), value.clone())).collect();
         let properties = WriterProperties::builder()
             .set_created_by(CREATED_BY.to_owned())
-            .set_compression(Compression::ZSTD(ZstdLevel::default()))
+            .set_compression(compression)
             .set_key_value_metadata(Some(metadata))
             .build();
         let file = AtomicFile::create(path).map_err(ShardError::io(path))?;

@@ -20,6 +20,8 @@ pub(super) enum Meaning {
 
 /// The most values that are read from one file. Directories may overlap, so that a small file could name millions.
 const MAX_VALUES: usize = 1 << 18;
+/// Bytes of text that count as one value: a file has 1 MiB of it at the most.
+const TEXT_BYTES_PER_VALUE: usize = 4;
 /// A tag of more values than this is printed as if it had none; as in the original.
 const MAX_VALUES_OF_TAG: u32 = 1000;
 /// A tag of more values than this is printed with its first [`NUM_PRINTED_VALUES`] only.
@@ -325,7 +327,7 @@ impl Reader<'_> {
             let rest = self.block.get(offset..).unwrap_or_default();
             let field = &rest[..rest.len().min(count as usize)];
             let text = field.split(|&byte| byte == 0).next().unwrap_or_default();
-            self.spend(text.len() / 64)?;
+            self.spend(text.len().div_ceil(TEXT_BYTES_PER_VALUE))?;
             return Some(match std::str::from_utf8(text) {
                 Ok(text) => Values::Text(text.to_owned()),
                 Err(_) => Values::Bytes(text.to_owned()),
