@@ -91,11 +91,25 @@ impl OptOutPolicy {
     }
 }
 
-/// Whether the text before a colon can be an agent: `*`, or one word that starts with a letter. Dates do
-/// neither (`25 Jun 2027 15`, `2027-06-25T15`).
-fn is_agent_name(name: &str) -> bool {
-    let word = |byte: u8| byte.is_ascii_alphanumeric() || b"_-./".contains(&byte);
-    name == "*" || (name.starts_with(|first: char| first.is_ascii_alphabetic()) && name.bytes().all(word))
+/// Whether the text before a colon can be an agent: `*`, or a [name](is_addressable), perhaps with a version behind a
+/// slash. Dates are neither (`25 Jun 2027 15`, `2027-06-25T15`).
+fn is_agent_name(text: &str) -> bool {
+    let (name, version) = text.split_once('/').unwrap_or((text, ""));
+    name == "*" || (is_addressable(name) && version.bytes().all(|byte| is_word(byte) || byte == b'/'))
+}
+
+/// Whether an `X-Robots-Tag` can address an agent of this name: one word of ASCII letters, digits, `-`, `_` and `.`, the
+/// first a letter, and not the name of a directive with a value.
+pub(crate) fn is_addressable(name: &str) -> bool {
+    let is_directive = VALUED_DIRECTIVES
+        .iter()
+        .chain([&UNAVAILABLE_AFTER])
+        .any(|directive| name.eq_ignore_ascii_case(directive));
+    name.starts_with(|first: char| first.is_ascii_alphabetic()) && name.bytes().all(is_word) && !is_directive
+}
+
+fn is_word(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || b"_-.".contains(&byte)
 }
 
 #[cfg(test)]
@@ -138,6 +152,20 @@ mod tests {
         check(&["googlebot: noindex, otherbot: noai"], false);
         // The scope ends with the line.
         check(&["googlebot: nofollow", "noai"], true);
+    }
+
+    proptest::proptest! {
+        /// Whatever name the config accepts, a header that addresses it is understood.
+        #[test]
+        fn an_addressable_name_is_addressed(name in "[A-Za-z][!-~]{0,2}[A-Za-z0-9_.-]{0,6}") {
+            if !is_addressable(&name) {
+                return Ok(());
+            }
+            let policy = OptOutPolicy::new(std::slice::from_ref(&name), &["noai".to_owned()]);
+            for header in [format!("{name}: noai"), format!("otherbot: nofollow, {name}/2.0: noai")] {
+                proptest::prop_assert!(policy.forbids([header.as_str()], SystemTime::now()), "{}", header);
+            }
+        }
     }
 
     #[test]

@@ -1,14 +1,15 @@
 //! The list of URLs: which files it consists of, what columns it has, and its rows, shard by shard.
 //!
-//! A list is read twice: [`UrlList::survey`] counts the rows and looks at every value of the columns to carry
-//! along, so that a broken list is noticed before the first download, the number of shards is known, and a
-//! column has one type in all shards; [`UrlList::for_each_shard`] then hands out the rows of the wanted
-//! shards, holding one shard of them at a time.
+//! A list is read twice: [`UrlList::survey`] counts the rows and finds the types of the columns to carry along, so that
+//! the number of shards is known and a column has one type in all of them; [`UrlList::for_each_shard`] then hands out
+//! the rows of the wanted shards, holding one shard of them at a time. In a text format the survey looks at every value,
+//! and a broken list is noticed before the first download; of a parquet list it reads the footer alone.
 //!
 //! Shards are cut as img2dataset cuts them: files in the order of their names, the last shard of every file
 //! short, numbering continued from file to file. Blank lines are not rows.
 
 mod carried;
+mod cells;
 mod files;
 mod parquet_records;
 mod text_records;
@@ -29,6 +30,9 @@ use std::path::{Path, PathBuf};
 const URL_IDX: usize = 0;
 const CAPTION_IDX: usize = 1;
 const UID_IDX: usize = 2;
+
+/// Most shards of one file.
+const MAX_SHARDS_OF_FILE: usize = 1 << 28;
 
 /// One record of a list: for each wanted column its value, or `None` where the record has no such column.
 type Record = Result<Vec<Option<Value>>, Reject>;
@@ -114,8 +118,7 @@ impl UrlList {
                 types[idx] = carried::merged(&types[idx], &survey.types[idx]);
                 found[idx] |= survey.found[idx];
             }
-            let num_shards =
-                usize::try_from(survey.num_rows.div_ceil(rows_per_shard)).expect("fits in memory maps");
+            let num_shards = num_shards(&path, format, survey.num_rows, rows_per_shard)?;
             files.push(ListFile {
                 path,
                 format,
@@ -227,7 +230,7 @@ impl UrlList {
             let shard_idx = file.shards.start + (num_rows / self.rows_per_shard) as usize;
             num_rows += 1;
             if wants(shard_idx) {
-                rows.push(self.row(record));
+                rows.push(self.row(record, file.format));
             }
             let is_last = num_rows.is_multiple_of(self.rows_per_shard) || num_rows == file.num_rows;
             if is_last && !rows.is_empty() {
@@ -242,7 +245,7 @@ impl UrlList {
         Ok(flow)
     }
 
-    fn row(&self, record: Record) -> UrlRow {
+    fn row(&self, record: Record, format: InputFormat) -> UrlRow {
         let mut values = match record {
             Ok(values) => values,
             Err(reject) => {
@@ -263,10 +266,27 @@ impl UrlList {
         let expected_hash = self.hash_idx.map(|idx| {
             values[idx].take().filter(|value| !value.is_null()).map(carried::text_of).unwrap_or_default()
         });
-        let extra =
-            self.columns.iter().map(|column| values[column.wanted_idx].take().unwrap_or_default()).collect();
+        let carried = |column: &CarriedColumn| {
+            let value = values[column.wanted_idx].take().unwrap_or_default();
+            if format.is_delimited() { cells::typed(value, &column.data_type) } else { value }
+        };
+        let extra = self.columns.iter().map(carried).collect();
         UrlRow { url, caption, expected_hash, extra }
     }
+}
+
+/// A damaged file may claim any number of rows.
+fn num_shards(
+    path: &Path,
+    format: InputFormat,
+    num_rows: u64,
+    rows_per_shard: u64,
+) -> Result<usize, DataFetchError> {
+    let num_shards = usize::try_from(num_rows.div_ceil(rows_per_shard)).ok();
+    num_shards.filter(|num_shards| *num_shards <= MAX_SHARDS_OF_FILE).ok_or_else(|| {
+        let problem = format!("claims {num_rows} rows, more than {MAX_SHARDS_OF_FILE} shards of them");
+        DataFetchError::ListFormat { path: path.to_path_buf(), format: format.name(), problem }
+    })
 }
 
 /// What one reading of a file showed.
@@ -331,6 +351,7 @@ fn survey_file(
         return parquet_records::survey(path, wanted);
     }
     let mut types = vec![DataType::Null; wanted.len()];
+    let mut cells = vec![cells::Inference::default(); wanted.len()];
     let mut found = vec![false; wanted.len()];
     let (mut num_rows, mut num_readable) = (0_u64, 0_u64);
     let mut checked = Ok(());
@@ -340,7 +361,11 @@ fn survey_file(
         for (idx, value) in record.iter().flatten().enumerate() {
             if let Some(value) = value {
                 found[idx] = true;
-                types[idx] = carried::merged(&types[idx], &carried::type_of(value));
+                match value {
+                    // Uids are texts, whatever their digits.
+                    Value::String(cell) if format.is_delimited() && idx > UID_IDX => cells[idx].look_at(cell),
+                    value => types[idx] = carried::merged(&types[idx], &carried::type_of(value)),
+                }
             }
         }
         if num_rows.is_multiple_of(ROWS_PER_CHECK) {
@@ -355,6 +380,7 @@ fn survey_file(
     }
     for (idx, column) in wanted.iter().enumerate() {
         found[idx] |= names.contains(column);
+        types[idx] = carried::merged(&types[idx], &cells[idx].data_type());
     }
     Ok(FileSurvey { num_rows, names, types, found })
 }

@@ -1,7 +1,8 @@
 //! What the types of the keys do not rule out.
 
-use super::{ComputeHash, DataFetchConfig, EncodeFormat, LOSSLESS_WEBP, RetryFailed};
+use super::{ComputeHash, DEFAULT_TIMEOUT, DataFetchConfig, EncodeFormat, LOSSLESS_WEBP, RetryFailed};
 use crate::reject::Reject;
+use crate::robots::is_addressable;
 use oqvl_stage::ConfigError;
 
 /// Column names the stage writes itself; an additional column cannot have one of them (img2dataset's list).
@@ -145,6 +146,14 @@ impl DataFetchConfig {
                 ));
             }
         }
+        // A deadline below the default is a limit for all; a longer silence than that somebody meant.
+        if self.timeout > self.deadline_seconds && self.timeout.to_bits() != DEFAULT_TIMEOUT.to_bits() {
+            let message = format!(
+                "is {}, but a URL has no more than `deadline_seconds` = {}: raise that too",
+                self.timeout, self.deadline_seconds
+            );
+            return Err(ConfigError::new("timeout", message));
+        }
         if let Some(rate) = self.per_host_requests_per_second
             && !(0.001..=1e6).contains(&rate)
         {
@@ -156,17 +165,15 @@ impl DataFetchConfig {
         if self.user_agent.is_empty() || !self.user_agent.bytes().all(is_header_text) {
             return Err(ConfigError::new("user_agent", "must be printable ASCII and not empty"));
         }
-        // A product name, RFC 9110 section 5.6.2: with it an agent can be addressed.
-        let is_token = |byte: u8| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte);
-        if self
-            .user_agent_token
-            .as_ref()
-            .is_some_and(|token| token.is_empty() || !token.bytes().all(is_token))
-        {
-            return Err(ConfigError::new(
-                "user_agent_token",
-                "must be one word of ASCII letters, digits and hyphens",
-            ));
+        let agents = self.robots_agents.iter().map(|name| ("robots_agents", name));
+        for (key, name) in agents.chain(self.user_agent_token.iter().map(|name| ("user_agent_token", name))) {
+            if !is_addressable(name) {
+                let message = format!(
+                    "must be one word of ASCII letters, digits, `-`, `_` and `.` that begins with a letter and is no \
+                     directive, or no header could address it; got `{name}`"
+                );
+                return Err(ConfigError::new(key, message));
+            }
         }
         Ok(())
     }

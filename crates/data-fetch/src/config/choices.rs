@@ -25,6 +25,11 @@ pub enum InputFormat {
 }
 
 impl InputFormat {
+    /// Whether it is a table of cells without types.
+    pub(crate) fn is_delimited(self) -> bool {
+        matches!(self, Self::Csv | Self::Tsv)
+    }
+
     /// The name in the config.
     pub(crate) fn name(self) -> &'static str {
         match self {

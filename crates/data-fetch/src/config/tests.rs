@@ -82,6 +82,13 @@ fn wrong_values_name_their_key() {
         ("deadline_seconds = 0.0", "deadline_seconds"),
         ("deadline_seconds = inf", "deadline_seconds"),
         ("timeout = 0.0", "timeout"),
+        ("timeout = 30.0", "timeout"),
+        ("timeout = 4.0\ndeadline_seconds = 3.0", "timeout"),
+        ("user_agent_token = \"my+bot\"", "user_agent_token"),
+        ("user_agent_token = \"7bot\"", "user_agent_token"),
+        ("user_agent_token = \"max-snippet\"", "user_agent_token"),
+        ("robots_agents = [\"a\", \"b c\"]", "robots_agents"),
+        ("robots_agents = [\"a/2\"]", "robots_agents"),
         ("per_host_requests_per_second = 0.0", "per_host_requests_per_second"),
         ("backoff_seconds = -1.0", "backoff_seconds"),
         ("in_flight = 0", "in_flight"),
@@ -104,6 +111,12 @@ fn wrong_values_name_their_key() {
         let error = check(&format!("url_list = \"u\"\n{line}")).unwrap_err();
         assert!(error.starts_with(&format!("data-fetch.{key}: ")), "{line}: {error}");
     }
+}
+
+#[test]
+fn a_short_deadline_needs_no_shorter_timeout_and_a_long_timeout_a_longer_deadline() {
+    check("url_list = \"u\"\ndeadline_seconds = 3.0").unwrap();
+    check("url_list = \"u\"\ntimeout = 30.0\ndeadline_seconds = 60.0").unwrap();
 }
 
 #[test]

@@ -126,7 +126,7 @@ pub(super) fn of_parquet(data_type: &DataType) -> Option<DataType> {
             let entries = Field::new(entries.name(), DataType::Struct(fields), false);
             DataType::Map(Arc::new(entries), *is_sorted)
         }
-        // The parquet writer has no half floats' worth of readers; nothing is lost in a wider one.
+        // Few who read parquet know half floats; nothing is lost in a wider one.
         DataType::Float16 => DataType::Float32,
         DataType::Null
         | DataType::Boolean

@@ -6,6 +6,7 @@ use arrow_array::{Array, ArrayRef, RecordBatch};
 use arrow_cast::cast;
 use arrow_json::writer::{EncoderOptions, NullableEncoder, make_encoder};
 use arrow_schema::{ArrowError, DataType, Field, FieldRef};
+use oqvl_shard_io::without_parquet_panic;
 use parquet::arrow::ProjectionMask;
 use parquet::arrow::arrow_reader::{ArrowReaderOptions, ParquetRecordBatchReaderBuilder};
 use parquet::errors::ParquetError;
@@ -65,12 +66,13 @@ pub(super) fn read(
     let roots = wanted.iter().filter_map(|column| schema.index_of(column).ok());
     let mask = ProjectionMask::roots(builder.parquet_schema(), roots);
     let builder = builder.with_projection(mask).with_batch_size(BATCH_ROWS);
-    let reader = builder.with_offset(usize::try_from(first_row).unwrap_or(usize::MAX)).build();
+    let builder = builder.with_offset(usize::try_from(first_row).unwrap_or(usize::MAX));
+    let failed = |error: ParquetError| broken(error.to_string());
+    let mut reader = without_parquet_panic(|| builder.build()).map_err(failed)?;
     // Nulls inside objects are values too.
     let options = EncoderOptions::default().with_explicit_nulls(true);
-    for batch in reader.map_err(|error| broken(error.to_string()))? {
-        let batch = batch.map_err(|error| broken(error.to_string()))?;
-        let columns = columns(&batch, wanted).map_err(|error| broken(error.to_string()))?;
+    while let Some(batch) = without_parquet_panic(|| Ok(reader.next().transpose()?)).map_err(failed)? {
+        let columns = without_parquet_panic(|| Ok(columns(&batch, wanted)?)).map_err(failed)?;
         let encoders: Result<Vec<_>, _> = columns
             .iter()
             .map(|column| {
@@ -79,8 +81,10 @@ pub(super) fn read(
             .collect();
         let mut encoders = encoders.map_err(|error: ArrowError| broken(error.to_string()))?;
         for row_idx in 0..batch.num_rows() {
-            let record = encoders.iter_mut().map(|encoder| encoder.as_mut().map(|it| value_at(it, row_idx)));
-            if on_record(Ok(record.collect())).is_break() {
+            let mut value =
+                |encoder: &mut Option<NullableEncoder<'_>>| encoder.as_mut().map(|it| value_at(it, row_idx));
+            let record = without_parquet_panic(|| Ok(encoders.iter_mut().map(&mut value).collect()));
+            if on_record(Ok(record.map_err(failed)?)).is_break() {
                 return Ok(());
             }
         }
@@ -105,8 +109,12 @@ fn open(path: &Path) -> Result<ParquetRecordBatchReaderBuilder<File>, DataFetchE
     let file = File::open(path).map_err(DataFetchError::io(path))?;
     // The embedded Arrow schema may ask for dictionaries and views; the parquet types alone are plainer.
     let options = ArrowReaderOptions::new().with_skip_arrow_metadata(true);
-    ParquetRecordBatchReaderBuilder::try_new_with_options(file, options).map_err(|error: ParquetError| {
-        DataFetchError::ListFormat { path: path.to_path_buf(), format: "parquet", problem: error.to_string() }
+    let builder =
+        without_parquet_panic(|| ParquetRecordBatchReaderBuilder::try_new_with_options(file, options));
+    builder.map_err(|error| DataFetchError::ListFormat {
+        path: path.to_path_buf(),
+        format: "parquet",
+        problem: error.to_string(),
     })
 }
 

@@ -573,3 +573,83 @@ fn parquet_is_read_from_the_first_wanted_shard_and_in_every_codec() {
         assert_eq!(found, [(1900, "u3800".to_owned(), 2), (2499, "u4998".to_owned(), 2)], "{compression}");
     }
 }
+
+#[test]
+fn two_stray_quotes_do_not_swallow_rows() {
+    let check = |list: &str, line: u64| {
+        let error = Case::new(&[("urls.csv", list.as_bytes())]).survey().unwrap_err().to_string();
+        assert!(error.contains(&format!("line {line} and closed rows later")), "{list}: {error}");
+    };
+    check("url,caption\nhttp://a/1,one\nhttp://a/2,\"5 inch\nhttp://a/3,three\nhttp://a/4,\"6 inch\n", 3);
+    // In neighbouring rows; and with a column behind.
+    check("url,caption\nhttp://a/2,\"5 inch\nhttp://a/3,\"6 inch\n", 2);
+    check("url,caption,n\nhttp://a/2,\"5 inch,1\nhttp://a/3,\"6 inch,2\n", 2);
+    check("caption,url,n\n\"5 inch,http://a/2,1\n\"6 inch,http://a/3,2\n", 2);
+    check("caption,n,url\n\"5 inch,1,http://a/2\n\"6 inch,2,http://a/3\n", 2);
+    // Commas in the lines of a caption are none of this.
+    let case = Case::new(&[("urls.csv", b"url,caption\nhttp://a/1,\"Red,\ngreen, blue\nand, yellow\"\n")]);
+    assert_eq!(case.rows(), ["http://a/1|Red,\ngreen, blue\nand, yellow|[]"]);
+}
+
+#[test]
+fn a_field_of_a_tsv_ends_with_its_line() {
+    let list = "url\tcaption\nhttp://a/1\t\"5 inch\nhttp://a/2\ttwo\r\n\nhttp://a/3\t\"6 inch\nhttp://a/4\t\"a\tb \"\"c\"\"\"\n\
+        http://a/5\tx\ty\n";
+    assert_eq!(
+        Case::new(&[("urls.tsv", list.as_bytes())]).rows(),
+        [
+            "http://a/1|\"5 inch|[]",
+            "http://a/2|two|[]",
+            "http://a/3|\"6 inch|[]",
+            "http://a/4|a\tb \"c\"|[]",
+            "(bad-row)|-|[]"
+        ]
+    );
+}
+
+#[test]
+fn cells_have_the_types_of_their_columns() {
+    let head = "uid,url,caption,similarity,width,is_safe,note\n";
+    let rows = "7,http://a/1,8,0.25,640,true,x\n8,http://a/2,9,1,,False,5\n9,http://a/3,10,,480,,\n";
+    let mut case = Case::new(&[("a.csv", format!("{head}{rows}").as_bytes())]);
+    case.config.save_additional_columns =
+        ["similarity", "width", "is_safe", "note"].map(str::to_owned).to_vec();
+    let types: Vec<_> = case.survey().unwrap().columns().iter().map(|it| it.data_type.clone()).collect();
+    let expected = [DataType::Utf8, DataType::Float64, DataType::Int64, DataType::Boolean, DataType::Utf8];
+    assert_eq!(types, expected);
+    assert_eq!(
+        case.rows(),
+        [
+            "http://a/1|8|[\"7\",0.25,640,true,\"x\"]",
+            "http://a/2|9|[\"8\",1.0,null,false,\"5\"]",
+            "http://a/3|10|[\"9\",null,480,null,\"\"]",
+        ]
+    );
+    // The type is that of all files together.
+    write_atomic(&case.dir.path().join("b.csv"), format!("{head}1,http://b/1,c,high,0.5,,\n").as_bytes())
+        .unwrap();
+    let rows = case.rows();
+    assert_eq!(rows[0], "http://a/1|8|[\"7\",\"0.25\",640.0,true,\"x\"]");
+    assert_eq!(rows[3], "http://b/1|c|[\"1\",\"high\",0.5,null,\"\"]");
+}
+
+#[test]
+fn a_damaged_parquet_list_is_an_error() {
+    let urls = StringArray::from_iter_values((0..40).map(|row| format!("http://a/{}", row % 7)));
+    let sizes = Int32Array::from_iter((0..40).map(|row| (row % 5 > 0).then_some(row)));
+    let bytes = parquet(vec![("url", Arc::new(urls)), ("width", Arc::new(sizes))]);
+    let mut case = Case::new(&[]);
+    case.config.save_additional_columns = vec!["width".to_owned()];
+    let mut num_refused = 0;
+    for position in 0..bytes.len() {
+        for value in [bytes[position] ^ 0xff, bytes[position].wrapping_add(1), bytes[position] ^ 0x80] {
+            let mut damaged = bytes.clone();
+            damaged[position] = value;
+            write_atomic(&case.dir.path().join("a.parquet"), &damaged).unwrap();
+            // Whatever it is, it is no panic.
+            let read = case.survey().and_then(|list| read_shards(&list, &|shard_idx| shard_idx < 100));
+            num_refused += usize::from(read.is_err());
+        }
+    }
+    assert!(num_refused > 100, "{num_refused}");
+}

@@ -1,8 +1,9 @@
 //! Lists in text formats: txt, csv, tsv, jsonl, json; plain, gzipped or Zstandard-compressed.
 //!
 //! A line that is not what it should be is a row of its own (`bad-row`), so that the rows after it keep their
-//! keys; what makes the rest of the file unreadable is an error. No record may take more than
-//! [`MAX_RECORD_BYTES`]: a stray quote in a CSV file would otherwise swallow all that follows.
+//! keys; what makes the rest of the file unreadable is an error. A stray quote in a CSV file swallows rows: up to the next
+//! one, which shows if what it swallowed looks like a row, or up to the end of the file. No record may take more than
+//! [`MAX_RECORD_BYTES`]. In a TSV file no field runs over lines, so a quote that is not closed is a letter.
 
 use super::{OnRecord, Record};
 use crate::config::InputFormat;
@@ -37,8 +38,8 @@ pub(super) fn read(
     let list = TextList { input, allowance, wanted, on_record };
     let names = match format {
         InputFormat::Txt => list.lines(),
-        InputFormat::Csv => list.delimited(b','),
-        InputFormat::Tsv => list.delimited(b'\t'),
+        InputFormat::Csv => list.comma_separated(),
+        InputFormat::Tsv => list.tab_separated(),
         InputFormat::Jsonl => list.json_lines(),
         InputFormat::Json => list.json_list(),
         InputFormat::Parquet => unreachable!("parquet lists have their own reader"),
@@ -123,17 +124,14 @@ impl TextList<'_, '_> {
         Ok(names.unwrap_or_default())
     }
 
-    fn delimited(self, delimiter: u8) -> Result<Vec<String>, String> {
+    fn comma_separated(self) -> Result<Vec<String>, String> {
         let Self { input, allowance, wanted, on_record } = self;
         let is_quote_open = Rc::new(Cell::new(false));
         let input = QuoteWatch { inner: input, is_open: Rc::clone(&is_quote_open) };
         // Flexible, so that a row with a comma too many is a bad row and not the end of the list.
-        let mut reader = csv::ReaderBuilder::new().delimiter(delimiter).flexible(true).from_reader(input);
+        let mut reader = csv::ReaderBuilder::new().flexible(true).from_reader(input);
         let header = reader.byte_headers().map_err(|error| error.to_string())?;
-        let names: Vec<String> =
-            header.iter().map(|name| String::from_utf8_lossy(name).trim().to_owned()).collect();
-        let places: Vec<_> =
-            wanted.iter().map(|column| names.iter().position(|name| name == column)).collect();
+        let columns = Columns::new(header, wanted);
         let mut fields = csv::ByteRecord::new();
         // Where the last row begins, if it runs over lines.
         let mut open_end = None;
@@ -144,19 +142,11 @@ impl TextList<'_, '_> {
                 break;
             }
             open_end = fields.iter().any(|field| field.contains(&b'\n')).then_some(start);
-            let value = |place: &Option<usize>| {
-                place.map(|place| match fields.get(place) {
-                    Some(field) => std::str::from_utf8(field).map(Value::from).map_err(|_| Reject::BadRow),
-                    None => Ok(Value::Null),
-                })
-            };
-            // Of too many fields nobody knows which comma should have been quoted.
-            let record: Record = match fields.len() > names.len() {
-                false => places.iter().map(|place| value(place).transpose()).collect(),
-                true => Err(Reject::BadRow),
-            };
-            if on_record(record).is_break() {
-                return Ok(names);
+            if open_end.is_some() && columns.has_swallowed_row(&fields) {
+                return Err(format!("a quote is opened in the row of line {start} and closed rows later"));
+            }
+            if on_record(columns.record(&fields)).is_break() {
+                return Ok(columns.names);
             }
         }
         // A field that runs over lines is legal; in the last row, with a quote too many in the file, it has swallowed
@@ -165,8 +155,27 @@ impl TextList<'_, '_> {
             Some(line) => {
                 Err(format!("a quote is opened in the row of line {line} or later and never closed"))
             }
-            None => Ok(names),
+            None => Ok(columns.names),
         }
+    }
+
+    fn tab_separated(mut self) -> Result<Vec<String>, String> {
+        let (mut line, mut line_idx) = (Vec::new(), 0);
+        let mut columns = None;
+        while self.next_line(&mut line, &mut line_idx)?.is_some() {
+            let fields = tab_separated_fields(line.strip_suffix(b"\n").unwrap_or(&line));
+            let record = match &columns {
+                Some(columns) => Columns::record(columns, &fields),
+                None => {
+                    columns = Some(Columns::new(&fields, self.wanted));
+                    continue;
+                }
+            };
+            if self.emit(record).is_break() {
+                break;
+            }
+        }
+        Ok(columns.map(|columns| columns.names).unwrap_or_default())
     }
 
     /// A list of objects; or, in files that are called `.json` all the same, one object per line.
@@ -195,6 +204,80 @@ impl TextList<'_, '_> {
             _ => Ok(names.unwrap_or_default()),
         }
     }
+}
+
+/// The header of a table.
+struct Columns {
+    names: Vec<String>,
+    /// Of each wanted column.
+    places: Vec<Option<usize>>,
+}
+
+impl Columns {
+    fn new(header: &csv::ByteRecord, wanted: &[String]) -> Self {
+        let names: Vec<String> =
+            header.iter().map(|name| String::from_utf8_lossy(name).trim().to_owned()).collect();
+        let places = wanted.iter().map(|column| names.iter().position(|name| name == column)).collect();
+        Self { names, places }
+    }
+
+    fn record(&self, fields: &csv::ByteRecord) -> Record {
+        // Of too many fields nobody knows which comma should have been quoted.
+        if fields.len() > self.names.len() {
+            return Err(Reject::BadRow);
+        }
+        let value = |place: &Option<usize>| {
+            place.map(|place| match fields.get(place) {
+                Some(field) => std::str::from_utf8(field).map(Value::from).map_err(|_| Reject::BadRow),
+                None => Ok(Value::Null),
+            })
+        };
+        self.places.iter().map(|place| value(place).transpose()).collect()
+    }
+
+    /// Whether a line inside a field is what a row would be: as many fields as the header, a URL where URLs are. (A
+    /// caption of several lines may well have as many commas.) The last line of a field goes on in the next ones.
+    fn has_swallowed_row(&self, fields: &csv::ByteRecord) -> bool {
+        let Some(url_place) = self.places[super::URL_IDX] else { return false };
+        fields.iter().enumerate().any(|(field_idx, field)| {
+            let num_lines = field.split(|byte| *byte == b'\n').count();
+            field.split(|byte| *byte == b'\n').enumerate().skip(1).any(|(line_idx, line)| {
+                let after = if line_idx + 1 == num_lines { fields.len() - field_idx - 1 } else { 0 };
+                let mut pieces = line.split(|byte| *byte == b',');
+                let num_pieces = pieces.clone().count();
+                let url = match pieces.nth(url_place) {
+                    Some(piece) => Some(piece),
+                    None => (after > 0).then(|| fields.get(field_idx + 1 + url_place - num_pieces)).flatten(),
+                };
+                num_pieces + after == self.names.len() && url.is_some_and(looks_like_url)
+            })
+        })
+    }
+}
+
+fn looks_like_url(field: &[u8]) -> bool {
+    let field = field.trim_ascii().to_ascii_lowercase();
+    [&b"http://"[..], b"https://"].iter().any(|scheme| field.starts_with(scheme))
+}
+
+/// The fields of a line. Quotes count where they are closed again.
+fn tab_separated_fields(line: &[u8]) -> csv::ByteRecord {
+    let line = line.strip_suffix(b"\r").unwrap_or(line);
+    if line.iter().filter(|byte| **byte == b'"').count() % 2 == 0 && line.contains(&b'"') {
+        let builder = |reader: &mut csv::ReaderBuilder| {
+            reader
+                .delimiter(b'\t')
+                .flexible(true)
+                .has_headers(false)
+                .from_reader(line)
+                .into_byte_records()
+                .next()
+        };
+        if let Some(Ok(fields)) = builder(&mut csv::ReaderBuilder::new()) {
+            return fields;
+        }
+    }
+    line.split(|byte| *byte == b'\t').collect()
 }
 
 /// Takes the wanted values out of an object; `names` gets the keys of the first one.

@@ -24,6 +24,9 @@ const DEVIATIONS: [(&str, &str); 2] = [
     ("*", "deep.png"),
 ];
 
+/// What becomes of `empty.jpg` here: nothing was downloaded.
+const EMPTY_STATUS: &str = "failed_to_download";
+
 /// What img2dataset leaves unsaid, as it takes it; ours are chosen for the paper's recipe.
 const PEER_DEFAULTS: &str = "image_size = 256\nresize_mode = \"border\"\nresize_only_if_bigger = false\nskip_reencode = false\n\
     retries = 0\nmax_host_failures = 0\n";
@@ -130,7 +133,11 @@ fn with_its_options_we_make_what_img2dataset_makes() {
         let shard = config.shard_name(0);
         check_columns(name, &world.out_dir().join(format!("{shard}.parquet")), &run["columns"]);
         let stats: Value = read_json(&world.out_dir().join(format!("{shard}_stats.json"))).unwrap();
-        assert_eq!(stats["count"], run["stats"]["count"], "{name}");
+        assert_eq!(counts(&stats), counts_there(run), "{name}");
+        let table = rows_of(&world.out_dir().join(format!("{shard}.parquet")));
+        let statuses: BTreeMap<&str, &str> =
+            table.iter().map(|row| (row["key"].as_str().unwrap(), row["status"].as_str().unwrap())).collect();
+        assert_eq!(statuses.len(), run["rows"].as_array().unwrap().len(), "{name}");
         let mut kept: BTreeMap<String, oqvl_shard_io::Sample> = BTreeMap::new();
         for sample in ShardReader::open(&world.out_dir().join(format!("{shard}.tar"))).unwrap() {
             let sample = sample.unwrap();
@@ -140,6 +147,11 @@ fn with_its_options_we_make_what_img2dataset_makes() {
         for expected in run["rows"].as_array().unwrap() {
             let text = |idx: usize| expected[idx].as_str().unwrap_or_default();
             let (picture, key, status) = (text(0), text(1), text(2));
+            let expected_status = if picture == "empty.jpg" { EMPTY_STATUS } else { status };
+            if statuses[key] != expected_status {
+                differences
+                    .push(format!("{name} {picture}: {expected_status} there, {} here", statuses[key]));
+            }
             if DEVIATIONS.iter().any(|(run, row)| (*run == "*" || run == name) && *row == picture) {
                 continue;
             }
@@ -182,6 +194,36 @@ fn with_its_options_we_make_what_img2dataset_makes() {
     assert!(num_rows > 500, "{num_rows}");
     // The files need not be the same for the pixels to be; all JPEG files are, but for the cubic ones.
     assert!(num_same_files > 200, "{num_same_files} of {num_rows}");
+}
+
+/// Rows, samples, rows without bytes, rows without an image.
+fn counts(stats: &Value) -> [u64; 4] {
+    ["count", "successes", "failed_to_download", "failed_to_resize"].map(|name| stats[name].as_u64().unwrap())
+}
+
+/// The counts of img2dataset's stats, with the empty file where it is here.
+fn counts_there(run: &Value) -> [u64; 4] {
+    let mut counts = counts(&run["stats"]);
+    let empty = run["rows"].as_array().unwrap().iter().find(|row| row[0] == "empty.jpg").unwrap();
+    match empty[2].as_str().unwrap() {
+        "success" => counts[1] -= 1,
+        "failed_to_resize" => counts[3] -= 1,
+        _ => counts[2] -= 1,
+    }
+    counts[2] += 1;
+    counts
+}
+
+/// The rows of a shard's parquet as objects, nulls included.
+fn rows_of(path: &Path) -> Vec<Value> {
+    let batches =
+        ParquetRecordBatchReaderBuilder::try_new(File::open(path).unwrap()).unwrap().build().unwrap();
+    let mut writer = arrow_json::WriterBuilder::new()
+        .with_explicit_nulls(true)
+        .build::<_, arrow_json::writer::JsonArray>(Vec::new());
+    batches.for_each(|batch| writer.write(&batch.unwrap()).unwrap());
+    writer.finish().unwrap();
+    serde_json::from_slice(&writer.into_inner()).unwrap()
 }
 
 /// Reasons by key.
@@ -262,4 +304,53 @@ fn a_shard_that_img2dataset_wrote_is_read_field_by_field() {
     }
     let expected = ["exif.jpg", "grey.jpg", "plain.jpg", "rgba.png", "small.jpg", "small.png"];
     assert_eq!(names.iter().map(String::as_str).collect::<Vec<_>>(), expected);
+}
+
+#[test]
+fn its_table_and_stats_are_read_field_by_field() {
+    let mut samples = BTreeMap::new();
+    for sample in ShardReader::open(&fixture("img2dataset_shard/00000000.tar")).unwrap() {
+        let sample = sample.unwrap();
+        let metadata: Value = sample.metadata().unwrap().unwrap();
+        samples.insert(sample.key.as_str().to_owned(), metadata);
+    }
+    let rows = rows_of(&fixture("img2dataset_shard/00000000.parquet"));
+    let mut statuses: BTreeMap<&str, u64> = BTreeMap::new();
+    for row in &rows {
+        let key = row["key"].as_str().unwrap();
+        *statuses.entry(row["status"].as_str().unwrap()).or_default() += 1;
+        if row["status"] == "success" {
+            assert_eq!(samples.remove(key).as_ref(), Some(row), "{key}");
+            continue;
+        }
+        // What was not kept has what the list says, a reason, and nothing else.
+        assert!(
+            row["error_message"].is_string() && row["caption"].is_string() && row["url"].is_string(),
+            "{key}"
+        );
+        for field in ["width", "height", "original_width", "original_height", "exif", "sha256"] {
+            assert_eq!(row[field], Value::Null, "{key} {field}");
+        }
+    }
+    assert!(samples.is_empty(), "in the tar and not in the table: {:?}", samples.keys());
+
+    let stats: Value = read_json(&fixture("img2dataset_shard/00000000_stats.json")).unwrap();
+    let count = |status: &str| statuses.get(status).copied().unwrap_or(0);
+    let expected =
+        [rows.len() as u64, count("success"), count("failed_to_download"), count("failed_to_resize")];
+    assert_eq!(counts(&stats), expected);
+    let messages = rows.iter().map(|row| row["error_message"].as_str().unwrap_or("success").to_owned());
+    let mut by_message: BTreeMap<String, u64> = BTreeMap::new();
+    messages.for_each(|message| *by_message.entry(message).or_default() += 1);
+    assert_eq!(stats["status_dict"], json!(by_message));
+    let times = ["start_time", "end_time", "duration"].map(|name| stats[name].as_f64().unwrap());
+    assert!((times[1] - times[0] - times[2]).abs() < 1e-3, "{times:?}");
+    // Ours has no times, and the two counts it has besides; all else has the same name.
+    let ours: oqvl_data_fetch::ShardStats = serde_json::from_value(json!({
+        "count": stats["count"], "successes": stats["successes"], "status_dict": stats["status_dict"],
+        "failed_to_download": stats["failed_to_download"], "failed_to_resize": stats["failed_to_resize"],
+        "rejected": {}, "bytes_downloaded": 0, "content_type_mismatch": 0,
+    }))
+    .unwrap();
+    assert_eq!(ours.status_dict, by_message);
 }

@@ -4,6 +4,7 @@ mod image;
 mod npy;
 mod parquet;
 mod tar;
+mod url_list;
 
 use std::fmt;
 
@@ -34,7 +35,8 @@ impl fmt::Debug for Fixup {
 }
 
 /// All targets.
-pub static TARGETS: [Target; 5] = [tar::TARGET, npy::TARGET, parquet::SCORES, parquet::PLAN, image::TARGET];
+pub static TARGETS: [Target; 6] =
+    [tar::TARGET, npy::TARGET, parquet::SCORES, parquet::PLAN, url_list::TARGET, image::TARGET];
 
 /// The target of that name.
 #[must_use]

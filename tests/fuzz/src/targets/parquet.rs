@@ -24,7 +24,7 @@ pub(super) const PLAN: Target = Target {
     memory_bound,
 };
 
-const WORDS: &[&[u8]] = &[
+pub(super) const WORDS: &[&[u8]] = &[
     b"PAR1",
     b"PARE",
     b"ARROW:schema",
@@ -39,7 +39,7 @@ const WORDS: &[&[u8]] = &[
 ];
 
 /// The formats' readers hold a batch of rows, decompressed.
-fn memory_bound(length: usize) -> usize {
+pub(super) fn memory_bound(length: usize) -> usize {
     256 * length + (64 << 20)
 }
 
@@ -100,7 +100,7 @@ fn kind(error: &ShardError) -> String {
 }
 
 /// Writes the magic and a footer length that fits at the end.
-fn mend_footer(input: &mut [u8]) {
+pub(super) fn mend_footer(input: &mut [u8]) {
     if input.len() < 12 {
         return;
     }
@@ -115,7 +115,7 @@ fn mend_footer(input: &mut [u8]) {
 }
 
 /// The bytes of a file that `write` makes.
-fn written(write: impl FnOnce(&Path)) -> Vec<u8> {
+pub(super) fn written(write: impl FnOnce(&Path)) -> Vec<u8> {
     let dir = scratch();
     let path = dir.path().join("x.parquet");
     write(&path);
