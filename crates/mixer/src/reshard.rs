@@ -7,7 +7,6 @@
 //! selection can be made on the mix.
 
 use std::collections::BTreeMap;
-use std::io::Read as _;
 use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
@@ -15,9 +14,7 @@ use std::sync::Arc;
 use arrow_array::{ArrayRef, RecordBatch, StringArray, UInt32Array};
 use arrow_schema::{Field, Schema};
 use datafusion::arrow::compute::take_record_batch;
-use oqvl_shard_io::{
-    ReadLimits, Sample, SampleKey, ShardFile, ShardReader, ShardWriter, TableWriter, write_json_atomic,
-};
+use oqvl_shard_io::{SampleKey, ShardFile, ShardReader, ShardWriter, TableWriter, write_json_atomic};
 use oqvl_stage::RunContext;
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
@@ -154,11 +151,12 @@ impl<'a> Resharder<'a> {
         let changed = || MixerError::InputChanged { path: path.clone() };
         let mut keys = Vec::with_capacity(positions.len());
         let file = ShardFile::open(path)?;
+        let mut bytes = Vec::new();
         for piece in pieces(&places.samples, positions) {
             self.run.check_interrupt()?;
-            let bytes = file.read(piece.start, piece.num_bytes)?;
-            let tar = bytes.as_slice().chain(&TAR_END[..]);
-            let mut samples = ShardReader::new(tar, path, ReadLimits::default());
+            file.read_into(&mut bytes, piece.start, piece.num_bytes)?;
+            bytes.extend_from_slice(&TAR_END);
+            let mut samples = ShardReader::in_memory(&bytes, path);
             for position in piece.positions {
                 let sample = samples.next().ok_or_else(changed)??;
                 let place = &places.samples[*position];
@@ -168,10 +166,13 @@ impl<'a> Resharder<'a> {
                 {
                     return Err(changed());
                 }
-                let old_key = sample.key.clone();
-                let key = if place.named_by_uid { output_key(uid) } else { old_key.clone() };
-                let _locations = writer.push(&Sample { key: key.clone(), ..sample })?;
-                keys.push((key, old_key));
+                let members = sample.members.iter().map(|member| {
+                    let start = member.offset as usize;
+                    (member.extension.as_str(), &bytes[start..start + member.num_bytes as usize])
+                });
+                let key = if place.named_by_uid { output_key(uid) } else { sample.key.clone() };
+                let _locations = writer.push_members(&key, members.collect())?;
+                keys.push((key, sample.key));
             }
         }
         Ok(keys)

@@ -144,6 +144,8 @@ pub(crate) struct Rules {
     pub(crate) num_image_tokens: usize,
     pub(crate) seq_len: u32,
     pub(crate) overlong: Overlong,
+    /// Whether all of an interleaved document's JSON is to be written, so that all of it must be sound.
+    pub(crate) copies_record: bool,
 }
 
 /// Ten images are too many for the pickle packer and for the training that reads packed JSON.
@@ -164,6 +166,7 @@ impl Rules {
             num_image_tokens: config.num_image_tokens(),
             seq_len: config.seq_len,
             overlong: config.overlong,
+            copies_record: config.output == PackOutput::Json,
         };
         if config.parity != Parity::Off {
             rules.key_source = KeySource::Json;
@@ -178,6 +181,7 @@ impl Rules {
         if config.input == PackInput::PackedJson || json_without_parity {
             rules.max_images = REFERENCE_MAX_IMAGES;
             rules.single_image_end = TextEnd::Nothing;
+            rules.orphan_texts = OrphanTexts::Drop;
         }
         rules
     }

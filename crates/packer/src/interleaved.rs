@@ -225,6 +225,9 @@ impl DocumentMaker<'_> {
         let Ok(raw) = serde_json::from_slice(&member.data) else {
             return rejected(Reject::MalformedDocument);
         };
+        if self.rules.copies_record && serde_json::from_slice::<Value>(&member.data).is_err() {
+            return rejected(Reject::MalformedDocument);
+        }
         let origin = Document {
             key: key.clone(),
             sample_key: key,
@@ -460,6 +463,14 @@ mod tests {
             check_reject(json, &ours, Reject::MalformedDocument);
         }
         check_reject(r#"{"image_info": [], "texts": []}"#, &ours, Reject::MissingImage);
+        // Half a character in a field that packing does not need, but that is written with the rest.
+        let half = format!(r#"{{"image_info": [{}], "texts": [null], "title": "\ud83d"}}"#, image(2));
+        check(&half, &ours, "<s>[img]\n<|im_end|>", &[2]);
+        check_reject(
+            &half,
+            &PackerConfig { output: PackOutput::Json, ..ours.clone() },
+            Reject::MalformedDocument,
+        );
         check_reject(r#"{"image_info": [null], "texts": ["a"]}"#, &ours, Reject::MissingImage);
         // The reference stops where a text is missing; by default it counts as null.
         let short = json!({ "image_info": [image(2), image(2)], "texts": [null] }).to_string();
@@ -521,6 +532,10 @@ mod tests {
         check(&one, &config(4096, 3), "<s>[img]\na|<|im_end|>", &[2]);
         check(&one, &json, "<s>[img]\na<|im_end|>", &[2]);
         check(&two, &json, "<s>[img]\na|[img]\n<|im_end|>", &[2, 2]);
+        // Training passes over the slot of an image one pixel wide, whatever else stands in it.
+        let tracked = json!({ "image_info": [image(1), image(2)], "texts": ["a", null] }).to_string();
+        check(&tracked, &config(4096, 3), "<s>a|[img]\n<|im_end|>", &[2]);
+        check(&tracked, &json, "<s>[img]\n<|im_end|>", &[2]);
         check(&one, &PackerConfig { parity: Parity::Json, ..json }, "<s>[img]\na|<|im_end|>", &[2]);
     }
 }

@@ -5,6 +5,7 @@
 //!
 //! Source: `sequence_packing_image_to_json.py` and `PreTrainDataset` of Open-Qwen2VL.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use base64::Engine;
@@ -26,19 +27,25 @@ const MAX_FILE_BYTES: u64 = 1 << 30;
 const REFERENCE_JPEG_QUALITY: u8 = 75;
 
 /// The packed files under `dir`, grouped by the directory they lie in: each group stands for a tar. Paths are relative to
-/// `dir`, directories come by the number in their name and then by name, files by name.
+/// `dir`, directories with the same parent come by the number that is their name and then by name, files by name. Links are
+/// followed; a directory that is met again by one is passed over.
 pub(crate) fn list_packed_json(dir: &Path) -> Result<Vec<Vec<PathBuf>>, PackerError> {
     let mut groups = Vec::new();
     let mut waiting = vec![PathBuf::new()];
+    let mut met = BTreeSet::new();
     while let Some(relative) = waiting.pop() {
         let path = dir.join(&relative);
         let failed = |source| PackerError::Io { path: path.clone(), source };
+        if !met.insert(path.canonicalize().map_err(failed)?) {
+            continue;
+        }
         let mut files = Vec::new();
         for entry in std::fs::read_dir(&path).map_err(failed)? {
             let entry = entry.map_err(failed)?;
             let child = relative.join(entry.file_name());
             let name = entry.file_name().to_string_lossy().into_owned();
-            if entry.file_type().map_err(failed)?.is_dir() {
+            // The reference's training has its corpora linked into one directory.
+            if dir.join(&child).is_dir() {
                 waiting.push(child);
             } else if name.ends_with(SUFFIX) && !name.starts_with('.') {
                 files.push(child);
@@ -53,8 +60,9 @@ pub(crate) fn list_packed_json(dir: &Path) -> Result<Vec<Vec<PathBuf>>, PackerEr
         return Err(PackerError::NoPackedJson { path: dir.to_path_buf() });
     }
     groups.sort_by_cached_key(|(directory, _)| {
-        let name = directory.to_string_lossy().into_owned();
-        (name.parse::<u64>().unwrap_or(u64::MAX), name)
+        let name = directory.file_name().unwrap_or_default().to_string_lossy();
+        let number = name.parse::<u64>().unwrap_or(u64::MAX);
+        (directory.parent().map(Path::to_path_buf), number, directory.clone())
     });
     Ok(groups.into_iter().map(|(_, files)| files).collect())
 }
@@ -115,6 +123,34 @@ struct PackedRecord {
     lengths: Vec<u32>,
 }
 
+/// The reference's marker of a directory of packs, beside it.
+fn reference_stats(dir: &Path) -> PathBuf {
+    let mut name = dir.file_name().unwrap_or_default().to_owned();
+    name.push("_stats.json");
+    dir.with_file_name(name)
+}
+
+/// The packs in the directory of a unit and the reference's marker.
+pub(crate) fn packed_json_files(dir: &Path) -> Result<Vec<PathBuf>, PackerError> {
+    let failed = |source| PackerError::Io { path: dir.to_path_buf(), source };
+    let mut files = Vec::new();
+    for entry in std::fs::read_dir(dir).map_err(failed)? {
+        let path = entry.map_err(failed)?.path();
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        if name.ends_with(SUFFIX) && !name.starts_with('.') {
+            files.push(path);
+        }
+    }
+    files.sort();
+    files.push(reference_stats(dir));
+    Ok(files)
+}
+
+/// Whether the directory of a unit has this many packs, and the reference's marker is there.
+pub(crate) fn packed_json_is_whole(dir: &Path, num_packs: usize) -> Result<bool, PackerError> {
+    Ok(reference_stats(dir).exists() && packed_json_files(dir)?.len() == num_packs + 1)
+}
+
 /// Writes the packs of a unit as packed JSON.
 #[derive(Debug)]
 pub(crate) struct PackedJsonWriter<'a> {
@@ -159,8 +195,7 @@ impl<'a> PackedJsonWriter<'a> {
 
     /// The reference's `{tar}_stats.json`: total lengths alone.
     pub(crate) fn write_stats(&self, len: &[u64]) -> Result<(), PackerError> {
-        let path = self.dir.with_file_name(format!("{}_stats.json", self.unit));
-        Ok(write_json_atomic(&path, &json!({ "len": len }))?)
+        Ok(write_json_atomic(&reference_stats(&self.dir), &json!({ "len": len }))?)
     }
 
     fn entry(&self, document: &Document) -> Result<Value, PackerError> {

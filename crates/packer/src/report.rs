@@ -21,9 +21,9 @@ pub struct LengthHistogram {
 }
 
 impl LengthHistogram {
-    /// An empty histogram of about 64 bins for lengths up to `seq_len`.
+    /// An empty histogram of about 64 bins for lengths up to `seq_len`, which counts as 1 if it is 0.
     pub fn new(seq_len: u32) -> Self {
-        let bin_tokens = seq_len.div_ceil(NUM_HISTOGRAM_BINS);
+        let bin_tokens = seq_len.div_ceil(NUM_HISTOGRAM_BINS).max(1);
         let num_bins = seq_len / bin_tokens + 2; // one for `seq_len` itself, one for what is longer
         Self { bin_tokens, counts: vec![0; num_bins as usize] }
     }

@@ -11,7 +11,7 @@ use oqvl_stage::{ConfigError, RunContext, Tally};
 use oqvl_text_prep::Tokenizer;
 
 use crate::document::{Document, DocumentMaker, Duplicates, Made, Reject, Rules, pack};
-use crate::packed_json::PackedJsonWriter;
+use crate::packed_json::{PackedJsonWriter, packed_json_files, packed_json_is_whole};
 use crate::report::{PackContents, UnitStats};
 use crate::source::{Source, Threads};
 use crate::spool::Spool;
@@ -92,13 +92,9 @@ impl Unit {
     pub(crate) fn run(&self, setup: &Setup<'_>, threads: Threads) -> Result<UnitStats, PackerError> {
         let out_dir = &setup.run.out_dir;
         let stats_path = out_dir.join(format!("{:08}_stats.json", self.index));
-        // Packs are written before the marker, so the marker alone would do; a removed output is made again.
-        if stats_path.exists() && self.output_path(setup).exists() {
-            match read_json(&stats_path) {
-                Ok(stats) => return Ok(stats),
-                Err(error @ ShardError::Io { .. }) => return Err(error.into()),
-                Err(error) => tracing::warn!(%error, "packing again"),
-            }
+        if let Some(stats) = self.finished(setup, &stats_path)? {
+            self.publish(setup, &stats_path)?;
+            return Ok(stats);
         }
         let mut documents = self.read(setup, threads)?;
         let lengths = documents.spool.lengths();
@@ -126,7 +122,43 @@ impl Unit {
             contents: written.contents,
         };
         write_json_atomic(&stats_path, &stats)?;
+        self.publish(setup, &stats_path)?;
         Ok(stats)
+    }
+
+    /// What an earlier run left, if all of it is there. The marker of a unit that has to be made again goes first: a run
+    /// that is killed while it makes the unit must not leave a part of it that looks finished.
+    fn finished(&self, setup: &Setup<'_>, stats_path: &Path) -> Result<Option<UnitStats>, PackerError> {
+        if !stats_path.exists() {
+            return Ok(None);
+        }
+        match read_json::<UnitStats>(stats_path) {
+            Ok(stats) if self.has_output(setup, &stats)? => return Ok(Some(stats)),
+            Ok(_) => tracing::warn!("{}: packs are missing, packing again", stats_path.display()),
+            Err(error @ ShardError::Io { .. }) => return Err(error.into()),
+            Err(error) => tracing::warn!(%error, "packing again"),
+        }
+        let failed = |source| PackerError::Io { path: stats_path.to_path_buf(), source };
+        std::fs::remove_file(stats_path).map_err(failed)?;
+        Ok(None)
+    }
+
+    fn has_output(&self, setup: &Setup<'_>, stats: &UnitStats) -> Result<bool, PackerError> {
+        let path = self.output_path(setup);
+        Ok(path.exists()
+            && (setup.config.output != PackOutput::Json || packed_json_is_whole(&path, stats.len.len())?))
+    }
+
+    /// Hands the unit in, to be sent if output goes to a store: its marker when the rest has arrived.
+    fn publish(&self, setup: &Setup<'_>, stats_path: &Path) -> Result<(), PackerError> {
+        let path = self.output_path(setup);
+        let mut files = match setup.config.output {
+            PackOutput::Plan | PackOutput::Tar => vec![path],
+            PackOutput::Json => packed_json_files(&path)?,
+        };
+        files.push(stats_path.to_path_buf());
+        setup.run.publish(files);
+        Ok(())
     }
 
     fn output_path(&self, setup: &Setup<'_>) -> PathBuf {

@@ -140,6 +140,12 @@ fn threads_shares_and_stops_change_nothing_across_shards() {
         }
         assert_eq!(pack(dir.path(), &config), report);
         assert!(files(dir.path()) == whole);
+        // Output that is lost, file by file, comes back.
+        for lost in whole.keys() {
+            std::fs::remove_file(dir.path().join(lost)).unwrap();
+            assert_eq!(pack(dir.path(), &config), report);
+            assert!(files(dir.path()) == whole, "without {}", lost.display());
+        }
     }
 }
 
@@ -304,4 +310,28 @@ fn damaged_packed_files_are_counted() {
     let error =
         Packer::run(&PackerConfig { shards: "mixer".into(), ..import }, &context(dir.path())).unwrap_err();
     assert!(matches!(error, PackerError::NoPackedJson { .. }), "{error}");
+}
+
+#[test]
+fn packed_json_is_found_through_links_and_once() {
+    let dir = work_dir();
+    let pack_of = |key: &str| format!("{{\"data\": [{{\"key\": \"{key}\"}}], \"lengths\": [1]}}");
+    for name in ["disk/9/a_packed.json", "disk/10/b_packed.json", "packed/obelics/1/c_packed.json"] {
+        let path = dir.path().join(name);
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        write_atomic(&path, pack_of(&name[name.len() - 13..][..1]).as_bytes()).unwrap();
+    }
+    let link = |to: &str, from: &str| {
+        std::os::unix::fs::symlink(dir.path().join(to), dir.path().join(from)).unwrap();
+    };
+    link("disk", "packed/datacomp");
+    link("packed", "disk/10/back-up");
+    let import = PackerConfig {
+        shards: "packed".into(),
+        input: PackInput::PackedJson,
+        algorithm: PackAlgorithm::AsGiven,
+        ..config()
+    };
+    let rejects = pack(dir.path(), &import).tally.rejects;
+    assert_eq!(rejects.iter().map(|reject| &*reject.key).collect::<Vec<_>>(), ["a", "b", "c"]);
 }

@@ -101,10 +101,12 @@ impl From<SampleKey> for String {
 pub struct Member {
     /// Lower-case file extension after the first dot of the name, e.g. `jpg` or `seg.png`.
     pub extension: String,
-    /// The content.
+    /// The content; empty if the reader was told to [pass over](crate::ShardReader::open_without) it.
     pub data: Vec<u8>,
     /// Where the content starts in the tar it was read from, in bytes; 0 for a member that was never in one.
     pub offset: u64,
+    /// Bytes of the content, also of one that was passed over.
+    pub num_bytes: u64,
 }
 
 /// Members of a shard that share a key.
@@ -133,7 +135,8 @@ impl Sample {
     /// Appends a member; `extension` is lower-cased, a leading dot is dropped.
     pub fn push(&mut self, extension: &str, data: Vec<u8>) {
         let extension = extension.strip_prefix('.').unwrap_or(extension).to_lowercase();
-        self.members.push(Member { extension, data, offset: 0 });
+        let num_bytes = data.len() as u64;
+        self.members.push(Member { extension, data, offset: 0, num_bytes });
     }
 
     /// The member with that extension (lower case, no leading dot).

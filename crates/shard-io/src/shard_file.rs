@@ -38,6 +38,16 @@ impl ShardFile {
     /// [`ShardError::OutOfBounds`], before anything is allocated, if the range is not inside the file;
     /// [`ShardError::Io`] if reading fails.
     pub fn read(&self, offset: u64, num_bytes: u64) -> Result<Vec<u8>, ShardError> {
+        let mut bytes = Vec::new();
+        self.read_into(&mut bytes, offset, num_bytes)?;
+        Ok(bytes)
+    }
+
+    /// As [`read`](ShardFile::read), in place of what is in `bytes`, whose memory is used again.
+    ///
+    /// # Errors
+    /// As [`read`](ShardFile::read); what is in `bytes` is then of no use.
+    pub fn read_into(&self, bytes: &mut Vec<u8>, offset: u64, num_bytes: u64) -> Result<(), ShardError> {
         if offset.checked_add(num_bytes).is_none_or(|end| end > self.file_bytes) {
             return Err(ShardError::OutOfBounds {
                 path: self.path.clone(),
@@ -46,9 +56,8 @@ impl ShardFile {
                 file_bytes: self.file_bytes,
             });
         }
-        let mut bytes = vec![0; num_bytes as usize];
-        self.file.read_exact_at(&mut bytes, offset).map_err(ShardError::io(&self.path))?;
-        Ok(bytes)
+        bytes.resize(num_bytes as usize, 0);
+        self.file.read_exact_at(bytes, offset).map_err(ShardError::io(&self.path))
     }
 }
 

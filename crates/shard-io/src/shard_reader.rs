@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io::{self, BufReader, Read, Seek, SeekFrom};
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use crate::error::printable;
@@ -78,7 +79,7 @@ impl NamedEntry {
 const BUFFER_BYTES: usize = 1 << 18;
 
 /// The same where most of it is passed over: enough for the small members between two images.
-const SMALL_BUFFER_BYTES: usize = 1 << 13;
+const SMALL_BUFFER_BYTES: usize = 1 << 12;
 
 impl ShardReader<BufReader<File>> {
     /// Opens the tar at `path` with the default limits.
@@ -107,27 +108,76 @@ impl ShardReader<BufReader<File>> {
     ///
     /// # Errors
     /// [`ShardError::Io`] if it cannot be opened.
-    pub fn open_without(path: &Path, hollow: fn(&str) -> bool) -> Result<Self, ShardError> {
-        let file = File::open(path).map_err(ShardError::io(path))?;
-        let reader = BufReader::with_capacity(SMALL_BUFFER_BYTES, file);
-        let mut reader = ShardReader::new(reader, path, ReadLimits::default());
+    pub fn open_without(
+        path: &Path,
+        hollow: fn(&str) -> bool,
+    ) -> Result<impl Iterator<Item = Result<Sample, ShardError>> + use<>, ShardError> {
+        let file = SparseFile::open(path).map_err(ShardError::io(path))?;
+        let mut reader = ShardReader::new(file, path, ReadLimits::default());
         reader.hollow = hollow;
-        reader.entries.pass_over_by(pass_over);
+        reader.entries.pass_over_by(SparseFile::pass_over);
         Ok(reader)
     }
 }
 
-/// Goes on by `num_bytes` without reading them; returns how many of them there were.
-fn pass_over(reader: &mut BufReader<File>, num_bytes: u64) -> io::Result<u64> {
-    let rest = if num_bytes <= reader.buffer().len() as u64 {
-        num_bytes
-    } else {
-        // One can seek past the end of a file, which must be noticed.
-        reader.get_ref().metadata()?.len().saturating_sub(reader.stream_position()?)
-    };
-    let num_bytes = num_bytes.min(rest);
-    reader.seek_relative(i64::try_from(num_bytes).map_err(io::Error::other)?)?;
-    Ok(num_bytes)
+impl<'a> ShardReader<&'a [u8]> {
+    /// Takes a tar, or a piece of one that starts at a header, apart where it lies in memory: no member has data, all
+    /// have their places. `path` is only for messages; default limits.
+    pub fn in_memory(tar: &'a [u8], path: impl Into<PathBuf>) -> Self {
+        let mut reader = ShardReader::new(tar, path, ReadLimits::default());
+        reader.hollow = |_| true;
+        reader.entries.pass_over_by(|rest, num_bytes| {
+            let passed = num_bytes.min(rest.len() as u64);
+            *rest = &rest[passed as usize..];
+            Ok(passed)
+        });
+        reader
+    }
+}
+
+/// A file of which small pieces are read, far apart.
+#[derive(Debug)]
+struct SparseFile {
+    file: File,
+    num_bytes: u64,
+    position: u64,
+    /// What was read last, from `buffer_start` on.
+    buffer: Vec<u8>,
+    buffer_start: u64,
+}
+
+impl SparseFile {
+    fn open(path: &Path) -> io::Result<SparseFile> {
+        let file = File::open(path)?;
+        let num_bytes = file.metadata()?.len();
+        Ok(SparseFile { file, num_bytes, position: 0, buffer: Vec::new(), buffer_start: 0 })
+    }
+
+    /// Goes on by `num_bytes` or to the end of the file; returns how many there were.
+    fn pass_over(&mut self, num_bytes: u64) -> io::Result<u64> {
+        let passed = num_bytes.min(self.num_bytes.saturating_sub(self.position));
+        self.position += passed;
+        Ok(passed)
+    }
+}
+
+impl Read for SparseFile {
+    fn read(&mut self, out: &mut [u8]) -> io::Result<usize> {
+        let mut behind = self.position - self.buffer_start;
+        if behind >= self.buffer.len() as u64 {
+            self.buffer.resize(SMALL_BUFFER_BYTES, 0);
+            // Cut also after an error, so that nothing is taken for the file's that is not.
+            let read = self.file.read_at(&mut self.buffer, self.position);
+            self.buffer.truncate(*read.as_ref().unwrap_or(&0));
+            read?;
+            (self.buffer_start, behind) = (self.position, 0);
+        }
+        let rest = &self.buffer[behind as usize..];
+        let num_bytes = rest.len().min(out.len());
+        out[..num_bytes].copy_from_slice(&rest[..num_bytes]);
+        self.position += num_bytes as u64;
+        Ok(num_bytes)
+    }
 }
 
 impl<R: Read> ShardReader<R> {
@@ -212,7 +262,7 @@ impl<R: Read> ShardReader<R> {
             self.entries.read_data(num_bytes)?
         };
         sample.num_bytes = self.entries.position() - sample.offset;
-        sample.members.push(Member { extension, data, offset });
+        sample.members.push(Member { extension, data, offset, num_bytes });
         Ok(())
     }
 

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use crate::sample::MAX_EXTENSION_BYTES;
 use crate::tar_entries::{BLOCK_BYTES, padding_bytes};
-use crate::{AtomicFile, Member, Sample, SampleKey, ShardError};
+use crate::{AtomicFile, Sample, SampleKey, ShardError};
 
 /// Owner and group of every member, as the Python `webdataset` writer sets them.
 const OWNER: &str = "bigdata";
@@ -94,19 +94,34 @@ impl ShardWriter {
     /// [`ShardError::Unwritable`], with nothing written, if the sample has no member, a member twice or an
     /// impossible extension; [`ShardError::Io`] if writing fails.
     pub fn push(&mut self, sample: &Sample) -> Result<Vec<MemberLocation>, ShardError> {
-        let mut members: Vec<&Member> = sample.members.iter().collect();
-        members.sort_by(|a, b| a.extension.cmp(&b.extension));
-        self.check(&sample.key, &members)?;
+        let members = sample.members.iter();
+        self.push_members(
+            &sample.key,
+            members.map(|it| (it.extension.as_str(), it.data.as_slice())).collect(),
+        )
+    }
+
+    /// As [`push`](ShardWriter::push), for members that lie elsewhere: extension and content of each.
+    ///
+    /// # Errors
+    /// As [`push`](ShardWriter::push).
+    pub fn push_members(
+        &mut self,
+        key: &SampleKey,
+        mut members: Vec<(&str, &[u8])>,
+    ) -> Result<Vec<MemberLocation>, ShardError> {
+        members.sort_by_key(|(extension, _)| *extension);
+        self.check(key, &members)?;
         let mut locations = Vec::with_capacity(members.len());
-        for member in members {
-            let name = format!("{}.{}", sample.key, member.extension);
-            self.write_file_header(name.as_bytes(), member.data.len() as u64)?;
+        for (extension, data) in members {
+            let name = format!("{key}.{extension}");
+            self.write_file_header(name.as_bytes(), data.len() as u64)?;
             locations.push(MemberLocation {
-                extension: member.extension.clone(),
+                extension: extension.to_owned(),
                 offset: self.position,
-                num_bytes: member.data.len() as u64,
+                num_bytes: data.len() as u64,
             });
-            self.write_padded(&member.data)?;
+            self.write_padded(data)?;
         }
         self.num_samples += 1;
         Ok(locations)
@@ -125,7 +140,7 @@ impl ShardWriter {
         Ok(ShardSummary { num_samples, num_bytes: position, digest })
     }
 
-    fn check(&self, key: &SampleKey, sorted: &[&Member]) -> Result<(), ShardError> {
+    fn check(&self, key: &SampleKey, sorted: &[(&str, &[u8])]) -> Result<(), ShardError> {
         let unwritable = |extension: &str, problem| {
             Err(ShardError::Unwritable {
                 path: self.path.clone(),
@@ -137,8 +152,7 @@ impl ShardWriter {
         if sorted.is_empty() {
             return unwritable("", "is missing: a sample needs at least one");
         }
-        for (index, member) in sorted.iter().enumerate() {
-            let extension = member.extension.as_str();
+        for (index, &(extension, data)) in sorted.iter().enumerate() {
             if extension.is_empty() {
                 return unwritable(extension, "has an empty extension");
             }
@@ -151,10 +165,10 @@ impl ShardWriter {
             if extension.to_lowercase() != extension {
                 return unwritable(extension, "has an extension that is not lower case");
             }
-            if index > 0 && sorted[index - 1].extension == extension {
+            if index > 0 && sorted[index - 1].0 == extension {
                 return unwritable(extension, "occurs twice");
             }
-            if member.data.len() as u64 > MAX_USTAR_MEMBER_BYTES {
+            if data.len() as u64 > MAX_USTAR_MEMBER_BYTES {
                 return unwritable(extension, "is larger than 8 GiB");
             }
         }

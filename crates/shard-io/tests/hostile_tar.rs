@@ -376,7 +376,10 @@ fn every_truncation_is_survived() {
     let dir = tempfile::tempdir().unwrap();
     for end in 0..=bytes.len() {
         check_robust(&bytes[..end]);
-        check_look(&dir.path().join("x.tar"), &bytes[..end]);
+        // Around the ends of blocks, and some between: writing files takes longer than reading them.
+        if end % 512 < 2 || end % 13 == 0 {
+            check_look(&dir.path().join("x.tar"), &bytes[..end]);
+        }
     }
 }
 
