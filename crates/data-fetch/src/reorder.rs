@@ -180,7 +180,7 @@ mod tests {
         let image = StoredImage {
             bytes: vec![row_idx as u8; row_idx % 7],
             sizes: None,
-            exif: (row_idx % 3 > 0).then(|| "e".repeat(row_idx % 3 * 5)),
+            exif: (!row_idx.is_multiple_of(3)).then(|| "e".repeat(row_idx % 3 * 5)),
             digest: Some(row_idx.to_string()),
             label: ContentLabel::Honest,
         };
