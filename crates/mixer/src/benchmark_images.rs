@@ -183,7 +183,9 @@ fn read_tsv(
         let text = record.get(column).unwrap_or_default().trim_ascii();
         if text.starts_with(b"[") {
             // A list that cannot be read counts as an image that cannot.
-            for (index, image) in texts_of_list(text).unwrap_or(vec![String::new()]).iter().enumerate() {
+            for (index, image) in
+                texts_of_list(text).unwrap_or_else(|| vec![String::new()]).iter().enumerate()
+            {
                 take(format!("{name}/{row}/{index}"), &STANDARD.decode(image).unwrap_or_default())?;
             }
         } else if text.len() >= MIN_BASE64_LEN {

@@ -104,7 +104,7 @@ impl SpillDir {
         let _guard = SpillDir::guard(parent)?;
         let dir = tempfile::Builder::new().prefix(SPILL_PREFIX).tempdir_in(parent)?;
         let lock = File::create(dir.path().join(LOCK_FILE))?;
-        ignore_unsupported(lock.lock())?;
+        self::lock(&lock);
         Ok(SpillDir { dir, _lock: lock })
     }
 
@@ -116,7 +116,7 @@ impl SpillDir {
     /// Keeps others from looking for abandoned directories while one comes into being.
     fn guard(parent: &Path) -> io::Result<File> {
         let guard = File::create(parent.join(GUARD_FILE))?;
-        ignore_unsupported(guard.lock())?;
+        lock(&guard);
         Ok(guard)
     }
 
@@ -126,10 +126,11 @@ impl SpillDir {
     }
 }
 
-fn ignore_unsupported(locked: io::Result<()>) -> io::Result<()> {
-    match locked {
-        Err(error) if error.kind() == io::ErrorKind::Unsupported => Ok(()),
-        locked => locked,
+/// Waits for the lock of `file`. Some file systems have none: there nothing is taken for abandoned, and what a kill
+/// leaves stays until a run ends.
+fn lock(file: &File) {
+    if let Err(error) = file.lock() {
+        tracing::debug!(%error, "no lock");
     }
 }
 
