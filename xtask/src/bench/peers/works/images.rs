@@ -29,7 +29,7 @@ pub(super) fn run(context: &Context) -> anyhow::Result<WorkRecord> {
     let repeats = context.size("1", "2");
     let mut inputs = Vec::new();
     for (name, dir, count) in folders {
-        let peer = Side::new("Pillow 13.0.0 and numpy", context.venv.python())
+        let peer = Side::new("Pillow 12.2.0 and numpy", context.venv.python())
             .arg(context.script("images_pillow.py"))
             .args([SIZE, repeats])
             .arg(&dir);
