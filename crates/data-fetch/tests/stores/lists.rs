@@ -153,13 +153,18 @@ fn what_is_here_is_not_fetched_again_and_what_changed_is() {
     assert!(proxy.take_counts().1 < 4096, "a listing is all there is to fetch");
     // Another config, the same list.
     program.set("data-fetch.encode_quality", "80");
+    program.set("data-fetch.incremental_mode", "overwrite");
     program.succeed();
     assert!(proxy.take_counts().1 < 4096);
     assert_eq!(program.captions(), ["first"]);
     bucket.put("list.csv", list("second").as_bytes());
-    let run = program.succeed();
-    assert!(run.stderr.contains("have changed"), "{}", run.stderr);
+    program.set("data-fetch.incremental_mode", "incremental");
+    assert!(program.fail(2).contains("finished shards of another list"));
+    assert_eq!(program.captions(), ["first"]);
+    program.set("data-fetch.incremental_mode", "overwrite");
+    program.succeed();
     assert_eq!(program.captions(), ["second"]);
+    program.set("data-fetch.incremental_mode", "incremental");
     // Without a network, the copy is as good.
     proxy.cut_after(0);
     program.set("stores.offline", "true");

@@ -56,6 +56,7 @@ fn all_output_is_sent_and_only_once() {
 
     // Another run's place is left alone.
     program.set("data-fetch.encode_quality", "80");
+    program.set("data-fetch.incremental_mode", "overwrite");
     let last = program.fail(1);
     assert!(last.contains("s3://sent/run 1/data-fetch: holds the output of another run"), "{last}");
     bucket.put("mine/data-fetch/notes.txt", b"mine");
