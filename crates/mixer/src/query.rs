@@ -532,9 +532,9 @@ fn order_of_function(
         | "approx_distinct" | "grouping" => Ok(RowOrder::Any),
         "sum" => {
             let input = node.inputs().first().map(|input| input.schema().clone());
-            let kinds = args.iter().map(|arg| arg.get_type(input.as_ref()?.as_ref()).ok());
-            let is_exact = |kind: Option<arrow_schema::DataType>| kind.is_some_and(|it| it.is_integer());
-            Ok(if kinds.map(is_exact).all(|it| it) { RowOrder::Any } else { RowOrder::Fixed })
+            let kind = |arg: &Expr| arg.get_type(input.as_ref()?.as_ref()).ok();
+            let is_exact = |arg: &Expr| kind(arg).is_some_and(|kind| kind.is_integer());
+            Ok(if args.iter().all(is_exact) { RowOrder::Any } else { RowOrder::Fixed })
         }
         "first_value" | "last_value" | "nth_value" | "any_value" | "array_agg" | "string_agg"
             if !is_ordered =>
