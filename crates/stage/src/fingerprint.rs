@@ -7,9 +7,11 @@ use rayon::prelude::*;
 use std::collections::BTreeMap;
 use std::path::{Component, Path, PathBuf};
 
-/// Files larger than this that no stage of ours wrote are known by size and time, not by content: lists and configs are
-/// smaller, and to read terabytes of shards before the work starts would take as long as some stages do.
-const MAX_HASHED_BYTES: u64 = 1 << 20;
+/// Files larger than this that no stage of ours wrote are known by size and time, not by content.
+const MAX_HASHED_BYTES: u64 = 256 << 20;
+
+/// The same of tars: to read terabytes of shards before the work starts would take as long as some stages do.
+const MAX_HASHED_TAR_BYTES: u64 = 1 << 20;
 
 /// Digests of all inputs, by the path the config gives.
 pub(crate) fn digest_inputs(
@@ -144,7 +146,9 @@ fn digest_files(files: &[PathBuf], base: &Path) -> Result<String, StageError> {
     let line = |file: &PathBuf| -> Result<String, StageError> {
         let metadata = std::fs::metadata(file).map_err(StageError::io(file))?;
         let name = file.strip_prefix(base).unwrap_or(file).display().to_string();
-        let content = if metadata.len() <= MAX_HASHED_BYTES {
+        let is_tar = file.extension().is_some_and(|extension| extension == "tar");
+        let max_hashed_bytes = if is_tar { MAX_HASHED_TAR_BYTES } else { MAX_HASHED_BYTES };
+        let content = if metadata.len() <= max_hashed_bytes {
             digest_file(file).map_err(StageError::io(file))?
         } else {
             format!("{:?}", metadata.modified().map_err(StageError::io(file))?)
