@@ -15,9 +15,9 @@ use arrow_array::builder::{Int32Builder, StringBuilder};
 use arrow_array::cast::AsArray as _;
 use arrow_array::types::Int32Type;
 use arrow_array::{Array as _, ArrayRef, Int32Array, RecordBatch, StringArray};
-use oqvl_shard_io::{TableWriter, without_parquet_panic};
+use oqvl_shard_io::{TableWriter, open_parquet, without_parquet_panic};
 use parquet::arrow::ProjectionMask;
-use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
+use parquet::arrow::arrow_reader::ArrowReaderOptions;
 use parquet::errors::ParquetError;
 use serde_json::Value;
 use std::fs::File;
@@ -287,8 +287,7 @@ fn for_each_batch(
 ) -> Result<(), DataFetchError> {
     let broken = DataFetchError::table;
     let file = File::open(path).map_err(DataFetchError::io(path))?;
-    let builder =
-        without_parquet_panic(|| ParquetRecordBatchReaderBuilder::try_new(file)).map_err(broken(path))?;
+    let builder = open_parquet(file, ArrowReaderOptions::new()).map_err(broken(path))?;
     let roots = columns.iter().filter_map(|name| builder.schema().index_of(name).ok());
     let mask = ProjectionMask::roots(builder.parquet_schema(), roots);
     let mut reader = without_parquet_panic(|| builder.with_projection(mask).build()).map_err(broken(path))?;

@@ -7,11 +7,11 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use arrow_array::{RecordBatch, new_null_array};
 use arrow_schema::{DataType, Schema, SchemaRef};
-use oqvl_shard_io::{ShardError, without_parquet_panic};
+use oqvl_shard_io::{ShardError, open_parquet, without_parquet_panic};
 use oqvl_stage::RunContext;
 use parquet::arrow::ProjectionMask;
 use parquet::arrow::arrow_reader::{
-    ArrowReaderMetadata, ArrowReaderOptions, ParquetRecordBatchReader, ParquetRecordBatchReaderBuilder,
+    ArrowReaderOptions, ParquetRecordBatchReader, ParquetRecordBatchReaderBuilder,
 };
 use parquet::errors::ParquetError;
 use rayon::prelude::*;
@@ -257,14 +257,12 @@ impl Iterator for Batches {
 /// Opens a parquet file, which may be damaged.
 pub(crate) fn open_table(path: &Path) -> Result<ParquetRecordBatchReaderBuilder<File>, MixerError> {
     let file = open_file(path)?;
-    without_parquet_panic(|| ParquetRecordBatchReaderBuilder::try_new(file)).map_err(table_error(path))
+    open_parquet(file, ArrowReaderOptions::new()).map_err(table_error(path))
 }
 
 /// The columns and the number of rows of a file.
 fn read_footer(path: &Path) -> Result<(SchemaRef, u64), MixerError> {
-    let file = open_file(path)?;
-    let footer = without_parquet_panic(|| ArrowReaderMetadata::load(&file, ArrowReaderOptions::new()))
-        .map_err(table_error(path))?;
+    let footer = open_table(path)?;
     let groups = footer.metadata().row_groups().iter();
     let num_rows = groups.map(|group| u64::try_from(group.num_rows()).ok());
     let num_rows = num_rows.reduce(|sum, group| sum?.checked_add(group?)).unwrap_or(Some(0));

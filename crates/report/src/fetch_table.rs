@@ -2,7 +2,8 @@
 
 use crate::error::ReportError;
 use arrow_array::{Array, RecordBatch, StringArray};
-use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
+use oqvl_shard_io::open_parquet;
+use parquet::arrow::arrow_reader::{ArrowReaderOptions, ParquetRecordBatchReaderBuilder};
 use std::fs::File;
 use std::path::Path;
 
@@ -23,7 +24,7 @@ pub(crate) fn read(path: &Path) -> Result<Vec<FetchedUrl>, ReportError> {
     let parquet_error = |source| ReportError::Parquet { path: path.to_path_buf(), source };
     let file = File::open(path).map_err(ReportError::io(path))?;
     let reader =
-        ParquetRecordBatchReaderBuilder::try_new(file).and_then(ParquetRecordBatchReaderBuilder::build);
+        open_parquet(file, ArrowReaderOptions::new()).and_then(ParquetRecordBatchReaderBuilder::build);
     let mut rows = Vec::new();
     for batch in reader.map_err(parquet_error)? {
         let batch = batch.map_err(|error| parquet_error(error.into()))?;

@@ -8,12 +8,13 @@ use std::sync::Arc;
 use arrow_array::{Array, RecordBatch};
 use arrow_schema::{Schema, SchemaRef};
 use parquet::arrow::ArrowWriter;
-use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
+use parquet::arrow::arrow_reader::{ArrowReaderOptions, ParquetRecordBatchReaderBuilder};
 use parquet::basic::{Compression, ZstdLevel};
 use parquet::errors::ParquetError;
 use parquet::file::metadata::KeyValue;
 use parquet::file::properties::WriterProperties;
 
+use crate::parquet_footer::check_claims;
 use crate::{AtomicFile, ShardError};
 
 /// Stands where the library would write its version, so that an upgrade alone does not change the bytes.
@@ -99,7 +100,7 @@ pub(crate) struct TableFile {
 impl TableFile {
     pub(crate) fn open(path: &Path) -> Result<TableFile, ShardError> {
         let file = File::open(path).map_err(ShardError::io(path))?;
-        let builder = without_panic(path, || ParquetRecordBatchReaderBuilder::try_new(file))?;
+        let builder = open_parquet(file, ArrowReaderOptions::new()).map_err(ShardError::parquet(path))?;
         Ok(TableFile { path: path.to_path_buf(), builder })
     }
 
@@ -138,9 +139,21 @@ impl TableFile {
     }
 }
 
+/// Opens a parquet file of others, which may be damaged: neither a false claim in its footer nor a panic of the library
+/// takes the stage with it. What is then read from it goes through [`without_parquet_panic`].
+///
+/// # Errors
+/// If it is not a parquet file, or a damaged one.
+pub fn open_parquet(
+    file: File,
+    options: ArrowReaderOptions,
+) -> Result<ParquetRecordBatchReaderBuilder<File>, ParquetError> {
+    check_claims(&file)?;
+    without_parquet_panic(|| ParquetRecordBatchReaderBuilder::try_new_with_options(file, options))
+}
+
 /// Runs a piece of the parquet library and turns a panic of it into an error: it checks most of what a file claims,
-/// but not all, and a damaged file must not take the stage with it. Everything that reads parquet files of others goes
-/// through this, opening as well as every batch; a reader that has panicked must not be used again.
+/// but not all. Every batch of a file of others is read through this; a reader that has panicked must not be used again.
 ///
 /// # Errors
 /// What `read` returns, or [`ParquetError::General`] if it panicked.

@@ -6,7 +6,7 @@ use arrow_array::{Array, ArrayRef, RecordBatch};
 use arrow_cast::cast;
 use arrow_json::writer::{EncoderOptions, NullableEncoder, make_encoder};
 use arrow_schema::{ArrowError, DataType, Field, FieldRef};
-use oqvl_shard_io::without_parquet_panic;
+use oqvl_shard_io::{open_parquet, without_parquet_panic};
 use parquet::arrow::ProjectionMask;
 use parquet::arrow::arrow_reader::{ArrowReaderOptions, ParquetRecordBatchReaderBuilder};
 use parquet::errors::ParquetError;
@@ -109,9 +109,7 @@ fn open(path: &Path) -> Result<ParquetRecordBatchReaderBuilder<File>, DataFetchE
     let file = File::open(path).map_err(DataFetchError::io(path))?;
     // The embedded Arrow schema may ask for dictionaries and views; the parquet types alone are plainer.
     let options = ArrowReaderOptions::new().with_skip_arrow_metadata(true);
-    let builder =
-        without_parquet_panic(|| ParquetRecordBatchReaderBuilder::try_new_with_options(file, options));
-    builder.map_err(|error| DataFetchError::ListFormat {
+    open_parquet(file, options).map_err(|error| DataFetchError::ListFormat {
         path: path.to_path_buf(),
         format: "parquet",
         problem: error.to_string(),

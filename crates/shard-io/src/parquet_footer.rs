@@ -1,0 +1,270 @@
+//! Whether the counts a parquet footer claims can be true.
+//!
+//! The parquet library reserves memory for as many schema children, row groups and other list entries as the footer says
+//! there are, before it has seen one: a damaged file of a few hundred bytes asks for gigabytes, which panics or, where
+//! memory is short, ends the process. An entry takes at least a byte, so most such claims show by themselves.
+//!
+//! Sources: `parquet.thrift` (`FileMetaData`, `SchemaElement`) and the compact protocol of Apache Thrift.
+
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt;
+
+use parquet::errors::ParquetError;
+
+/// What a file with a plain footer ends with.
+const MAGIC: &[u8] = b"PAR1";
+/// The length of the footer, and the magic.
+const TAIL_BYTES: usize = 8;
+/// Structures within structures that are followed; real footers have seven.
+const MAX_DEPTH: usize = 64;
+
+/// Field of `FileMetaData` with the list of schema elements.
+const SCHEMA_FIELD: i64 = 2;
+/// Field of `SchemaElement` with the number of its children.
+const NUM_CHILDREN_FIELD: i64 = 5;
+
+/// Kinds of values in the compact protocol.
+const BOOLEANS: [u8; 2] = [1, 2];
+const BYTE: u8 = 3;
+const I16: u8 = 4;
+const I32: u8 = 5;
+const I64: u8 = 6;
+const DOUBLE: u8 = 7;
+const BINARY: u8 = 8;
+const LIST: u8 = 9;
+const SET: u8 = 10;
+const MAP: u8 = 11;
+const STRUCT: u8 = 12;
+
+/// Refuses a file whose footer claims more entries than fit into it. Whatever else is wrong is left to the library.
+pub(crate) fn check_claims(file: &File) -> Result<(), ParquetError> {
+    let Some(footer) = read_footer(file)? else { return Ok(()) };
+    match (Walker { rest: &footer }).file_metadata() {
+        Err(Stop::FalseClaim) => {
+            Err(ParquetError::General("the footer claims more entries than it has bytes".to_owned()))
+        }
+        Ok(()) | Err(Stop::Malformed) => Ok(()),
+    }
+}
+
+/// The footer's bytes; `None` if this is no parquet file with a plain footer.
+fn read_footer(file: &File) -> io::Result<Option<Vec<u8>>> {
+    let num_bytes = file.metadata()?.len();
+    let Some(tail_start) = num_bytes.checked_sub(TAIL_BYTES as u64) else { return Ok(None) };
+    let mut tail = [0; TAIL_BYTES];
+    file.read_exact_at(&mut tail, tail_start)?;
+    let (length, magic) = tail.split_at(4);
+    let length = u32::from_le_bytes(length.try_into().expect("split at four"));
+    let Some(start) = tail_start.checked_sub(u64::from(length)).filter(|_| magic == MAGIC) else {
+        return Ok(None);
+    };
+    let mut footer = vec![0; length as usize];
+    file.read_exact_at(&mut footer, start)?;
+    Ok(Some(footer))
+}
+
+/// Why the walk ended early.
+enum Stop {
+    FalseClaim,
+    Malformed,
+}
+
+/// Goes through a value of the compact protocol.
+struct Walker<'a> {
+    rest: &'a [u8],
+}
+
+impl Walker<'_> {
+    fn file_metadata(&mut self) -> Result<(), Stop> {
+        self.fields(0, &mut |walker, field, kind| {
+            if (field, kind) != (SCHEMA_FIELD, LIST) {
+                return walker.value(kind, 1);
+            }
+            let (num_elements, element) = walker.list_header()?;
+            for _ in 0..num_elements {
+                walker.schema_element(num_elements, element)?;
+            }
+            Ok(())
+        })
+    }
+
+    fn schema_element(&mut self, num_elements: u64, kind: u8) -> Result<(), Stop> {
+        if kind != STRUCT {
+            return self.element(kind, 2);
+        }
+        self.fields(2, &mut |walker, field, kind| {
+            if (field, kind) != (NUM_CHILDREN_FIELD, I32) {
+                return walker.value(kind, 3);
+            }
+            let num_children = unzigzag(walker.varint()?);
+            // The library refuses negative numbers.
+            if u64::try_from(num_children).is_ok_and(|number| number >= num_elements) {
+                return Err(Stop::FalseClaim);
+            }
+            Ok(())
+        })
+    }
+
+    /// Hands each field of a structure to `visit`, by number and kind.
+    fn fields(
+        &mut self,
+        depth: usize,
+        visit: &mut dyn FnMut(&mut Self, i64, u8) -> Result<(), Stop>,
+    ) -> Result<(), Stop> {
+        if depth > MAX_DEPTH {
+            return Err(Stop::Malformed);
+        }
+        let mut field = 0_i64;
+        loop {
+            let header = self.byte()?;
+            if header == 0 {
+                return Ok(());
+            }
+            field = match header >> 4 {
+                0 => unzigzag(self.varint()?),
+                step => field.wrapping_add(i64::from(step)),
+            };
+            visit(self, field, header & 0x0f)?;
+        }
+    }
+
+    /// Passes over the value of a field.
+    fn value(&mut self, kind: u8, depth: usize) -> Result<(), Stop> {
+        if BOOLEANS.contains(&kind) {
+            return Ok(()); // in the kind itself
+        }
+        self.element(kind, depth)
+    }
+
+    /// Passes over a value that stands by itself.
+    fn element(&mut self, kind: u8, depth: usize) -> Result<(), Stop> {
+        match kind {
+            1..=BYTE => self.skip(1),
+            I16 | I32 | I64 => self.varint().map(drop),
+            DOUBLE => self.skip(8),
+            BINARY => {
+                let num_bytes = self.varint()?;
+                self.skip(num_bytes)
+            }
+            LIST | SET => {
+                let (num_elements, kind) = self.list_header()?;
+                self.elements(num_elements, &[kind], depth)
+            }
+            MAP => {
+                let num_entries = self.varint()?;
+                if num_entries == 0 {
+                    return Ok(());
+                }
+                let kinds = self.byte()?;
+                self.check_claim(num_entries)?;
+                self.elements(num_entries, &[kinds >> 4, kinds & 0x0f], depth)
+            }
+            STRUCT => self.fields(depth, &mut |walker, _, kind| walker.value(kind, depth + 1)),
+            _ => Err(Stop::Malformed),
+        }
+    }
+
+    fn elements(&mut self, number: u64, kinds: &[u8], depth: usize) -> Result<(), Stop> {
+        if depth > MAX_DEPTH {
+            return Err(Stop::Malformed);
+        }
+        for _ in 0..number {
+            for kind in kinds {
+                self.element(*kind, depth + 1)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Number and kind of a list's elements.
+    fn list_header(&mut self) -> Result<(u64, u8), Stop> {
+        let header = self.byte()?;
+        let number = match header >> 4 {
+            15 => self.varint()?,
+            number => u64::from(number),
+        };
+        self.check_claim(number)?;
+        Ok((number, header & 0x0f))
+    }
+
+    fn check_claim(&self, number: u64) -> Result<(), Stop> {
+        if number > self.rest.len() as u64 { Err(Stop::FalseClaim) } else { Ok(()) }
+    }
+
+    fn byte(&mut self) -> Result<u8, Stop> {
+        let (first, rest) = self.rest.split_first().ok_or(Stop::Malformed)?;
+        self.rest = rest;
+        Ok(*first)
+    }
+
+    fn skip(&mut self, num_bytes: u64) -> Result<(), Stop> {
+        let num_bytes = usize::try_from(num_bytes).map_err(|_| Stop::Malformed)?;
+        self.rest = self.rest.get(num_bytes..).ok_or(Stop::Malformed)?;
+        Ok(())
+    }
+
+    fn varint(&mut self) -> Result<u64, Stop> {
+        let mut number = 0;
+        for shift in (0..64).step_by(7) {
+            let byte = self.byte()?;
+            number |= u64::from(byte & 0x7f) << shift;
+            if byte & 0x80 == 0 {
+                return Ok(number);
+            }
+        }
+        Err(Stop::Malformed)
+    }
+}
+
+/// Signed numbers come with their sign in the lowest bit.
+fn unzigzag(number: u64) -> i64 {
+    (number >> 1) as i64 ^ -((number & 1) as i64)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+
+    use super::*;
+
+    fn check(footer: &[u8]) -> Result<(), String> {
+        let mut file = tempfile::tempfile().unwrap();
+        file.write_all(MAGIC).unwrap();
+        file.write_all(footer).unwrap();
+        file.write_all(&(footer.len() as u32).to_le_bytes()).unwrap();
+        file.write_all(MAGIC).unwrap();
+        check_claims(&file).map_err(|error| error.to_string())
+    }
+
+    /// A footer whose root claims `num_children` (one byte of a varint, zigzag) and has one.
+    fn footer(num_children: &[u8]) -> Vec<u8> {
+        let root = [&[0x48, 1, b'r', 0x15][..], num_children, &[0x00]].concat();
+        let leaf = [0x15, 0x0c, 0x25, 0x00, 0x18, 1, b'k', 0x00];
+        [&[0x15, 0x02, 0x19, 0x2c][..], &root, &leaf, &[0x16, 0x00, 0x19, 0x0c, 0x00]].concat()
+    }
+
+    #[test]
+    fn claims_are_held_against_the_footer() {
+        assert_eq!(check(&footer(&[2])), Ok(()), "one child");
+        assert_eq!(check(&footer(&[3])), Ok(()), "-2 is left to the library");
+        for too_many in [&[4][..], &[0x80, 0x01], &[0xfe, 0xff, 0xff, 0xff, 0x0f]] {
+            assert!(check(&footer(too_many)).unwrap_err().contains("claims more entries"), "{too_many:?}");
+        }
+        // Row groups: a list whose size is a varint.
+        let row_groups = [&[0x15, 0x02, 0x19, 0x0c, 0x16, 0x00, 0x19, 0xfc][..], &[0xff, 0xff, 0x03, 0x00]];
+        assert!(check(&row_groups.concat()).unwrap_err().contains("claims more entries"));
+    }
+
+    #[test]
+    fn what_is_no_footer_is_left_to_the_library() {
+        for bytes in
+            [&b""[..], b"\x0d", b"\x15", b"\x15\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff", &[0x1c; 300]]
+        {
+            assert_eq!(check(bytes), Ok(()), "{bytes:?}");
+        }
+        let mut short = tempfile::tempfile().unwrap();
+        short.write_all(b"PAR1").unwrap();
+        assert!(check_claims(&short).is_ok());
+    }
+}
