@@ -123,6 +123,7 @@ impl Stage for DataFetch {
     /// The seed decides on the jitter of waits alone.
     const SEEDED: bool = false;
     const SHARDED: bool = true;
+    const CHECKS_FIRST: bool = true;
     type Config = DataFetchConfig;
     type Report = DataFetchReport;
     type Error = DataFetchError;
@@ -131,6 +132,7 @@ impl Stage for DataFetch {
         let check_interrupt = || run.check_interrupt().map_err(DataFetchError::from);
         let list = UrlList::survey(config, &run.resolve(&config.url_list), &check_interrupt)?;
         let list = shard_numbers::number(config, run, list)?;
+        run.begin()?;
         pipeline::fetch_shards(config, run, list.clone())?;
         let report = DataFetchReport::of_shards(config, run, &list)?;
         report.check_failures(config)?;

@@ -93,6 +93,7 @@ impl Stage for Mixer {
     const NAME: &'static str = "mixer";
     const VERSION: &'static str = env!("CARGO_PKG_VERSION");
     const SHARDED: bool = true;
+    const CHECKS_FIRST: bool = true;
     type Config = MixerConfig;
     type Report = MixerReport;
     type Error = MixerError;
@@ -109,6 +110,7 @@ impl Stage for Mixer {
         crate::baseline::check_assets(&rules, run)?;
         let decontaminate = config.decontaminate.as_ref();
         let benchmark_images = decontaminate.map(|it| BenchmarkImages::read(it, run)).transpose()?;
+        run.begin()?;
         let pool = Pool::open(source, &plan, &scratch, run)?;
         let contamination = benchmark_images.map(|images| images.find_in(&pool, run)).transpose()?;
         let asks_queries = rules.iter().any(|rule| matches!(rule, Rule::Where(_) | Rule::Sql(_)));

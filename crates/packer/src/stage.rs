@@ -20,6 +20,7 @@ impl Stage for Packer {
     const NAME: &'static str = "packer";
     const VERSION: &'static str = env!("CARGO_PKG_VERSION");
     const SHARDED: bool = true;
+    const CHECKS_FIRST: bool = true;
     type Config = PackerConfig;
     type Report = PackerReport;
     type Error = PackerError;
@@ -29,6 +30,7 @@ impl Stage for Packer {
         let setup = Setup::new(config, run)?;
         let mut units = units(config, &setup.dir)?;
         units.retain(|unit| run.owns_shard(unit.index));
+        run.begin()?;
 
         let progress = run.progress(units.len() as u64, "units");
         // Many units: a thread each. Few: all threads on one after the other.

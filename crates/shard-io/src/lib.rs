@@ -80,6 +80,7 @@ pub use pack::{ImageEncoding, ImageRef, ImageShrink, Pack, PackInfo};
 pub use pack_tar::{PackTarReader, PackWithImages, index_pack_tar, read_pack_tar, write_pack_tar};
 pub use parquet_table::{TableWriter, open_parquet, without_parquet_panic};
 pub use plan::{PlanWriter, read_plan, write_plan};
+pub use python_json::from_python_json;
 pub use sample::{IMAGE_EXTENSIONS, Member, Sample, SampleKey};
 pub use shard_file::ShardFile;
 pub use shard_list::{list_plans, list_shards};

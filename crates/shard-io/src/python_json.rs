@@ -7,7 +7,10 @@ use std::borrow::Cow;
 use serde::de::DeserializeOwned;
 
 /// Reads JSON; Python's numbers that are none become `null`.
-pub(crate) fn from_python_json<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, serde_json::Error> {
+///
+/// # Errors
+/// If it is neither JSON nor what Python takes for it, or not of that shape.
+pub fn from_python_json<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, serde_json::Error> {
     // Nearly all files are plain JSON, which is tried first.
     serde_json::from_slice(bytes).or_else(|error| match with_nulls(bytes) {
         Cow::Owned(plain) => serde_json::from_slice(&plain),

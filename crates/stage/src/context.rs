@@ -4,7 +4,9 @@ use crate::Stage;
 use crate::error::Interrupted;
 use crate::progress::Progress;
 use crate::publisher::Upload;
+use crate::replaced;
 use crate::shard_range::ShardRange;
+use oqvl_shard_io::ShardError;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -107,6 +109,15 @@ impl RunContext {
             // Nobody listens any more if sending failed, which the runtime reports.
             let _ = uploads.send(Upload::Files(files));
         }
+    }
+
+    /// To be called by a stage that [checks first](Stage::CHECKS_FIRST) when all that the request names has been found
+    /// sound: what a request before this one left in the output directory goes now, and not if the stage fails before.
+    ///
+    /// # Errors
+    /// If it cannot be removed.
+    pub fn begin(&self) -> Result<(), ShardError> {
+        if self.shards.is_none() { replaced::discard(&self.out_dir) } else { Ok(()) }
     }
 
     /// The digest of a finished file below [`out_dir`](RunContext::out_dir), known from writing it

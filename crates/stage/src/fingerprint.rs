@@ -191,11 +191,12 @@ pub(crate) fn output_files(out_dir: &Path) -> Result<BTreeMap<String, PathBuf>, 
     for file in files_below(out_dir)? {
         let name = file.file_name().unwrap_or_default().to_string_lossy();
         let at_root = file.parent() == Some(out_dir);
-        if name.starts_with('.') || name.contains(".local.") || (at_root && is_runtime_file(&name)) {
+        let relative = file.strip_prefix(out_dir).expect("walked from there");
+        let is_hidden = relative.components().any(|part| part.as_os_str().to_string_lossy().starts_with('.'));
+        if is_hidden || name.contains(".local.") || (at_root && is_runtime_file(&name)) {
             continue;
         }
-        let relative = file.strip_prefix(out_dir).expect("walked from there").display().to_string();
-        outputs.insert(relative, file);
+        outputs.insert(relative.display().to_string(), file);
     }
     Ok(outputs)
 }

@@ -72,6 +72,7 @@ mod progress;
 mod publisher;
 mod random;
 mod remote_inputs;
+mod replaced;
 mod runtime;
 mod scoring;
 mod shard_range;
@@ -103,6 +104,9 @@ pub trait Stage {
     const OUTPUT_VERSION: &'static str = Self::VERSION;
     /// Whether the output depends on the seed, which is then part of the fingerprint.
     const SEEDED: bool = true;
+    /// Whether the stage calls [`RunContext::begin`] when it has found the request sound. Then a wrong one costs nothing of
+    /// what the request before it has left; otherwise that is removed before the stage runs.
+    const CHECKS_FIRST: bool = false;
     /// Whether several processes may share the work by `--shards` or as a Slurm array.
     const SHARDED: bool = false;
     /// Its table in `configs/*.toml`.

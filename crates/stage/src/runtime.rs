@@ -7,12 +7,15 @@ use crate::logging::{self, LogFormat};
 use crate::process_env;
 use crate::publisher::Publisher;
 use crate::remote_inputs::{self, Mirrors, Missing};
+use crate::replaced;
 use crate::shard_range::ShardRange;
 use crate::stores::StoresConfig;
 use crate::voice::Voice;
 use crate::{ConfigError, EarlierOutput, RunContext, Stage, StageConfig as _};
 use anyhow::Context as _;
-use oqvl_shard_io::{Claim, Manifest, StoreSettings, TEMPORARY_PREFIX, read_json, write_json_atomic};
+use oqvl_shard_io::{
+    Claim, FilePattern, Manifest, StoreSettings, TEMPORARY_PREFIX, read_json, write_json_atomic,
+};
 use std::collections::BTreeMap;
 use std::fs::{File, TryLockError};
 use std::io::Write as _;
@@ -26,6 +29,8 @@ use std::time::Instant;
 pub(crate) const FINGERPRINT_FILE: &str = "fingerprint.json";
 const LOCK_FILE: &str = ".lock";
 const STAMP_LOCK_FILE: &str = ".stamp.lock";
+/// Files that stay when output is removed.
+const RUNTIME_FILES: [&str; 3] = [LOCK_FILE, STAMP_LOCK_FILE, FINGERPRINT_FILE];
 
 const EXIT_FAILED: u8 = 1;
 const EXIT_WRONG_REQUEST: u8 = 2;
@@ -196,7 +201,17 @@ impl<S: Stage> Job<S> {
         let run = run.with_stores(paths, publisher.as_ref().map(Publisher::queue));
 
         let started = Instant::now();
-        let report = S::run(&self.config, &run)?;
+        let report = match S::run(&self.config, &run) {
+            Ok(report) => report,
+            Err(error) => {
+                if self.flags.shards.is_none() && self.restore_replaced()? {
+                    let out_dir = self.out_dir.display();
+                    self.voice.info(&format!("{}: {out_dir} is as it was before", S::NAME));
+                }
+                return Err(error.into());
+            }
+        };
+        run.begin()?;
         let seconds = started.elapsed().as_secs_f64();
 
         let report = serde_json::to_value(&report).context("the report cannot be written as JSON")?;
@@ -265,6 +280,7 @@ impl<S: Stage> Job<S> {
     }
 
     fn fingerprint(&self, mirrors: &Mirrors) -> Result<(String, BTreeMap<String, String>), StageError> {
+        self.check_inputs_are_foreign()?;
         let inputs = fingerprint::digest_inputs(&self.flags.work_dir, &self.config.inputs(), mirrors)?;
         let mut config = self.config_json.clone();
         if let Some(table) = config.as_object_mut() {
@@ -273,6 +289,27 @@ impl<S: Stage> Job<S> {
         let seed = S::SEEDED.then_some(self.seed);
         let fingerprint = fingerprint::fingerprint(S::NAME, S::OUTPUT_VERSION, seed, &config, &inputs);
         Ok((fingerprint, inputs))
+    }
+
+    /// A stage that reads what it writes would remove its input to make room.
+    fn check_inputs_are_foreign(&self) -> Result<(), ConfigError> {
+        let absolute =
+            |path: &Path| path.canonicalize().or_else(|_| std::path::absolute(path)).unwrap_or_default();
+        let out_dir = absolute(&self.out_dir);
+        for input in self.config.inputs() {
+            let path = self.flags.work_dir.join(&input);
+            if absolute(FilePattern::of_path(&path).as_ref().map_or(path.as_path(), FilePattern::base))
+                .starts_with(&out_dir)
+            {
+                let message = format!(
+                    "`{}` lies in this stage's own output, {}: move it elsewhere, or use another --work-dir",
+                    input.display(),
+                    self.out_dir.display()
+                );
+                return Err(ConfigError::new(S::NAME, message));
+            }
+        }
+        Ok(())
     }
 
     /// What concerns the whole output cannot be done to a part of it.
@@ -383,7 +420,9 @@ impl<S: Stage> Job<S> {
         let stamp_lock_path = out_dir.join(STAMP_LOCK_FILE);
         let stamp_lock = File::create(&stamp_lock_path).map_err(StageError::io(&stamp_lock_path))?;
         stamp_lock.lock().map_err(StageError::io(&stamp_lock_path))?;
-        let stamp_path = out_dir.join(FINGERPRINT_FILE);
+        if self.flags.shards.is_none() {
+            self.restore_replaced()?;
+        }
         let policy = self.config.earlier_output();
         match self.stamp()? {
             Some(stamp) if stamp.fingerprint == fingerprint && policy != EarlierOutput::Discard => {
@@ -421,18 +460,35 @@ impl<S: Stage> Job<S> {
                     self.voice.info(&format!("{}: {why}; {} is made anew", S::NAME, out_dir.display()));
                 }
                 // A kill halfway leaves output of no run, whatever the config is by then.
-                write_json_atomic(
-                    &stamp_path,
-                    &Stamp { stage: S::NAME.to_owned(), fingerprint: String::new() },
-                )?;
-                remove_content(out_dir)?;
+                let empty_stamp = || self.write_stamp("");
+                if S::CHECKS_FIRST && !stamp.fingerprint.is_empty() {
+                    replaced::set_aside(out_dir, &RUNTIME_FILES, FINGERPRINT_FILE, empty_stamp)?;
+                } else {
+                    empty_stamp()?;
+                    remove_content(out_dir)?;
+                }
             }
             None if has_only_hidden_files(out_dir)? => {}
             None => return Err(StageError::ForeignDirectory { path: out_dir.clone(), stage: S::NAME }),
         }
-        let stamp = Stamp { stage: S::NAME.to_owned(), fingerprint: fingerprint.to_owned() };
-        write_json_atomic(&stamp_path, &stamp)?;
+        self.write_stamp(fingerprint)?;
         Ok(lock)
+    }
+
+    fn write_stamp(&self, fingerprint: &str) -> Result<(), StageError> {
+        let stamp = Stamp { stage: S::NAME.to_owned(), fingerprint: fingerprint.to_owned() };
+        Ok(write_json_atomic(&self.out_dir.join(FINGERPRINT_FILE), &stamp)?)
+    }
+
+    /// Puts the output of the request before this one back; returns whether there was some.
+    fn restore_replaced(&self) -> Result<bool, StageError> {
+        replaced::restore(&self.out_dir, FINGERPRINT_FILE, || {
+            if self.stamp()?.is_some_and(|stamp| !stamp.fingerprint.is_empty()) {
+                remove_content(&self.out_dir)?;
+                self.write_stamp("")?;
+            }
+            Ok(())
+        })
     }
 
     /// Whole runs exclude each other and partial runs; partial runs share.
@@ -459,7 +515,8 @@ fn remove_content(directory: &Path) -> Result<(), StageError> {
     remove_file_if_there(&directory.join(Manifest::FILE_NAME))?;
     for entry in std::fs::read_dir(directory).map_err(StageError::io(directory))? {
         let path = entry.map_err(StageError::io(directory))?.path();
-        if [LOCK_FILE, STAMP_LOCK_FILE, FINGERPRINT_FILE].iter().any(|kept| path.ends_with(kept)) {
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        if RUNTIME_FILES.contains(&&*name) || replaced::is_own(&name) {
             continue;
         }
         let removed = if path.is_dir() && !path.is_symlink() {

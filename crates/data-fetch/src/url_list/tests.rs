@@ -141,7 +141,8 @@ fn json_lines_keep_broken_rows_in_place() {
         {"url": "http://a/3",
         ["http://a/4"]
         {"url": 5, "caption": 6, "uid": "u5"}
-        {"caption": "no url", "clip": null}"#;
+        {"caption": "no url", "clip": null}
+        {"url": "http://a/6", "caption": "NaN, which Python writes", "clip": NaN}"#;
     let mut case = Case::new(&[("urls.jsonl", text)]);
     case.config.save_additional_columns = vec!["clip".to_owned()];
     assert_eq!(
@@ -153,6 +154,7 @@ fn json_lines_keep_broken_rows_in_place() {
             "(bad-row)|-|[null,null]",
             "(bad-url)|6|[\"u5\",null]",
             "(bad-url)|no url|[null,null]",
+            "http://a/6|NaN, which Python writes|[null,null]",
         ]
     );
     let list = case.survey().unwrap();

@@ -10,6 +10,7 @@ use crate::config::InputFormat;
 use crate::error::DataFetchError;
 use crate::reject::Reject;
 use flate2::read::MultiGzDecoder;
+use oqvl_shard_io::from_python_json;
 use serde::de::{Deserializer as _, Error as _, SeqAccess, Visitor};
 use serde_json::{Map, Value};
 use std::cell::Cell;
@@ -115,7 +116,7 @@ impl TextList<'_, '_> {
         let (mut line, mut line_idx) = (Vec::new(), 0);
         let mut names = None;
         while self.next_line(&mut line, &mut line_idx)?.is_some() {
-            let value = serde_json::from_slice::<Value>(&line).ok();
+            let value = from_python_json::<Value>(&line).ok();
             let record = object_record(value, self.wanted, &mut names);
             if self.emit(record).is_break() {
                 break;

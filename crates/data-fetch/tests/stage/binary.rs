@@ -332,6 +332,51 @@ fn lists_extend_one_another_and_each_can_be_completed() {
 }
 
 #[test]
+fn a_wrong_request_costs_nothing_of_what_is_there() {
+    let (world, _ill) = slow_world();
+    finish(&world, &[]);
+    let before = world.outputs();
+    let overwrite = "data-fetch.incremental_mode=overwrite";
+    for wrong in ["data-fetch.url_col=nope", "data-fetch.url_list=run.toml"] {
+        let output = command(&world, &[overwrite, wrong]).output().unwrap();
+        let text = String::from_utf8(output.stderr).unwrap();
+        assert!(!output.status.success() && text.contains("is as it was before"), "{text}");
+        assert_eq!(world.outputs(), before, "{wrong}");
+    }
+    // Killed in between, by the state it then leaves: all of the output aside, none of the new request's there.
+    let (out_dir, aside) = (world.out_dir(), world.out_dir().join(".replaced"));
+    std::fs::create_dir(&aside).unwrap();
+    for entry in std::fs::read_dir(&out_dir).unwrap() {
+        let name = entry.unwrap().file_name();
+        if !name.to_string_lossy().starts_with('.') {
+            std::fs::rename(out_dir.join(&name), aside.join(&name)).unwrap();
+        }
+    }
+    let stamp = br#"{"stage": "data-fetch", "fingerprint": "of the request that was killed"}"#;
+    write_atomic(&out_dir.join("fingerprint.json"), stamp).unwrap();
+    write_atomic(&out_dir.join("00000.tar"), b"new").unwrap();
+    let num_requests = world.server.requests().len();
+    finish(&world, &[]);
+    assert_eq!((results(&world), world.server.requests().len()), {
+        let mut before = before.clone();
+        before.retain(|name, _| name != "manifest.json");
+        (before, num_requests)
+    });
+
+    let before = world.outputs();
+    for own in ["data-fetch", "data-fetch/00000.parquet", "./data-fetch/*.parquet"] {
+        let own = format!("data-fetch.url_list={own}");
+        for flags in [&[][..], &["--dry-run"]] {
+            let output = command(&world, &[overwrite, &own]).args(flags).output().unwrap();
+            let text = String::from_utf8(output.stderr).unwrap();
+            assert_eq!(output.status.code(), Some(2), "{own}: {text}");
+            assert!(text.contains("lies in this stage's own output"), "{text}");
+            assert_eq!(world.outputs(), before);
+        }
+    }
+}
+
+#[test]
 fn what_was_downloaded_is_not_removed_unasked() {
     let (world, _ill) = slow_world();
     finish(&world, &[]);
