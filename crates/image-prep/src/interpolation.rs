@@ -120,7 +120,7 @@ fn to_byte(value: f32) -> u8 {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
     use crate::Layout;
     use proptest::prelude::*;
@@ -137,6 +137,13 @@ mod tests {
     fn raster(width: u32, height: u32, layout: Layout, level_of: impl FnMut(u32) -> u8) -> Raster {
         let num_bytes = width * height * layout.num_channels() as u32;
         Raster::new(width, height, layout, (0..num_bytes).map(level_of).collect()).unwrap()
+    }
+
+    /// An image of these bytes, as high as they reach and at least `min_height`; they begin anew where they end.
+    pub(crate) fn rgb_of(bytes: &[u8], width: u32, min_height: u32) -> Raster {
+        let height = (bytes.len() as u32).div_ceil(width * 3).max(min_height);
+        let pixels = bytes.iter().copied().cycle().take((width * height * 3) as usize).collect();
+        Raster::new(width, height, Layout::Rgb, pixels).unwrap()
     }
 
     #[test]

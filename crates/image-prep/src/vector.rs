@@ -107,13 +107,25 @@ impl Taps {
     /// First input and groups of each output in turn.
     #[inline(always)]
     pub(crate) fn iter(&self) -> impl Iterator<Item = (usize, &[[WeightPair; 2]])> {
-        let mut rest = &self.groups[..];
-        self.runs.iter().map(move |&(first, num_groups)| {
+        runs_of(&self.runs, &self.groups)
+    }
+}
+
+/// First input and groups of each output in turn; `runs` has the first input of each and the number of its groups.
+#[inline(always)]
+pub(crate) fn runs_of<'a, T>(
+    runs: &'a [(usize, usize)],
+    groups: &'a [T],
+) -> impl Iterator<Item = (usize, &'a [T])> {
+    let mut rest = groups;
+    runs.iter().map(
+        #[inline(always)]
+        move |&(first, num_groups)| {
             let (groups, after) = rest.split_at(num_groups);
             rest = after;
             (first, groups)
-        })
-    }
+        },
+    )
 }
 
 /// The weighted sums of RGB pixels of two rows, given to `take` for each output in turn: red, green, blue and nothing of

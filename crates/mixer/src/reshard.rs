@@ -161,8 +161,9 @@ impl<'a> Resharder<'a> {
                 let sample = samples.next().ok_or_else(changed)??;
                 let place = &places.samples[*position];
                 let uid = place.uid.map_err(|_| changed())?;
+                let found = (piece.start + sample.offset, sample.num_bytes);
                 if key_check(sample.key.as_str()) != place.key_check
-                    || piece.start + sample.offset != place.offset
+                    || found != (place.offset, place.num_bytes)
                 {
                     return Err(changed());
                 }

@@ -162,6 +162,7 @@ mod avx2 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::interpolation::tests::rgb_of;
     use proptest::prelude::*;
 
     proptest! {
@@ -171,10 +172,9 @@ mod tests {
             bytes in prop::collection::vec(any::<u8>(), 1..3000), width in 1u32..120, to_width in 1u32..120,
             to_height in 1u32..60,
         ) {
-            let height = (bytes.len() as u32).div_ceil(width * 3).max(to_height);
-            let pixels = bytes.iter().copied().cycle().take((width * height * 3) as usize).collect();
-            let image = Raster::new(width, height, Layout::Rgb, pixels).unwrap();
-            let (columns, rows) = (Axis::new(width, to_width.min(width)), Axis::new(height, to_height));
+            let image = rgb_of(&bytes, width, to_height);
+            let columns = Axis::new(width, to_width.min(width));
+            let rows = Axis::new(image.height(), to_height);
             prop_assert_eq!(
                 resize(&image, columns, rows),
                 plain::<3>(image.pixels(), width as usize, &cells(columns), &cells(rows))

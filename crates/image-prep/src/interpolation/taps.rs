@@ -345,6 +345,7 @@ mod avx2 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::interpolation::tests::rgb_of;
     use proptest::prelude::*;
 
     proptest! {
@@ -354,10 +355,9 @@ mod tests {
             bytes in prop::collection::vec(any::<u8>(), 1..2000), width in 1u32..60, to_width in 1u32..90,
             to_height in 1u32..60,
         ) {
-            let height = (bytes.len() as u32).div_ceil(width * 3);
-            let pixels = bytes.iter().copied().cycle().take((width * height * 3) as usize).collect();
-            let image = Raster::new(width, height, Layout::Rgb, pixels).unwrap();
-            let (columns, rows) = (Axis::new(width, to_width), Axis::new(height, to_height));
+            let image = rgb_of(&bytes, width, 1);
+            let columns = Axis::new(width, to_width);
+            let rows = Axis::new(image.height(), to_height);
             for kernel in [Kernel::Linear, Kernel::LinearArea, Kernel::Cubic, Kernel::Lanczos4] {
                 let plain = Job { pixels: image.pixels(), columns, rows, kernel }.run(3, widen::<3>);
                 prop_assert_eq!(resize(&image, columns, rows, kernel), plain);

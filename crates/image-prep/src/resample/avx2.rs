@@ -7,7 +7,7 @@ use pulp::x86::V3;
 use std::arch::x86_64::__m256i;
 
 use super::{Kernels, ONE_HALF, PRECISION_BITS};
-use crate::vector::{self, COLUMNS, GROUP, WeightPair, add_weighted};
+use crate::vector::{self, COLUMNS, GROUP, WeightPair, add_weighted, runs_of};
 
 /// The weights of four taps in pairs, upper parts and lower bytes.
 #[derive(Debug, Clone, Copy, Default)]
@@ -52,12 +52,7 @@ impl Groups {
     /// The groups of each output in turn.
     #[inline(always)]
     fn iter(&self) -> impl Iterator<Item = (usize, &[Group])> {
-        let mut rest = &self.groups[..];
-        self.runs.iter().map(move |&(first, num_groups)| {
-            let (groups, after) = rest.split_at(num_groups);
-            rest = after;
-            (first, groups)
-        })
+        runs_of(&self.runs, &self.groups)
     }
 }
 
