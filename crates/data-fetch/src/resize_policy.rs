@@ -53,6 +53,18 @@ pub(crate) enum ResizePlan {
     },
 }
 
+impl ResizePlan {
+    /// The size that an image of size `original` is scaled down to, if it is.
+    pub(crate) fn shrunk_from(self, original: Size) -> Option<Size> {
+        match self {
+            Self::Keep => None,
+            Self::Scale(scaled) | Self::ScaleAndCrop { scaled, .. } | Self::ScaleAndPad { scaled, .. } => {
+                (scaled.longer() < original.longer()).then_some(scaled)
+            }
+        }
+    }
+}
+
 /// Accepts or rejects an image by its original size.
 ///
 /// # Errors

@@ -13,8 +13,8 @@ use crate::reject::Reject;
 use crate::resize_policy::{ResizePlan, Size, check_size, plan};
 use crate::sample_json::to_python_json_line;
 use oqvl_image_prep::{
-    DecodeError, DecodeLimits, ImageFormat, NormalizedBox, Raster, blur_boxes, decode_on_white, encode,
-    exif_tags, resize_opencv,
+    DecodeError, DecodeLimits, Encoding, ImageFormat, Interpolation, NormalizedBox, Raster, blur_boxes,
+    decode_on_white, draft_on_white, encode, exif_tags, resize_opencv, shrink_jpeg,
 };
 use serde_json::{Map, Value};
 
@@ -102,7 +102,21 @@ fn reencode(bytes: &[u8], boxes: &Value, config: &DataFetchConfig) -> Result<(Ve
     let plan = plan(original, config)?;
     // Decoded even if the bytes are stored as they are: only then is it known that they are an image.
     let limits = DecodeLimits { max_pixels: config.max_decoded_pixels, ..DecodeLimits::default() };
-    let decoded = decode_on_white(bytes, &limits).map_err(|error| reject_of(&error))?;
+    let quick_size =
+        plan.shrunk_from(original).filter(|_| config.downscale_interpolation == Interpolation::Fast);
+    if let (ResizePlan::Scale(_), Some(size), Encoding::Jpeg { quality }, []) =
+        (plan, quick_size, encoding, &boxes[..])
+    {
+        let shrunk = shrink_jpeg(bytes, &limits, size.width, size.height, quality);
+        if let Some(encoded) = shrunk.map_err(|error| reject_of(&error))? {
+            return Ok((encoded, ImageSizes { stored: size, original }));
+        }
+    }
+    let decoded = match quick_size {
+        Some(size) => draft_on_white(bytes, &limits, size.width, size.height),
+        None => decode_on_white(bytes, &limits),
+    };
+    let decoded = decoded.map_err(|error| reject_of(&error))?;
     let stored_as_is = config.skip_reencode
         && is_format(bytes, format, encoding.format())
         && !decoded.had_alpha
@@ -111,7 +125,11 @@ fn reencode(bytes: &[u8], boxes: &Value, config: &DataFetchConfig) -> Result<(Ve
     if stored_as_is {
         return Ok((bytes.to_vec(), ImageSizes { stored: original, original }));
     }
-    let image = apply(decoded.raster, plan, &boxes, config);
+    let interpolation = match plan.shrunk_from(original) {
+        Some(_) => config.downscale_interpolation,
+        None => config.upscale_interpolation,
+    };
+    let image = apply(decoded.raster, plan, &boxes, interpolation);
     let stored = Size { width: image.width(), height: image.height() };
     // The one thing that can be wrong with it is its size.
     let encoded = encode(&image, encoding).map_err(|_| Reject::ImageTooLarge)?;
@@ -119,13 +137,8 @@ fn reencode(bytes: &[u8], boxes: &Value, config: &DataFetchConfig) -> Result<(Ve
 }
 
 /// Scales, blurs, and cuts or pads: in this order, as img2dataset does.
-fn apply(image: Raster, plan: ResizePlan, boxes: &[NormalizedBox], config: &DataFetchConfig) -> Raster {
-    let scale = |image: &Raster, size: Size| {
-        let shrinks = size.longer() < image.width().max(image.height());
-        let interpolation =
-            if shrinks { config.downscale_interpolation } else { config.upscale_interpolation };
-        resize_opencv(image, size.width, size.height, interpolation)
-    };
+fn apply(image: Raster, plan: ResizePlan, boxes: &[NormalizedBox], interpolation: Interpolation) -> Raster {
+    let scale = |image: &Raster, size: Size| resize_opencv(image, size.width, size.height, interpolation);
     let blur = |image: Raster| if boxes.is_empty() { image } else { blur_boxes(&image, boxes) };
     // Half of what stands out on both sides, or of what is missing; negative when cutting.
     let margin = |side: u32, length: u32| (i64::from(side) - i64::from(length)) / 2;
@@ -258,6 +271,40 @@ mod tests {
         assert_eq!(stored.sizes, Some(ImageSizes { stored: stored_size, original }));
         assert_eq!(ImageFormat::sniff(&stored.bytes), Some(ImageFormat::Jpeg));
         assert_eq!((pixels_of(&stored).width(), pixels_of(&stored).height()), (50, 32));
+    }
+
+    /// In every way that `fast` has: by planes, from a draft, with what planes cannot do.
+    #[test]
+    fn fast_gives_the_sizes_and_about_the_colours_of_area() {
+        let file = oqvl_image_prep::encode_jpeg(&picture(50, 44), 95);
+        for (image_size, resize_mode, encode_format, boxes) in [
+            (32, ResizeMode::KeepRatio, EncodeFormat::Jpg, Value::Null),
+            (20, ResizeMode::KeepRatio, EncodeFormat::Jpg, Value::Null),
+            (32, ResizeMode::KeepRatio, EncodeFormat::Png, Value::Null),
+            (32, ResizeMode::KeepRatio, EncodeFormat::Jpg, json!([[0.0, 0.0, 0.2, 0.2]])),
+            (32, ResizeMode::CenterCrop, EncodeFormat::Jpg, Value::Null),
+            (16, ResizeMode::Border, EncodeFormat::Jpg, Value::Null),
+        ] {
+            let [area, fast] = [Interpolation::Area, Interpolation::Fast].map(|downscale_interpolation| {
+                let config = DataFetchConfig {
+                    image_size,
+                    resize_mode,
+                    encode_format,
+                    downscale_interpolation,
+                    ..config()
+                };
+                let expectations = Expectations { hash: None, boxes: boxes.clone() };
+                transform(&body(file.clone()), &expectations, &config).unwrap()
+            });
+            assert_eq!(fast.sizes, area.sizes, "{image_size}, {resize_mode:?}");
+            let [area, fast] = [pixels_of(&area), pixels_of(&fast)];
+            assert_eq!((fast.width(), fast.height()), (area.width(), area.height()));
+            for (x, y) in [(2, area.height() / 2), (area.width() - 3, area.height() / 2)] {
+                for (exact, quick) in area.pixel(x, y).into_iter().zip(fast.pixel(x, y)) {
+                    assert!(exact.abs_diff(quick) < 12, "{image_size}, {resize_mode:?}: {exact} {quick}");
+                }
+            }
+        }
     }
 
     #[test]

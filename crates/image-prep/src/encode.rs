@@ -4,6 +4,7 @@ mod jpeg_file;
 mod png_file;
 mod webp_file;
 
+use crate::shrink_jpeg::Ycbcr420;
 use crate::{EncodeError, ImageFormat, RasterRef};
 
 /// A format to write, with its one setting.
@@ -110,6 +111,11 @@ pub fn encode_png<'a>(image: impl Into<RasterRef<'a>>) -> Vec<u8> {
 /// If a side is over 16,383 pixels, the most that WebP holds.
 pub fn encode_webp<'a>(image: impl Into<RasterRef<'a>>) -> Vec<u8> {
     encode_or_panic(image.into(), Encoding::WebpLossless)
+}
+
+/// A JPEG file of three planes; sides up to 65,500, `quality` from 1 to 100.
+pub(crate) fn jpeg_planes(image: &Ycbcr420, quality: u8) -> Vec<u8> {
+    jpeg_file::encode_planes(image, quality)
 }
 
 fn encode_or_panic(image: RasterRef<'_>, encoding: Encoding) -> Vec<u8> {

@@ -9,6 +9,7 @@ mod taps;
 
 use serde::{Deserialize, Serialize};
 
+use crate::shrink_jpeg::Plane;
 use crate::{MAX_SIDE, Raster};
 
 /// How [`resize_opencv`] weighs source pixels. The names are img2dataset's, with its second names as aliases.
@@ -62,6 +63,29 @@ pub fn resize_opencv(image: &Raster, width: u32, height: u32, interpolation: Int
         Interpolation::Lanczos => taps::resize(image, columns, rows, taps::Kernel::Lanczos4),
     };
     Raster::new(width, height, image.layout(), pixels).expect("one pixel for each position of checked sides")
+}
+
+/// A plane made smaller by [`Interpolation::Fast`], `scales` (across, down) inputs to an output, and padded to whole blocks
+/// of eight by eight, two rows of them, by its last column and row.
+pub(crate) fn shrink_plane(plane: &Plane, width: u32, height: u32, scales: [f64; 2]) -> Plane {
+    let stride = width.next_multiple_of(8) as usize;
+    let num_rows = height.next_multiple_of(16) as usize;
+    let mut samples = vec![0; stride * num_rows];
+    let [columns, rows] = [(plane.width, width, scales[0]), (plane.height, height, scales[1])]
+        .map(|(num_inputs, num_outputs, scale)| Axis { scale, ..Axis::new(num_inputs, num_outputs) });
+    let source =
+        fast::Rows { samples: &plane.samples[..plane.stride * plane.height as usize], stride: plane.stride };
+    fast::resize_plane(source, columns, rows, &mut samples, stride);
+    let (width_in_bytes, num_bytes) = (width as usize, stride * height as usize);
+    for row in samples[..num_bytes].chunks_mut(stride) {
+        let last = row[width_in_bytes - 1];
+        row[width_in_bytes..].fill(last);
+    }
+    let (rows, padding) = samples.split_at_mut(num_bytes);
+    for row in padding.chunks_mut(stride) {
+        row.copy_from_slice(&rows[num_bytes - stride..]);
+    }
+    Plane { width, height, stride, samples }
 }
 
 /// One direction of a resize.

@@ -151,6 +151,56 @@ pub(crate) fn pack_two_pixels(simd: V3, pixels: __m256i) -> [[u8; 4]; 2] {
     [bytes[0], bytes[4]]
 }
 
+/// The taps of outputs of one channel, none of which has more than [`GROUP`]; eight outputs are worked on together.
+#[derive(Debug)]
+pub(crate) struct ShortTaps {
+    /// First inputs of eight outputs, in the order of [`ShortTaps::ORDER`].
+    firsts: Vec<[usize; 8]>,
+    /// Weights of the first four of them, then of the last four.
+    weights: Vec<[[i16; 16]; 2]>,
+}
+
+impl ShortTaps {
+    /// Adding up neighbouring lanes of two vectors puts these outputs in order.
+    const ORDER: [usize; 8] = [0, 1, 4, 5, 2, 3, 6, 7];
+
+    /// First input and weights of each output in turn; nothing if one has too many weights.
+    pub(crate) fn new<'a>(taps: impl ExactSizeIterator<Item = (usize, &'a [i16])>) -> Option<Self> {
+        let mut firsts = vec![[0; 8]; taps.len().div_ceil(8)];
+        let mut weights = vec![[[0; 16]; 2]; firsts.len()];
+        for (output, (first, taps)) in taps.enumerate() {
+            let lane = Self::ORDER.into_iter().position(|place| place == output % 8)?;
+            firsts[output / 8][lane] = first;
+            let start = lane % 4 * GROUP;
+            weights[output / 8][lane / 4][start..start + GROUP].get_mut(..taps.len())?.copy_from_slice(taps);
+        }
+        Some(Self { firsts, weights })
+    }
+
+    /// The weighted sums of a row, given to `take` with the number of the first of eight outputs; beyond the last they are
+    /// nothing.
+    #[inline(always)]
+    pub(crate) fn weigh_row(&self, simd: V3, row: &[u8], mut take: impl FnMut(usize, __m256i)) {
+        for (idx, (firsts, weights)) in self.firsts.iter().zip(&self.weights).enumerate() {
+            let mut inputs = [0; 8];
+            for (four, &first) in inputs.iter_mut().zip(firsts) {
+                *four = u32::from_le_bytes(*row[first..].first_chunk().expect("rows are padded"));
+            }
+            let [low, high]: [__m128i; 2] = cast(inputs);
+            let low = simd.avx2._mm256_madd_epi16(simd.avx2._mm256_cvtepu8_epi16(low), cast(weights[0]));
+            let high = simd.avx2._mm256_madd_epi16(simd.avx2._mm256_cvtepu8_epi16(high), cast(weights[1]));
+            take(idx * 8, simd.avx2._mm256_hadd_epi32(low, high));
+        }
+    }
+}
+
+/// Eight bytes from 32-bit lanes.
+#[inline(always)]
+pub(crate) fn pack_eight(simd: V3, sums: __m256i) -> [u8; 8] {
+    let [low, high] = pack_two_pixels(simd, sums);
+    cast([low, high])
+}
+
 /// Columns, in bytes, that are worked on together.
 pub(crate) const COLUMNS: usize = 16;
 

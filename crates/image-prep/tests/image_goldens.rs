@@ -9,8 +9,8 @@ use std::path::{Path, PathBuf};
 
 use goldens::{digest, layout, lines, number, pattern, report, shared_data};
 use oqvl_image_prep::{
-    DecodeError, DecodeLimits, Encoding, Filter, Interpolation, Layout, decode, decode_on_white, encode,
-    probe, resize, resize_opencv,
+    DecodeError, DecodeLimits, Encoding, Filter, ImageFormat, Interpolation, Layout, Raster, decode,
+    decode_on_white, draft_on_white, encode, encode_jpeg, probe, resize, resize_opencv, shrink_jpeg,
 };
 
 const GENERATED: &str = include_str!("fixtures/image_goldens.txt");
@@ -199,4 +199,62 @@ fn webp_files_show_what_those_of_opencv_show() {
         |quality| Encoding::WebpLossy { quality },
         |file| decode(file, &LIMITS).unwrap().into_pixels(),
     );
+}
+
+/// The quality that images are stored at where they are compared as stored.
+const QUALITY: u8 = 95;
+
+/// Peak signal-to-noise ratio in decibels.
+fn psnr(found: &Raster, expected: &Raster) -> f64 {
+    assert_eq!((found.width(), found.height()), (expected.width(), expected.height()));
+    let squares =
+        found.pixels().iter().zip(expected.pixels()).map(|(a, b)| f64::from(a.abs_diff(*b)).powi(2));
+    let mean = squares.sum::<f64>() / found.pixels().len() as f64;
+    10.0 * (255.0 * 255.0 / mean.max(1e-9)).log10()
+}
+
+/// The pixels of a file that can be read.
+fn decoded(file: &[u8]) -> Raster {
+    decode_on_white(file, &LIMITS).unwrap().raster
+}
+
+#[test]
+fn quick_downscales_of_photographs_look_the_same() {
+    let Some(root) = shared_data() else { return };
+    // Of the drafts those that libjpeg makes smaller, and those that it only decodes more cheaply.
+    let [mut of_planes, mut of_halves, mut of_wholes] = [(); 3].map(|()| Vec::new());
+    for fields in lines(SHARED, "pillow-decode").iter().step_by(2) {
+        let file = std::fs::read(root.join(fields[0])).unwrap();
+        let Ok(original) = decode_on_white(&file, &LIMITS) else { continue };
+        if original.raster.layout() != Layout::Rgb || ImageFormat::sniff(&file) != Some(ImageFormat::Jpeg) {
+            continue;
+        }
+        // As it came, and as most of the web's JPEG files are sampled.
+        for file in [&file, &encode_jpeg(&original.raster, 90)] {
+            let exact = decoded(file);
+            for per_cent in [30, 45, 55, 80] {
+                let [width, height] =
+                    [exact.width(), exact.height()].map(|side| (side * per_cent).div_ceil(100));
+                let area = resize_opencv(&exact, width, height, Interpolation::Area);
+                let expected = decoded(&encode_jpeg(&area, QUALITY));
+                if let Some(shrunk) = shrink_jpeg(file, &LIMITS, width, height, QUALITY).unwrap() {
+                    of_planes.push(psnr(&decoded(&shrunk), &expected));
+                }
+                let draft = draft_on_white(file, &LIMITS, width, height).unwrap().raster;
+                let quick = resize_opencv(&draft, width, height, Interpolation::Fast);
+                let is_half = draft.width() < exact.width();
+                let drafts = if is_half { &mut of_halves } else { &mut of_wholes };
+                drafts.push(psnr(&decoded(&encode_jpeg(&quick, QUALITY)), &expected));
+            }
+        }
+    }
+    for (way, found, least_mean, least) in [
+        ("by planes", of_planes, 40.0, 34.0),
+        ("from parts", of_halves, 33.0, 25.0),
+        ("from cheap wholes", of_wholes, 40.0, 36.0),
+    ] {
+        let mean = found.iter().sum::<f64>() / found.len() as f64;
+        let worst = found.iter().copied().fold(f64::INFINITY, f64::min);
+        assert!(found.len() > 50 && mean > least_mean && worst > least, "{way}: mean {mean}, worst {worst}");
+    }
 }

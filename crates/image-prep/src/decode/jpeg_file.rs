@@ -7,9 +7,10 @@ use std::cell::Cell;
 use std::io::{self, BufRead, Read};
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 
-use mozjpeg::{ColorSpace, Decompress};
+use mozjpeg::{ColorSpace, CompInfoExt, DctMethod, Decompress};
 
 use super::{Channels, DecodeLimits, Samples, Size};
+use crate::shrink_jpeg::{Plane, Ycbcr420};
 use crate::{DecodeError, ImageFormat};
 
 const FORMAT: ImageFormat = ImageFormat::Jpeg;
@@ -26,13 +27,14 @@ pub(super) fn probe(bytes: &[u8]) -> Result<Size, DecodeError> {
     with_libjpeg(bytes, |file| Ok(size_of(&Decompress::new_reader(file)?)))
 }
 
-pub(super) fn decode(bytes: &[u8], limits: &DecodeLimits) -> Result<Samples, DecodeError> {
-    let checked = |size, num_components| {
-        limits.check(FORMAT, size, num_components)?;
-        check_scans(bytes, size)
-    };
+/// All pixels; or, if a size is given that they will be brought down to, quickly some that are no fewer.
+pub(super) fn decode(
+    bytes: &[u8],
+    limits: &DecodeLimits,
+    least: Option<Size>,
+) -> Result<Samples, DecodeError> {
     with_libjpeg(bytes, |file| {
-        let file = Decompress::new_reader(file)?;
+        let mut file = Decompress::new_reader(file)?;
         let size = size_of(&file);
         let (channels, output) = match file.color_space() {
             ColorSpace::JCS_GRAYSCALE => (Channels::Gray, ColorSpace::JCS_GRAYSCALE),
@@ -43,15 +45,72 @@ pub(super) fn decode(bytes: &[u8], limits: &DecodeLimits) -> Result<Samples, Dec
                 return Err(DecodeError::Unsupported { format: FORMAT, source }.into());
             }
         };
-        checked(size, file.components().len() as u64)?;
-        let samples = file.to_colorspace(output)?.read_scanlines::<u8>()?;
+        check(bytes, limits, size, file.components().len() as u64)?;
+        if let Some(least) = least {
+            file.scale(eighths(size, least));
+            file.dct_method(DctMethod::IntegerFast);
+            file.do_fancy_upsampling(false);
+        }
+        let mut file = file.to_colorspace(output)?;
+        let size = Size { width: file.width() as u32, height: file.height() as u32 };
+        let samples = file.read_scanlines::<u8>()?;
         Ok(Samples { size, channels, samples })
     })
+}
+
+/// The three planes of an image of which libjpeg cannot decode a part that holds `least`; nothing for any other file.
+pub(super) fn decode_planes(
+    bytes: &[u8],
+    limits: &DecodeLimits,
+    least: Size,
+) -> Result<Option<Ycbcr420>, DecodeError> {
+    with_libjpeg(bytes, |file| {
+        let mut file = Decompress::new_reader(file)?;
+        let size = size_of(&file);
+        let sampling: Vec<_> = file.components().iter().map(CompInfoExt::sampling).collect();
+        let is_suitable = file.color_space() == ColorSpace::JCS_YCbCr
+            && sampling == [(2, 2), (1, 1), (1, 1)]
+            && size.width >= least.width
+            && size.height >= least.height
+            && eighths(size, least) == 8;
+        if !is_suitable {
+            return Ok(None);
+        }
+        check(bytes, limits, size, 3)?;
+        let Size { width, height } = size;
+        // libjpeg decodes whole blocks, two rows of them at a time where brightness has two for one of colour.
+        let mut planes = [1, 2, 2].map(|step: u32| {
+            let [width, height] = [width, height].map(|side| side.div_ceil(step));
+            let stride = width.next_multiple_of(8) as usize;
+            let num_rows = height.next_multiple_of(16 / step) as usize;
+            Plane { width, height, stride, samples: Vec::with_capacity(stride * num_rows) }
+        });
+        file.dct_method(DctMethod::IntegerFast);
+        let [y, cb, cr] = &mut planes;
+        file.raw()?.read_raw_data(&mut [&mut y.samples, &mut cb.samples, &mut cr.samples]);
+        Ok(Some(Ycbcr420 { width, height, planes }))
+    })
+}
+
+/// Eighths of its sides that an image can be decoded to and still hold `least`. Only the powers of two are quicker than
+/// the whole: for those there are vector instructions.
+fn eighths(size: Size, least: Size) -> u8 {
+    let holds = |&eighths: &u8| {
+        let scaled = |side: u32| (side * u32::from(eighths)).div_ceil(8);
+        scaled(size.width) >= least.width && scaled(size.height) >= least.height
+    };
+    [1, 2, 4].into_iter().find(holds).unwrap_or(8)
 }
 
 fn size_of<R>(file: &Decompress<R>) -> Size {
     // libjpeg refuses sides over 65,500.
     Size { width: file.width() as u32, height: file.height() as u32 }
+}
+
+/// Refuses files that are too large, or take too long.
+fn check(bytes: &[u8], limits: &DecodeLimits, size: Size, bytes_per_pixel: u64) -> Result<(), DecodeError> {
+    limits.check(FORMAT, size, bytes_per_pixel)?;
+    check_scans(bytes, size)
 }
 
 /// Refuses files with far more scans than any encoder writes.

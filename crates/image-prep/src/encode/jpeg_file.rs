@@ -2,17 +2,45 @@
 
 use mozjpeg::{ColorSpace, Compress, qtable};
 
+use crate::shrink_jpeg::Ycbcr420;
 use crate::{Layout, RasterRef};
 
 /// `quality` from 1 to 100; sides up to 65,500.
 pub(super) fn encode(image: RasterRef<'_>, quality: u8) -> Vec<u8> {
-    let mut encoder = Compress::new(match image.layout {
+    let colors = match image.layout {
         Layout::Gray => ColorSpace::JCS_GRAYSCALE,
         Layout::Rgb => ColorSpace::JCS_RGB,
-    });
+    };
+    encoder(colors, image.width, image.height, quality)
+        .start_compress(Vec::new())
+        .and_then(|mut file| {
+            file.write_scanlines(image.pixels)?;
+            file.finish()
+        })
+        .expect(WRITTEN)
+}
+
+/// As [`encode`]. Planes are padded to whole blocks, two rows of them where brightness has two for one of colour.
+pub(super) fn encode_planes(image: &Ycbcr420, quality: u8) -> Vec<u8> {
+    let mut encoder = encoder(ColorSpace::JCS_YCbCr, image.width, image.height, quality);
+    encoder.set_raw_data_in(true);
+    encoder
+        .start_compress(Vec::new())
+        .and_then(|mut file| {
+            let [y, cb, cr] = &image.planes;
+            file.write_raw_data(&[&y.samples, &cb.samples, &cr.samples]);
+            file.finish()
+        })
+        .expect(WRITTEN)
+}
+
+const WRITTEN: &str = "an image with valid sides is written to memory";
+
+fn encoder(colors: ColorSpace, width: u32, height: u32, quality: u8) -> Compress {
+    let mut encoder = Compress::new(colors);
     // Without this it is mozjpeg's own encoder: smaller files for several times the work.
     encoder.set_fastest_defaults();
-    encoder.set_size(image.width as usize, image.height as usize);
+    encoder.set_size(width as usize, height as usize);
     encoder.set_quality(quality.into());
     if quality < FIRST_QUALITY_OF_BYTES {
         let quality = quality_of_table(quality);
@@ -20,12 +48,6 @@ pub(super) fn encode(image: RasterRef<'_>, quality: u8) -> Vec<u8> {
         encoder.set_chroma_qtable(&qtable::AnnexK_Chroma.scaled(quality, quality));
     }
     encoder
-        .start_compress(Vec::new())
-        .and_then(|mut file| {
-            file.write_scanlines(image.pixels)?;
-            file.finish()
-        })
-        .expect("an image with valid sides is written to memory")
 }
 
 /// The lowest quality at which every entry of the quantisation tables fits into a byte. Below, Pillow and OpenCV cut

@@ -42,29 +42,66 @@ fn cells(axis: Axis) -> Vec<Cell> {
 }
 
 pub(super) fn resize(image: &Raster, columns: Axis, rows: Axis) -> Vec<u8> {
-    let (columns, rows, width) = (cells(columns), cells(rows), columns.num_inputs);
+    let channels = image.layout().num_channels();
+    let stride = columns.num_outputs * channels;
+    let mut resized = vec![0; rows.num_outputs * stride];
+    let source = Rows { samples: image.pixels(), stride: columns.num_inputs * channels };
     match image.layout() {
-        Layout::Gray => plain::<1>(image.pixels(), width, &columns, &rows),
+        Layout::Gray => resize_plane(source, columns, rows, &mut resized, stride),
         Layout::Rgb => {
+            let (columns, rows) = (cells(columns), cells(rows));
             #[cfg(target_arch = "x86_64")]
             if let Some(simd) = crate::vector::available()
-                && width * 3 >= crate::vector::COLUMNS
+                && source.stride >= crate::vector::COLUMNS
             {
-                return avx2::resize(simd, image.pixels(), width, &columns, &rows);
+                avx2::resize(simd, source, &columns, &rows, &mut resized);
+                return resized;
             }
-            plain::<3>(image.pixels(), width, &columns, &rows)
+            plain::<3>(source, &columns, &rows, &mut resized, stride);
         }
     }
+    resized
 }
 
-fn plain<const CHANNELS: usize>(pixels: &[u8], width: usize, columns: &[Cell], rows: &[Cell]) -> Vec<u8> {
-    let row_len = width * CHANNELS;
-    let mut resized = Vec::with_capacity(columns.len() * rows.len() * CHANNELS);
+/// Rows of samples, `stride` bytes apart; the last is as long as the others.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Rows<'a> {
+    pub(super) samples: &'a [u8],
+    pub(super) stride: usize,
+}
+
+/// Shrinks one channel. Rows of the result are `stride` bytes apart in `resized`; what lies between them may change.
+pub(super) fn resize_plane(source: Rows<'_>, columns: Axis, rows: Axis, resized: &mut [u8], stride: usize) {
+    #[cfg(target_arch = "x86_64")]
+    let width = columns.num_inputs;
+    let (columns, rows) = (cells(columns), cells(rows));
+    #[cfg(target_arch = "x86_64")]
+    if let Some(simd) = crate::vector::available()
+        && width >= crate::vector::COLUMNS
+        && let Some(column_taps) =
+            crate::vector::ShortTaps::new(columns.iter().map(|cell| (cell.first, &cell.weights[..])))
+    {
+        avx2::resize_plane(simd, source, width, &column_taps, &rows, resized, stride);
+        return;
+    }
+    plain::<1>(source, &columns, &rows, resized, stride);
+}
+
+fn plain<const CHANNELS: usize>(
+    source: Rows<'_>,
+    columns: &[Cell],
+    rows: &[Cell],
+    resized: &mut [u8],
+    stride: usize,
+) {
+    let row_len = columns.last().map_or(0, |cell| cell.first + cell.weights.len()) * CHANNELS;
     let mut sums = vec![0; row_len];
     let mut flattened = vec![0u8; row_len];
-    for cell in rows {
+    for (cell, target) in rows.iter().zip(resized.chunks_mut(stride)) {
         sums.fill(ONE_HALF);
-        for (row, &weight) in pixels[cell.first * row_len..].chunks_exact(row_len).zip(&cell.weights) {
+        for (row, &weight) in
+            source.samples[cell.first * source.stride..].chunks(source.stride).zip(&cell.weights)
+        {
             for (sum, &level) in sums.iter_mut().zip(row) {
                 *sum += i32::from(level) * i32::from(weight);
             }
@@ -73,17 +110,16 @@ fn plain<const CHANNELS: usize>(pixels: &[u8], width: usize, columns: &[Cell], r
             *byte = (sum >> WEIGHT_BITS) as u8;
         }
         let pixels = flattened.as_chunks::<CHANNELS>().0;
-        for cell in columns {
+        for (cell, target) in columns.iter().zip(target.as_chunks_mut::<CHANNELS>().0) {
             let mut sums = [ONE_HALF; CHANNELS];
             for (pixel, &weight) in pixels[cell.first..].iter().zip(&cell.weights) {
                 for (sum, &level) in sums.iter_mut().zip(pixel) {
                     *sum += i32::from(level) * i32::from(weight);
                 }
             }
-            resized.extend(sums.map(|sum| (sum >> WEIGHT_BITS) as u8));
+            *target = sums.map(|sum| (sum >> WEIGHT_BITS) as u8);
         }
     }
-    resized
 }
 
 #[cfg(target_arch = "x86_64")]
@@ -94,23 +130,22 @@ mod avx2 {
     use pulp::x86::V3;
     use std::arch::x86_64::__m256i;
 
-    use super::{Cell, ONE_HALF, WEIGHT_BITS};
-    use crate::vector::{self, COLUMNS, PADDING, Taps};
+    use super::{Cell, ONE_HALF, Rows, WEIGHT_BITS};
+    use crate::vector::{self, COLUMNS, PADDING, ShortTaps, Taps, WeightPair};
 
-    /// Rows must have at least [`COLUMNS`] bytes.
-    pub(super) fn resize(simd: V3, pixels: &[u8], width: usize, columns: &[Cell], rows: &[Cell]) -> Vec<u8> {
-        let taps_of = |cells: &[Cell]| {
-            let mut taps = Taps::default();
-            for cell in cells {
-                taps.push(cell.first, &cell.weights);
-            }
-            taps
-        };
+    fn taps_of(cells: &[Cell]) -> Taps {
+        let mut taps = Taps::default();
+        for cell in cells {
+            taps.push(cell.first, &cell.weights);
+        }
+        taps
+    }
+
+    /// RGB rows of at least [`COLUMNS`] bytes without anything between them.
+    pub(super) fn resize(simd: V3, source: Rows<'_>, columns: &[Cell], rows: &[Cell], resized: &mut [u8]) {
         let (column_taps, row_taps) = (taps_of(columns), taps_of(rows));
-        let row_len = width * 3;
         let new_len = columns.len() * 3;
-        let mut resized = vec![0; new_len * rows.len()];
-        let mut flattened = [vec![0; row_len + PADDING], vec![0; row_len + PADDING]];
+        let mut flattened = [vec![0; source.stride + PADDING], vec![0; source.stride + PADDING]];
         // A pixel is written as four bytes, the last of which the next pixel overwrites.
         let mut narrowed = [vec![0; new_len + 1], vec![0; new_len + 1]];
         vector::run(
@@ -120,16 +155,7 @@ mod avx2 {
                 let mut row_taps = row_taps.iter();
                 for targets in resized.chunks_mut(new_len * 2) {
                     for (flattened, (first, groups)) in flattened.iter_mut().zip(&mut row_taps) {
-                        let rows = &pixels[first * row_len..];
-                        vector::for_each_sixteen(
-                            row_len,
-                            #[inline(always)]
-                            |at| {
-                                let sums = vector::weigh_sixteen_columns(simd, rows, row_len, at, groups);
-                                let bytes = vector::pack_sixteen(simd, sums.map(|sums| round(simd, sums)));
-                                flattened[at..at + COLUMNS].copy_from_slice(&bytes);
-                            },
-                        );
+                        flatten(simd, source, source.stride, first, groups, flattened);
                     }
                     let [low, high] = &mut narrowed;
                     vector::weigh_two_rows(
@@ -149,7 +175,67 @@ mod avx2 {
                 }
             },
         );
-        resized
+    }
+
+    /// One channel of at least [`COLUMNS`] columns.
+    pub(super) fn resize_plane(
+        simd: V3,
+        source: Rows<'_>,
+        width: usize,
+        columns: &ShortTaps,
+        rows: &[Cell],
+        resized: &mut [u8],
+        stride: usize,
+    ) {
+        let row_taps = taps_of(rows);
+        let mut flattened = vec![0; width + PADDING];
+        vector::run(
+            simd,
+            #[inline(always)]
+            || {
+                for (target, (first, groups)) in resized.chunks_mut(stride).zip(row_taps.iter()) {
+                    flatten(simd, source, width, first, groups, &mut flattened);
+                    columns.weigh_row(
+                        simd,
+                        &flattened,
+                        #[inline(always)]
+                        |output, sums| {
+                            let bytes = vector::pack_eight(simd, round(simd, sums));
+                            match target[output..].first_chunk_mut() {
+                                Some(eight) => *eight = bytes,
+                                None => {
+                                    let rest = &mut target[output..];
+                                    rest.copy_from_slice(&bytes[..rest.len()]);
+                                }
+                            }
+                        },
+                    );
+                }
+            },
+        );
+    }
+
+    /// The weighted mean of the rows from `first` on, `len` bytes of each.
+    #[inline(always)]
+    fn flatten(
+        simd: V3,
+        source: Rows<'_>,
+        len: usize,
+        first: usize,
+        groups: &[[WeightPair; 2]],
+        flattened: &mut [u8],
+    ) {
+        let Rows { samples, stride } = source;
+        let rows = &samples[first * stride..];
+        vector::for_each_sixteen(
+            len,
+            #[inline(always)]
+            |at| {
+                let sums = vector::weigh_sixteen_columns(simd, rows, stride, at, groups);
+                let bytes = vector::pack_sixteen(simd, sums.map(|sums| round(simd, sums)));
+                flattened[at..at + COLUMNS].copy_from_slice(&bytes);
+            },
+        );
     }
 
     #[inline(always)]
@@ -173,12 +259,17 @@ mod tests {
             to_height in 1u32..60,
         ) {
             let image = rgb_of(&bytes, width, to_height);
-            let columns = Axis::new(width, to_width.min(width));
-            let rows = Axis::new(image.height(), to_height);
-            prop_assert_eq!(
-                resize(&image, columns, rows),
-                plain::<3>(image.pixels(), width as usize, &cells(columns), &cells(rows))
-            );
+            for image in [image.clone(), Raster::new(width * 3, image.height(), Layout::Gray, image.into_pixels()).unwrap()] {
+                let channels = image.layout().num_channels();
+                let columns = Axis::new(image.width(), to_width.min(width) * (3 / channels as u32));
+                let rows = Axis::new(image.height(), to_height);
+                let stride = columns.num_outputs * channels;
+                let source = Rows { samples: image.pixels(), stride: columns.num_inputs * channels };
+                let mut expected = vec![0; rows.num_outputs * stride];
+                let plain = if channels == 1 { plain::<1> } else { plain::<3> };
+                plain(source, &cells(columns), &cells(rows), &mut expected, stride);
+                prop_assert_eq!(resize(&image, columns, rows), expected);
+            }
         }
     }
 }

@@ -2,8 +2,8 @@
 
 use super::{Fixup, Target, seed_files};
 use oqvl_image_prep::{
-    DecodeLimits, RgbImage, decode, decode_on_white, encode_jpeg, encode_png, encode_webp, exif_orientation,
-    exif_tags, probe,
+    DecodeLimits, RgbImage, decode, decode_on_white, draft_on_white, encode_jpeg, encode_png, encode_webp,
+    exif_orientation, exif_tags, probe, shrink_jpeg,
 };
 
 pub(super) const TARGET: Target = Target {
@@ -50,6 +50,7 @@ fn run(input: &[u8]) -> String {
     exif_orientation(input);
     exif_tags(input);
     check_matted(input);
+    check_quick(input);
     let header = probe(input);
     if let Err(error) = &header {
         assert_ne!(error.reason(), "decoder-panicked", "{error}");
@@ -86,6 +87,27 @@ fn check_matted(input: &[u8]) {
                 (width, height),
                 "the two decoders disagree"
             );
+        }
+        Err(error) => assert_ne!(error.reason(), "decoder-panicked", "{error}"),
+    }
+}
+
+/// So are the quick ways to a smaller image, and they give the sizes that were asked for.
+fn check_quick(input: &[u8]) {
+    let Ok((_, width, height)) = probe(input) else { return };
+    let (width, height) = (width.div_ceil(3), height.div_ceil(2));
+    match draft_on_white(input, &LIMITS, width, height) {
+        Ok(draft) => {
+            assert!(draft.raster.width() >= width && draft.raster.height() >= height, "a draft too small")
+        }
+        Err(error) => assert_ne!(error.reason(), "decoder-panicked", "{error}"),
+    }
+    let (width, height) = (width * 2, height * 2 - 1);
+    match shrink_jpeg(input, &LIMITS, width, height, 90) {
+        Ok(None) => {}
+        Ok(Some(file)) => {
+            let (_, new_width, new_height) = probe(&file).expect("we wrote it");
+            assert_eq!((new_width, new_height), (width, height), "another size than asked for");
         }
         Err(error) => assert_ne!(error.reason(), "decoder-panicked", "{error}"),
     }
