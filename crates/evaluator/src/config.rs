@@ -132,7 +132,10 @@ images = "eval/images"
             ("evaluator.benchmark=[]", "evaluator.benchmark: must list at least one"),
             ("evaluator.benchmark.1.name=multiple_choice", "evaluator.benchmark.1.name: must be unique"),
             ("evaluator.benchmark.0.name=../x", "evaluator.benchmark.0.name: must be made of letters"),
-            ("evaluator.benchmark.0.imag=blank", "unknown field `imag`"),
+            (
+                "evaluator.benchmark.0.imag=blank",
+                "evaluator.benchmark.imag: there is no such key; did you mean `image`?",
+            ),
             ("evaluator.benchmark.0.kind=mmlu", "unknown variant `mmlu`"),
             ("evaluator.benchmark.0.image=gray", "unknown variant `gray`"),
             ("evaluator.prompt_style=raw", "unknown variant `raw`"),

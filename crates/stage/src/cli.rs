@@ -1,6 +1,7 @@
 //! The flags every stage binary has, and no others: new knobs go into the config.
 
-use crate::config::{ConfigError, ConfigFile};
+use crate::config::ConfigFile;
+use crate::config_error::ConfigError;
 use crate::logging::LogFormat;
 use crate::shard_range::ShardRange;
 use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
@@ -134,6 +135,11 @@ pub(crate) fn load_config(flags: &Flags, stage: &str) -> Result<ConfigFile, Conf
         }
         file.set(assignment)?;
     }
+    if flags.config.is_none() && !file.has(stage) {
+        let message =
+            format!("is missing: it names a TOML file with a table [{stage}], which sets the stage up");
+        return Err(ConfigError::flag("--config", message));
+    }
     Ok(file)
 }
 
@@ -144,6 +150,20 @@ mod tests {
     #[test]
     fn the_command_is_well_formed() {
         command("demo").debug_assert();
+    }
+
+    #[test]
+    fn without_a_config_one_is_asked_for() {
+        let load = |args: &[&str]| {
+            let flags = flags(&command("demo").get_matches_from(args), None).unwrap();
+            load_config(&flags, "demo").map_err(|error| error.to_string())
+        };
+        let asked = "--config: is missing: it names a TOML file with a table [demo], which sets the stage up";
+        for args in [&["demo"][..], &["demo", "--set", "seed=7"]] {
+            assert_eq!(load(args).unwrap_err(), asked);
+        }
+        // What is set on the command line may be all of it.
+        assert!(load(&["demo", "--set", "demo.x=7"]).is_ok());
     }
 
     #[test]

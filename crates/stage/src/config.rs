@@ -1,9 +1,11 @@
 //! The config file: one TOML file for a whole run, one table per stage, `--set` on top.
 
 use crate::StageConfig;
+use crate::config_error::{ConfigError, no_table};
+use crate::spelling::nearest;
 use crate::stores::StoresConfig;
 use serde::de::DeserializeOwned;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use toml::{Table, Value};
 
 /// Top-level keys that are not stage tables.
@@ -14,42 +16,14 @@ const STORES_TABLE: &str = "stores";
 /// Far above, a system cannot start them, and the pool waits for ever.
 const MAX_THREADS: usize = 1024;
 
-/// A request that cannot be carried out as it stands; exit code 2.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{key}: {message}")]
-pub struct ConfigError {
-    key: String,
-    message: String,
-}
-
-impl ConfigError {
-    /// `key` as in the stage's table, `message` says what it must be and what it is.
-    pub fn new(key: impl Into<String>, message: impl Into<String>) -> Self {
-        Self { key: key.into(), message: message.into() }
-    }
-
-    pub(crate) fn flag(flag: impl Into<String>, message: impl Into<String>) -> Self {
-        Self::new(flag, message)
-    }
-
-    /// The same error with the key inside `table`: `seq_len` becomes `packer.seq_len`.
-    #[must_use]
-    pub fn inside(mut self, table: &str) -> Self {
-        self.key = format!("{table}.{}", self.key);
-        self
-    }
-
-    /// The key or flag that is wrong.
-    #[must_use]
-    pub fn key(&self) -> &str {
-        &self.key
-    }
-}
-
 /// A config file with its overrides applied.
 #[derive(Debug, Clone, Default)]
 pub struct ConfigFile {
     table: Table,
+    /// The file it was read from.
+    path: Option<PathBuf>,
+    /// What was set on top.
+    assignments: Vec<String>,
 }
 
 impl ConfigFile {
@@ -61,8 +35,8 @@ impl ConfigFile {
         let text = std::fs::read_to_string(path).map_err(|error| {
             ConfigError::flag("--config", format!("cannot read {}: {error}", path.display()))
         })?;
-        Self::parse(&text)
-            .map_err(|error| ConfigError::flag(format!("--config {}", path.display()), error.message))
+        let file = Self::parse(&text).map_err(|error| error.given_in(&path.display().to_string()))?;
+        Ok(Self { path: Some(path.to_path_buf()), ..file })
     }
 
     /// Parses TOML text.
@@ -70,9 +44,8 @@ impl ConfigFile {
     /// # Errors
     /// If the text is not TOML.
     pub fn parse(text: &str) -> Result<Self, ConfigError> {
-        let table =
-            text.parse::<Table>().map_err(|error| ConfigError::flag("--config", error.to_string()))?;
-        Ok(Self { table })
+        let table = text.parse::<Table>().map_err(|error| ConfigError::of_syntax(text, &error))?;
+        Ok(Self { table, ..Self::default() })
     }
 
     /// Applies one `table.key=value`; the value is TOML, or a string if it is not TOML.
@@ -114,7 +87,35 @@ impl ConfigFile {
             name = step;
         }
         *place = value;
+        self.assignments.push(assignment.to_owned());
         Ok(())
+    }
+
+    /// The error with the place where its key was given: on the command line, or in the file.
+    pub(crate) fn located(&self, error: ConfigError) -> ConfigError {
+        if error.key().starts_with("--") {
+            return error;
+        }
+        // Errors do not know the indices of lists.
+        let steps = |key: &str| -> Vec<String> {
+            let steps = key.trim().split('.').filter(|step| step.parse::<usize>().is_err());
+            steps.map(str::to_owned).collect()
+        };
+        let wrong = steps(error.key());
+        let concerns = |assignment: &String| {
+            let set = steps(assignment.split_once('=').map_or("", |(key, _)| key));
+            wrong.starts_with(&set) || (wrong.len() > 1 && set.starts_with(&wrong))
+        };
+        match &self.path {
+            _ if self.assignments.iter().any(concerns) => error.given_in("--set"),
+            Some(path) => error.given_in(&path.display().to_string()),
+            None => error,
+        }
+    }
+
+    /// Whether there is a table or key of this name.
+    pub(crate) fn has(&self, name: &str) -> bool {
+        self.table.contains_key(name)
     }
 
     /// Refuses a `--set` for a table that is neither in the file nor the stage's own: nobody would ever read it.
@@ -125,7 +126,11 @@ impl ConfigFile {
         if head == stage || is_shared || self.table.contains_key(head) {
             return Ok(());
         }
-        Err(ConfigError::flag("--set", format!("the config has no table `{head}`, in `{assignment}`")))
+        let tables = self.table.keys().map(String::as_str).chain([stage]);
+        let meant = nearest(head, tables).map(|meant| format!("; did you mean `{meant}`?"));
+        let message =
+            format!("the config has no table `{head}`, in `{assignment}`{}", meant.unwrap_or_default());
+        Err(ConfigError::flag("--set", message))
     }
 
     /// The seed of the run: `seed`, which must be there.
@@ -136,9 +141,11 @@ impl ConfigFile {
         let value = self
             .table
             .get("seed")
-            .ok_or_else(|| ConfigError::new("seed", "missing; any integer from 0 on"))?;
+            .ok_or_else(|| ConfigError::new("seed", "is missing: any integer from 0 on"))
+            .map_err(|error| self.located(error))?;
         let seed = value.as_integer().and_then(|seed| u64::try_from(seed).ok());
-        seed.ok_or_else(|| ConfigError::new("seed", format!("expected an integer from 0 on, got `{value}`")))
+        let wrong = || ConfigError::new("seed", format!("must be an integer from 0 on, got {value}"));
+        seed.ok_or_else(|| self.located(wrong()))
     }
 
     /// Number of threads: `threads`, 0 or missing for all cores.
@@ -149,15 +156,17 @@ impl ConfigFile {
         let Some(value) = self.table.get("threads") else { return Ok(0) };
         let threads = value.as_integer().and_then(|threads| usize::try_from(threads).ok());
         threads.filter(|threads| *threads <= MAX_THREADS).ok_or_else(|| {
-            ConfigError::new("threads", format!("expected an integer from 0 to {MAX_THREADS}, got `{value}`"))
+            let message = format!("must be an integer from 0 to {MAX_THREADS}, got {value}");
+            self.located(ConfigError::new("threads", message))
         })
     }
 
     /// The validated `[stores]` table; all defaults if there is none.
     pub(crate) fn stores(&self) -> Result<StoresConfig, ConfigError> {
-        let Some(table) = self.table.get(STORES_TABLE).cloned() else { return Ok(StoresConfig::default()) };
-        let config: StoresConfig = deserialize(table).map_err(|error| error.inside(STORES_TABLE))?;
-        config.validate().map_err(|error| error.inside(STORES_TABLE))?;
+        let Some(table) = self.table.get(STORES_TABLE) else { return Ok(StoresConfig::default()) };
+        let located = |error: ConfigError| self.located(error.inside(STORES_TABLE));
+        let config: StoresConfig = deserialize(table).map_err(located)?;
+        config.validate().map_err(located)?;
         Ok(config)
     }
 
@@ -169,30 +178,20 @@ impl ConfigFile {
         for (key, value) in &self.table {
             if !GENERAL_KEYS.contains(&key.as_str()) && !value.is_table() {
                 let known = GENERAL_KEYS.join(", ");
-                return Err(ConfigError::new(
-                    key,
-                    format!("unknown key; outside tables there are only {known}"),
-                ));
+                let message = format!("there is no such key; outside tables there are only {known}");
+                return Err(self.located(ConfigError::new(key, message)));
             }
         }
-        let table = self.table.get(name).cloned();
-        let table =
-            table.ok_or_else(|| ConfigError::new(format!("[{name}]"), "the config has no such table"))?;
-        let config: C = deserialize(table).map_err(|error| error.inside(name))?;
-        config.validate().map_err(|error| error.inside(name))?;
+        let table = self.table.get(name).ok_or_else(|| self.located(no_table(name, &self.table)))?;
+        let located = |error: ConfigError| self.located(error.inside(name));
+        let config: C = deserialize(table).map_err(located)?;
+        config.validate().map_err(located)?;
         Ok(config)
     }
 }
 
-/// Deserialises a table; the error names the path of the key as far as `toml` knows it.
-fn deserialize<T: DeserializeOwned>(value: Value) -> Result<T, ConfigError> {
-    value.try_into::<T>().map_err(|error| {
-        let text = error.to_string();
-        let mut lines = text.lines().map(str::trim).filter(|line| !line.is_empty());
-        let message = lines.next().unwrap_or("cannot be read").to_owned();
-        let key = lines.find_map(|line| line.strip_prefix("in `").and_then(|rest| rest.strip_suffix('`')));
-        ConfigError::new(key.unwrap_or("(table)"), message)
-    })
+fn deserialize<T: DeserializeOwned>(table: &Value) -> Result<T, ConfigError> {
+    table.clone().try_into::<T>().map_err(|error| ConfigError::of_table(table, &error))
 }
 
 #[cfg(test)]
@@ -209,6 +208,29 @@ mod tests {
         inner: Vec<Inner>,
     }
 
+    /// Keys of the kinds that serde has its own words for.
+    #[derive(Debug, Serialize, Deserialize)]
+    #[serde(deny_unknown_fields)]
+    struct Kinds {
+        word: Option<Word>,
+        either: Option<Either>,
+        pair: Option<(u8, u8)>,
+    }
+
+    #[derive(Debug, Serialize, Deserialize)]
+    #[serde(rename_all = "lowercase")]
+    enum Word {
+        One,
+        Two,
+    }
+
+    #[derive(Debug, Serialize, Deserialize)]
+    #[serde(untagged, expecting = "expected true, false or a number")]
+    enum Either {
+        Switch(bool),
+        Number(u8),
+    }
+
     #[derive(Debug, PartialEq, Serialize, Deserialize)]
     #[serde(deny_unknown_fields)]
     struct Inner {
@@ -221,6 +243,15 @@ mod tests {
                 0 => Err(ConfigError::new("seq_len", "must be at least 1, got 0")),
                 _ => Ok(()),
             }
+        }
+        fn inputs(&self) -> Vec<PathBuf> {
+            Vec::new()
+        }
+    }
+
+    impl StageConfig for Kinds {
+        fn validate(&self) -> Result<(), ConfigError> {
+            Ok(())
         }
         fn inputs(&self) -> Vec<PathBuf> {
             Vec::new()
@@ -258,7 +289,7 @@ mod tests {
             assert_eq!(file.check_owner(set, "demo"), Ok(()), "{set}");
         }
         let error = file.check_owner("dmeo.seq_len=3", "demo").unwrap_err().to_string();
-        assert_eq!(error, "--set: the config has no table `dmeo`, in `dmeo.seq_len=3`");
+        assert_eq!(error, "--set: the config has no table `dmeo`, in `dmeo.seq_len=3`; did you mean `demo`?");
     }
 
     #[test]
@@ -266,7 +297,7 @@ mod tests {
         let threads = |text: &str| ConfigFile::parse(text).unwrap().threads();
         assert_eq!((threads(""), threads("threads = 1024")), (Ok(0), Ok(1024)));
         for text in ["threads = 1025", "threads = -1", "threads = \"two\""] {
-            assert!(threads(text).unwrap_err().to_string().starts_with("threads: expected"), "{text}");
+            assert!(threads(text).unwrap_err().to_string().starts_with("threads: must be"), "{text}");
         }
     }
 
@@ -276,14 +307,18 @@ mod tests {
             (
                 "[demo]\nseq_len = 4",
                 "demo.seqlen=3",
-                "demo.(table): unknown field `seqlen`, expected `seq_len` or `inner`",
+                "--set: demo.seqlen: there is no such key; did you mean `seq_len`? the keys here are `seq_len`, `inner`",
             ),
-            ("[demo]\nseq_len = 4", "demo.seq_len=0", "demo.seq_len: must be at least 1, got 0"),
-            ("[other]\nx = 1", "other.x=2", "[demo]: the config has no such table"),
+            ("[demo]\nseq_len = 4", "demo.seq_len=0", "--set: demo.seq_len: must be at least 1, got 0"),
+            (
+                "[other]\nx = 1",
+                "other.x=2",
+                "[demo]: there is no such table, and the stage `demo` is set up there",
+            ),
             (
                 "x = 1\n[demo]\nseq_len = 4",
                 "demo.seq_len=1",
-                "x: unknown key; outside tables there are only name, seed, threads",
+                "x: there is no such key; outside tables there are only name, seed, threads",
             ),
             (
                 "[demo]\nseq_len = 4",
@@ -298,7 +333,79 @@ mod tests {
         ] {
             assert_eq!(check(text, &[set]).unwrap_err(), expected);
         }
-        let error = check("[demo]\nseq_len = 4", &["demo.seq_len=\"long\""]).unwrap_err();
-        assert!(error.starts_with("demo.seq_len: invalid type"), "{error}");
+    }
+
+    #[test]
+    fn what_is_wrong_is_said_in_the_words_of_a_config() {
+        for (lines, expected) in [
+            (
+                "seq_len = \"long\"",
+                "demo.seq_len: must be an integer from 0 to 4294967295, got the string \"long\"",
+            ),
+            ("seq_len = -1", "demo.seq_len: must be an integer from 0 to 4294967295, got -1"),
+            ("", "demo.seq_len: is missing, and has no default"),
+            ("seq_len = 4\n[[demo.inner]]", "demo.inner.name: is missing, and has no default"),
+            ("seq_len = 4\ninner = 3", "demo.inner: must be a list, got 3"),
+            (
+                "seq_len = 4\n[[demo.inner]]\nname = \"a\"\nsize = 3",
+                "demo.inner.size: there is no such key; the keys here are `name`",
+            ),
+        ] {
+            assert_eq!(check(&format!("[demo]\n{lines}"), &[]).unwrap_err(), expected);
+        }
+        for (line, expected) in [
+            ("word = \"tow\"", "demo.word: unknown variant `tow`; did you mean `two`? expected `one`, `two`"),
+            ("word = 3", "demo.word: must be one of the words it knows, got something else"),
+            ("either = \"yes\"", "demo.either: must be true, false or a number, got \"yes\""),
+            ("pair = [1]", "demo.pair: must be a list of 2 values, got 1 values"),
+        ] {
+            let file = ConfigFile::parse(&format!("[demo]\n{line}")).unwrap();
+            assert_eq!(file.stage::<Kinds>("demo").unwrap_err().to_string(), expected);
+        }
+    }
+
+    #[test]
+    fn errors_say_where_the_key_was_given() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("run.toml");
+        let check = |text: &str, sets: &[&str]| {
+            oqvl_shard_io::write_atomic(&path, text.as_bytes()).unwrap();
+            let mut file = ConfigFile::read(&path).map_err(|error| error.to_string())?;
+            sets.iter().for_each(|set| file.set(set).unwrap());
+            file.seed().and_then(|_| file.stage::<Demo>("demo")).map_err(|error| error.to_string())
+        };
+        let shown = path.display();
+        let good = "seed = 7\n[demo]\nseq_len = 4\n[[demo.inner]]\nname = \"a\"\n";
+        assert!(check(good, &[]).is_ok());
+        for (text, set, expected) in [
+            (
+                &good.replace('4', "0")[..],
+                "demo.inner=[]",
+                format!("{shown}: demo.seq_len: must be at least 1, got 0"),
+            ),
+            (good, "demo.seq_len=0", "--set: demo.seq_len: must be at least 1, got 0".to_owned()),
+            (good, "demo.inner.0.name=3", "--set: demo.inner.name: must be a string, got 3".to_owned()),
+            (good, "seed=x", "--set: seed: must be an integer from 0 on, got \"x\"".to_owned()),
+            (
+                "[demo]\nseq_len = 4",
+                "demo.inner=[]",
+                format!("{shown}: seed: is missing: any integer from 0 on"),
+            ),
+            (
+                "seed = 7\n[demmo]\nseq_len = 4",
+                "seed=8",
+                format!(
+                    "{shown}: [demo]: there is no such table, and the stage `demo` is set up there; did you mean it by \
+                     [demmo]?"
+                ),
+            ),
+        ] {
+            assert_eq!(check(text, &[set]).unwrap_err(), expected);
+        }
+        let error = check("seed = 7\n\n[demo\n", &[]).unwrap_err();
+        assert!(
+            error.starts_with(&format!("{shown}: line 3: this is no TOML: ")) && !error.contains('\n'),
+            "{error}"
+        );
     }
 }

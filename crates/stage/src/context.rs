@@ -111,6 +111,13 @@ impl RunContext {
         }
     }
 
+    /// Whether anybody wants to know of finished files: without, [`publish`](RunContext::publish) does nothing, and to list
+    /// them is a waste.
+    #[must_use]
+    pub fn publishes(&self) -> bool {
+        self.uploads.is_some()
+    }
+
     /// To be called by a stage that [checks first](Stage::CHECKS_FIRST) when all that the request names has been found
     /// sound: what a request before this one left in the output directory goes now, and not if the stage fails before.
     ///

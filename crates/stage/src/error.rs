@@ -1,6 +1,6 @@
 //! How a run ends when it does not end well.
 
-use crate::config::ConfigError;
+use crate::config_error::ConfigError;
 use std::path::PathBuf;
 
 /// The run was stopped by Ctrl-C or SIGTERM; what is finished stays, the same command goes on from there.
@@ -57,7 +57,8 @@ pub enum StageError {
     },
     /// A partial run found output of another config.
     #[error(
-        "{path} holds output of another config or of other inputs: run without --shards first, or remove it"
+        "--shards: {path} holds output of another config or of other inputs, which a share cannot replace: run without --shards \
+         first, or remove it"
     )]
     StaleOutput {
         /// The directory.

@@ -29,7 +29,7 @@ pub(crate) fn digest_inputs(
 /// Digest of what was copied from a store, by content: the same files from elsewhere are the same input.
 fn digest_mirror(input: &Path, mirror: &Mirror) -> Result<String, StageError> {
     let has = |name: &str| mirror.files.iter().any(|file| file.name == name);
-    let is_output_of_stage = has(crate::runtime::FINGERPRINT_FILE);
+    let is_output_of_stage = has(crate::out_dir::FINGERPRINT_FILE);
     if is_output_of_stage && !has(Manifest::FILE_NAME) {
         let reason = "the stage whose output this is has not finished sending it".to_owned();
         return Err(StageError::InputNotReady { path: input.to_path_buf(), reason });
@@ -88,7 +88,7 @@ fn digest_input(work_dir: &Path, input: &Path) -> Result<String, StageError> {
             }
             return Ok(digest_bytes(serde_json::json!(chosen).to_string().as_bytes()));
         }
-        if stage_dir.join(crate::runtime::FINGERPRINT_FILE).exists() {
+        if stage_dir.join(crate::out_dir::FINGERPRINT_FILE).exists() {
             return Err(not_ready(format!("stage `{stage}` has not finished in {}", work_dir.display())));
         }
         if !path.exists() && pattern.is_none() {
@@ -203,7 +203,7 @@ pub(crate) fn output_files(out_dir: &Path) -> Result<BTreeMap<String, PathBuf>, 
 
 /// Whether the runtime, not the stage, writes this file at the root of an output directory.
 fn is_runtime_file(name: &str) -> bool {
-    name == crate::runtime::FINGERPRINT_FILE
+    name == crate::out_dir::FINGERPRINT_FILE
         || (name.ends_with(".json") && (name.starts_with("manifest.") || name.starts_with("report.")))
 }
 

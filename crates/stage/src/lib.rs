@@ -63,10 +63,13 @@
 
 mod cli;
 mod config;
+mod config_error;
 mod context;
 mod error;
+mod file_end;
 mod fingerprint;
 mod logging;
+mod out_dir;
 mod process_env;
 mod progress;
 mod publisher;
@@ -74,18 +77,23 @@ mod random;
 mod remote_inputs;
 mod replaced;
 mod runtime;
+mod score_answer;
 mod scoring;
 mod shard_range;
+mod spelling;
 mod stores;
 mod tally;
 mod voice;
 
-pub use config::{ConfigError, ConfigFile};
+pub use config::ConfigFile;
+pub use config_error::ConfigError;
 pub use context::RunContext;
 pub use error::{Interrupted, StageError};
+pub use file_end::is_cut_short;
 pub use progress::Progress;
 pub use random::{Rng, stream};
 pub use runtime::main;
+pub use score_answer::score_in_answer;
 pub use scoring::{SampleScores, ScorerInfo, score_shards};
 pub use shard_range::ShardRange;
 pub use tally::{RejectedSample, Tally};
@@ -121,6 +129,28 @@ pub trait Stage {
     /// # Errors
     /// Whatever the stage cannot go on after. [`Interrupted`] anywhere in the chain of sources is reported as such.
     fn run(config: &Self::Config, run: &RunContext) -> Result<Self::Report, Self::Error>;
+
+    /// Asked before finished output is called up to date, which it is whatever the
+    /// [keys without effect](StageConfig::keys_without_effect) are: one of them may be a limit that the report does not keep.
+    /// By default there is none.
+    ///
+    /// # Errors
+    /// If this config would have failed the run that left `report`.
+    fn check_report(config: &Self::Config, report: &serde_json::Value) -> Result<(), Self::Error> {
+        let _ = (config, report);
+        Ok(())
+    }
+
+    /// What a dry run looks for in inputs that are there: mistakes in the request that the config alone does not show, such
+    /// as a query for a column the input does not have. Nothing below [`out_dir`](RunContext::out_dir), which may not be
+    /// there, may change. By default nothing is looked for.
+    ///
+    /// # Errors
+    /// The first mistake.
+    fn check(config: &Self::Config, run: &RunContext) -> Result<(), Self::Error> {
+        let _ = (config, run);
+        Ok(())
+    }
 }
 
 /// The config table of a stage: everything a run depends on besides its inputs and the seed.

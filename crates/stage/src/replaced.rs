@@ -6,13 +6,18 @@
 //!
 //! A kill at any moment leaves one of these states, told apart by the stamp: empty, entries are on their way there or back
 //! and what lies outside is old; not empty, all that lies outside is new.
+//!
+//! Where the output stays and is only added to, stamp and manifest alone are set aside, into a directory of its own: all
+//! that lies outside is then old.
 
 use crate::error::StageError;
 use oqvl_shard_io::{Manifest, ShardError, write_atomic};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// Holds what was set aside, and the stamp it had.
 const ASIDE: &str = ".replaced";
+/// Holds the stamp and the manifest of output that stays.
+const SEALS_ASIDE: &str = ".seals";
 /// What was set aside and is being removed.
 const DOOMED: &str = ".discarded";
 
@@ -39,6 +44,38 @@ pub(crate) fn set_aside(
     move_entries(out_dir, &aside, |name| kept.contains(&name) || name == ASIDE)
 }
 
+/// Moves the manifest aside, if there is one, and a copy of the stamp: the output stays.
+pub(crate) fn set_seals_aside(out_dir: &Path, stamp_file: &str) -> Result<(), StageError> {
+    let aside = out_dir.join(SEALS_ASIDE);
+    std::fs::create_dir_all(&aside).map_err(StageError::io(&aside))?;
+    let stamp = out_dir.join(stamp_file);
+    let content = std::fs::read(&stamp).map_err(StageError::io(&stamp))?;
+    write_atomic(&aside.join(stamp_file), &content).map_err(StageError::io(&aside))?;
+    rename_if_there(&out_dir.join(Manifest::FILE_NAME), &aside.join(Manifest::FILE_NAME))
+}
+
+/// Puts the seals back, if they were set aside; returns whether they were. The stamp comes last: it says that there is
+/// something to put back.
+fn restore_seals(out_dir: &Path, stamp_file: &str) -> Result<bool, StageError> {
+    let aside = out_dir.join(SEALS_ASIDE);
+    let stamp = aside.join(stamp_file);
+    let is_there = stamp.exists();
+    if is_there {
+        rename_if_there(&aside.join(Manifest::FILE_NAME), &out_dir.join(Manifest::FILE_NAME))?;
+        std::fs::rename(&stamp, out_dir.join(stamp_file)).map_err(StageError::io(&stamp))?;
+    }
+    remove_directory(&aside)?;
+    Ok(is_there)
+}
+
+/// The stamp that comes back when the run that replaces or extends this output ends before it begins.
+pub(crate) fn stamp_aside(out_dir: &Path, stamp_file: &str) -> Option<PathBuf> {
+    [SEALS_ASIDE, ASIDE]
+        .map(|aside| out_dir.join(aside).join(stamp_file))
+        .into_iter()
+        .find(|path| path.exists())
+}
+
 /// Puts back what was set aside, if there is something; `clear` removes new output, if all that lies outside is new.
 /// Returns whether there was something.
 pub(crate) fn restore(
@@ -46,6 +83,9 @@ pub(crate) fn restore(
     stamp_file: &str,
     clear: impl FnOnce() -> Result<(), StageError>,
 ) -> Result<bool, StageError> {
+    if restore_seals(out_dir, stamp_file)? {
+        return Ok(true);
+    }
     let aside = out_dir.join(ASIDE);
     let stamp = aside.join(stamp_file);
     if !stamp.exists() {
@@ -62,24 +102,34 @@ pub(crate) fn restore(
 
 /// Removes what was set aside.
 pub(crate) fn discard(out_dir: &Path) -> Result<(), ShardError> {
-    let (aside, doomed) = (out_dir.join(ASIDE), out_dir.join(DOOMED));
+    let doomed = out_dir.join(DOOMED);
     // Of an earlier run that was killed here.
     remove_directory(&doomed)?;
-    match std::fs::rename(&aside, &doomed) {
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
-        moved => moved.map_err(failed(&aside))?,
+    for aside in [SEALS_ASIDE, ASIDE].map(|name| out_dir.join(name)) {
+        match std::fs::rename(&aside, &doomed) {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => continue,
+            moved => moved.map_err(failed(&aside))?,
+        }
+        remove_directory(&doomed)?;
     }
-    remove_directory(&doomed)
+    Ok(())
 }
 
 /// Whether a file or directory of this name is of this module.
 pub(crate) fn is_own(name: &str) -> bool {
-    [ASIDE, DOOMED].contains(&name)
+    [ASIDE, SEALS_ASIDE, DOOMED].contains(&name)
 }
 
 fn remove_directory(path: &Path) -> Result<(), ShardError> {
     match std::fs::remove_dir_all(path) {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(failed(path)(error)),
+        _ => Ok(()),
+    }
+}
+
+fn rename_if_there(from: &Path, to: &Path) -> Result<(), StageError> {
+    match std::fs::rename(from, to) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(StageError::io(from)(error)),
         _ => Ok(()),
     }
 }

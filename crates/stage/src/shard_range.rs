@@ -1,6 +1,6 @@
 //! Which shards are this process's share.
 
-use crate::config::ConfigError;
+use crate::config_error::ConfigError;
 use std::fmt;
 
 /// A share of the shards of a stage, for job arrays.

@@ -3,7 +3,7 @@
 //! The table belongs to the run, not to a stage, and no output depends on it: the same files from elsewhere are
 //! the same input.
 
-use crate::config::ConfigError;
+use crate::config_error::ConfigError;
 use oqvl_shard_io::{HubSettings, StoreSettings, StoreUri};
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};

@@ -1,0 +1,180 @@
+//! What is wrong with a request, in one sentence that names the file, the key and what is expected.
+
+use crate::spelling::nearest;
+use toml::{Table, Value};
+
+/// So many names are listed; of more, the one that is meant is all one wants to see.
+const MAX_LISTED: usize = 12;
+
+/// A request that cannot be carried out as it stands; exit code 2.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{origin}{key}: {message}")]
+pub struct ConfigError {
+    /// Where the key was given, with a colon behind it; empty if nobody said.
+    origin: String,
+    key: String,
+    message: String,
+}
+
+impl ConfigError {
+    /// `key` as in the stage's table, `message` says what it must be and what it is.
+    pub fn new(key: impl Into<String>, message: impl Into<String>) -> Self {
+        Self { origin: String::new(), key: key.into(), message: message.into() }
+    }
+
+    pub(crate) fn flag(flag: impl Into<String>, message: impl Into<String>) -> Self {
+        Self::new(flag, message)
+    }
+
+    /// The same error with the key inside `table`: `seq_len` becomes `packer.seq_len`.
+    #[must_use]
+    pub fn inside(mut self, table: &str) -> Self {
+        self.key = if self.key.is_empty() { table.to_owned() } else { format!("{table}.{}", self.key) };
+        self
+    }
+
+    /// The same error as one of a key that was given in `origin`, a file or a flag, unless it says so already.
+    pub(crate) fn given_in(mut self, origin: &str) -> Self {
+        if self.origin.is_empty() {
+            self.origin = format!("{origin}: ");
+        }
+        self
+    }
+
+    /// The key or flag that is wrong.
+    #[must_use]
+    pub fn key(&self) -> &str {
+        &self.key
+    }
+
+    /// The error of a file that is not TOML.
+    pub(crate) fn of_syntax(text: &str, error: &toml::de::Error) -> Self {
+        let end = error.span().map_or(0, |span| span.start.min(text.len()));
+        let line = text.as_bytes()[..end].iter().filter(|byte| **byte == b'\n').count() + 1;
+        Self::new(format!("line {line}"), format!("this is no TOML: {}", error.message()))
+    }
+
+    /// The error of a table that could not be read as what it must be; its key is inside `table`.
+    pub(crate) fn of_table(table: &Value, error: &toml::de::Error) -> Self {
+        let text = error.to_string();
+        let mut lines = text.lines().map(str::trim).filter(|line| !line.is_empty());
+        let message = lines.next().unwrap_or("cannot be read");
+        let key = lines.find_map(|line| line.strip_prefix("in `").and_then(|rest| rest.strip_suffix('`')));
+        let key = key.unwrap_or_default();
+        let (subkey, message) = explained(message, value_at(table, key));
+        let steps = [key, &subkey].into_iter().filter(|step| !step.is_empty());
+        Self::new(steps.collect::<Vec<_>>().join("."), message)
+    }
+}
+
+/// Where there are lists on the way, nobody knows which of their elements is meant.
+fn value_at<'a>(table: &'a Value, key: &str) -> Option<&'a Value> {
+    key.split('.').filter(|step| !step.is_empty()).try_fold(table, |value, step| value.get(step))
+}
+
+/// Says what serde says in the words of a config: the key below the one that is named, if the message is about one, and
+/// the message.
+fn explained(message: &str, value: Option<&Value>) -> (String, String) {
+    let quoted = |text: &str| text.split('`').skip(1).step_by(2).map(str::to_owned).collect::<Vec<_>>();
+    let names = quoted(message);
+    let first = names.first().cloned().unwrap_or_default();
+    if message.starts_with("missing field `") {
+        return (first, "is missing, and has no default".to_owned());
+    }
+    if message.starts_with("unknown field `") {
+        let message = choice("there is no such key", &first, &names[1..], "the keys here are");
+        return (first, message);
+    }
+    if message.starts_with("unknown variant `") {
+        let message = choice(&format!("unknown variant `{first}`"), &first, &names[1..], "expected");
+        return (String::new(), message);
+    }
+    for start in ["invalid type: ", "invalid value: ", "invalid length "] {
+        let parts = message.strip_prefix(start).and_then(|rest| rest.rsplit_once(", expected "));
+        if let Some((found, expected)) = parts {
+            let found =
+                if start == "invalid length " { format!("{found} values") } else { found_words(found) };
+            return (String::new(), format!("must be {}, got {found}", expected_words(expected)));
+        }
+    }
+    if message.starts_with("data did not match any variant")
+        && let Some(value) = value
+    {
+        let message = format!("cannot be {value}; the stage's page in docs/stages says what it can be");
+        return (String::new(), message);
+    }
+    if let Some(expected) = message.strip_prefix("expected ")
+        && let Some(value) = value
+        && !message.contains(", got ")
+    {
+        return (String::new(), format!("must be {expected}, got {value}"));
+    }
+    (String::new(), message.to_owned())
+}
+
+/// What is wrong, what may have been meant, and what there is, if that is not too much to read.
+fn choice(wrong: &str, typed: &str, names: &[String], there_are: &str) -> String {
+    let mut message = wrong.to_owned();
+    let meant = nearest(typed, names.iter().map(String::as_str));
+    if let Some(meant) = meant {
+        message += &format!("; did you mean `{meant}`?");
+    }
+    if (1..=MAX_LISTED).contains(&names.len()) {
+        let names: Vec<_> = names.iter().map(|name| format!("`{name}`")).collect();
+        let separator = if meant.is_some() { "" } else { ";" };
+        message += &format!("{separator} {there_are} {}", names.join(", "));
+    } else if meant.is_none() {
+        message += "; the stage's page in docs/stages lists the keys and their values";
+    }
+    message
+}
+
+/// What a Rust type is called in a config.
+fn expected_words(expected: &str) -> String {
+    let words = match expected {
+        "u8" => "an integer from 0 to 255",
+        "u16" => "an integer from 0 to 65535",
+        "u32" => "an integer from 0 to 4294967295",
+        "u64" | "usize" => "an integer from 0 on",
+        "i8" | "i16" | "i32" | "i64" | "isize" => "an integer",
+        "f32" | "f64" => "a number",
+        "a boolean" => "true or false",
+        "path string" => "a string that is a path",
+        "a sequence" => "a list",
+        "a map" => "a table",
+        "string only" | "string or table" | "variant identifier" => "one of the words it knows",
+        other if other.starts_with("struct ") || other.starts_with("internally tagged enum ") => "a table",
+        other => match other.strip_prefix("a tuple of size ") {
+            Some(size) => return format!("a list of {size} values"),
+            None => other,
+        },
+    };
+    words.to_owned()
+}
+
+/// What is called so by serde.
+fn found_words(found: &str) -> String {
+    match found {
+        "sequence" => return "a list".to_owned(),
+        "map" => return "a table".to_owned(),
+        "unit variant" => return "something else".to_owned(),
+        _ => {}
+    }
+    for start in ["integer `", "floating point `", "boolean `"] {
+        if let Some(value) = found.strip_prefix(start).and_then(|rest| rest.strip_suffix('`')) {
+            return value.to_owned();
+        }
+    }
+    if found.starts_with("string ") { format!("the {found}") } else { found.to_owned() }
+}
+
+/// A table that is not there, perhaps because it is spelled otherwise.
+pub(crate) fn no_table(name: &str, file: &Table) -> ConfigError {
+    let tables = file.iter().filter(|(_, value)| value.is_table()).map(|(key, _)| key.as_str());
+    let meant = nearest(name, tables).map(|meant| format!("; did you mean it by [{meant}]?"));
+    let message = format!(
+        "there is no such table, and the stage `{name}` is set up there{}",
+        meant.unwrap_or_default()
+    );
+    ConfigError::new(format!("[{name}]"), message)
+}
