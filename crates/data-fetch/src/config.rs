@@ -6,6 +6,7 @@ mod choices;
 pub use choices::{ComputeHash, EncodeFormat, IncrementalMode, InputFormat, ResizeMode, RetryFailed};
 
 use crate::shard;
+use crate::shard_numbers;
 use crate::url_list::is_list_in_folder;
 use checks::in_range;
 use oqvl_image_prep::{Encoding, Interpolation};
@@ -120,6 +121,7 @@ pub struct DataFetchConfig {
     pub compute_hash: ComputeHash,
     /// Column of the list with the digests the downloaded bytes must have, and their kind, which must be that
     /// of `compute_hash`. The column is not carried along: the computed digests stand in its place.
+    #[serde(deserialize_with = "choices::column_and_hash")]
     pub verify_hash: Option<(String, ComputeHash)>,
 
     /// What becomes of shards that are there already.
@@ -357,11 +359,22 @@ impl StageConfig for DataFetchConfig {
         if finished == 0 {
             return Ok(());
         }
-        let message = format!(
-            "{} holds {finished} finished shards of another list or of other settings, which are not removed unasked: set \
-             `overwrite` to discard them, `extend` to add to them, or choose another work directory",
-            out_dir.display()
-        );
+        let lists = shard_numbers::lists_in(out_dir);
+        let message = if let [_, _, ..] = &lists[..] {
+            format!(
+                "{} holds {finished} finished shards of {} requests, one added to the other ({}): set `extend` to complete the \
+                 one that is asked for, or to add to them, and `overwrite` to discard them all",
+                out_dir.display(),
+                lists.len(),
+                lists.join(", ")
+            )
+        } else {
+            format!(
+                "{} holds {finished} finished shards of another list or of other settings, which are not removed unasked: \
+                 set `overwrite` to discard them, `extend` to add to them, or choose another work directory",
+                out_dir.display()
+            )
+        };
         Err(ConfigError::new("incremental_mode", message))
     }
 

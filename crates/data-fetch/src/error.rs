@@ -1,7 +1,7 @@
 //! What ends a run of the stage. Bad data never does: see [`Reject`](crate::Reject).
 
 use oqvl_shard_io::ShardError;
-use oqvl_stage::Interrupted;
+use oqvl_stage::{ConfigError, Interrupted};
 use std::path::PathBuf;
 
 /// Why fetching cannot go on.
@@ -11,6 +11,10 @@ pub enum DataFetchError {
     /// Ctrl-C or SIGTERM.
     #[error("{0}")]
     Interrupted(#[from] Interrupted),
+    /// What the config says does not fit what is there: a column that the list does not have, a list of no known format, a
+    /// file that is missing.
+    #[error("{0}")]
+    Config(#[from] ConfigError),
     /// Reading or writing failed.
     #[error("cannot read or write {path}")]
     Io {
@@ -29,29 +33,7 @@ pub enum DataFetchError {
         /// Where and what.
         problem: String,
     },
-    /// No format belongs to the file's extension and none was given, or a folder holds no list.
-    #[error(
-        "{path}: {problem}; the known extensions are txt, csv, tsv, jsonl, json (each also with .gz or .zst) and parquet"
-    )]
-    UnknownList {
-        /// The file or folder.
-        path: PathBuf,
-        /// What is missing.
-        problem: &'static str,
-    },
-    /// A column the config names is not in the list.
-    #[error("{path}: `{key}` names column `{column}`, but the list has only {available}")]
-    MissingColumn {
-        /// The list.
-        path: PathBuf,
-        /// The config key.
-        key: &'static str,
-        /// The column it names.
-        column: String,
-        /// The columns that are there.
-        available: String,
-    },
-    /// A column of a type that cannot be carried along.
+    /// A column has become one of a type that cannot be carried along, since the run began.
     #[error("{path}: column `{column}` has type {found}, which cannot be stored")]
     ColumnType {
         /// The list.
@@ -70,22 +52,6 @@ pub enum DataFetchError {
         expected: u64,
         /// Rows found later.
         found: u64,
-    },
-    /// The hosts file is missing or is not a JSON map of names to `address:port`.
-    #[error("`hosts_file` {path}: {problem}")]
-    HostsFile {
-        /// The file.
-        path: PathBuf,
-        /// What is wrong with it.
-        problem: String,
-    },
-    /// The file of certificate authorities is missing or is not PEM.
-    #[error("`ca_file` {path}: {problem}")]
-    CaFile {
-        /// The file.
-        path: PathBuf,
-        /// What is wrong with it.
-        problem: String,
     },
     /// The HTTP client or its threads cannot be set up.
     #[error("cannot set up the HTTP client")]
@@ -114,8 +80,8 @@ pub enum DataFetchError {
     },
     /// More rows were rejected than the config allows.
     #[error(
-        "{rejected} of {seen} rows were rejected{most}, more than `max_failed_fraction` = {allowed} allows; the shards are \
-         kept: run again with `retry_failed = true`, or allow more"
+        "{rejected} of {seen} rows were rejected{most}, more than `data-fetch.max_failed_fraction` = {allowed} \
+         allows; the shards are kept: run again with `data-fetch.retry_failed=true`, or allow more"
     )]
     TooManyFailed {
         /// Rows rejected.

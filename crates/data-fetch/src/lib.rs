@@ -110,6 +110,8 @@ pub use shard::{ShardNetwork, ShardStats};
 pub use url_list::{CarriedColumn, ShardRows, UrlList, UrlRow};
 
 use oqvl_stage::{RunContext, Stage};
+use pipeline::NetworkFiles;
+use shard_numbers::ShardNumbers;
 
 /// The stage: `[data-fetch]` in, `data-fetch/` out.
 #[derive(Debug, Clone, Copy)]
@@ -131,11 +133,17 @@ impl Stage for DataFetch {
     fn run(config: &DataFetchConfig, run: &RunContext) -> Result<DataFetchReport, DataFetchError> {
         let check_interrupt = || run.check_interrupt().map_err(DataFetchError::from);
         let list = UrlList::survey(config, &run.resolve(&config.url_list), &check_interrupt)?;
-        let list = shard_numbers::number(config, run, list)?;
+        let files = NetworkFiles::read(config, run)?;
+        let (list, numbers) = ShardNumbers::choose(config, run, list)?;
         run.begin()?;
-        pipeline::fetch_shards(config, run, list.clone())?;
+        numbers.write()?;
+        pipeline::fetch_shards(config, run, list.clone(), files)?;
         let report = DataFetchReport::of_shards(config, run, &list)?;
         report.check_failures(config)?;
         Ok(report)
+    }
+
+    fn check_report(config: &DataFetchConfig, report: &serde_json::Value) -> Result<(), DataFetchError> {
+        DataFetchReport::check_written(report, config)
     }
 }

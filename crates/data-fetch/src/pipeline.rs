@@ -26,7 +26,7 @@ use crate::shard::{ShardJob, ShardPaths, ShardStats, Written};
 use crate::transform::{Expectations, StoredImage, num_pixels, transform};
 use crate::url_list::{ShardRows, UrlList, UrlRow};
 use oqvl_shard_io::read_json;
-use oqvl_stage::{Interrupted, Progress, RunContext};
+use oqvl_stage::{ConfigError, Interrupted, Progress, RunContext};
 use reqwest::{Certificate, Url};
 use std::ops::ControlFlow;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
@@ -55,11 +55,30 @@ const TICK: Duration = Duration::from_millis(100);
 /// How long threads may take to notice that the run is over.
 const SHUTDOWN_GRACE: Duration = Duration::from_millis(500);
 
+/// Whom to ask and whom to trust besides what the system says: read before anything is changed, because a config that names
+/// files that are not there is a wrong request.
+pub(crate) struct NetworkFiles {
+    hosts: HostsFile,
+    authorities: Vec<Certificate>,
+}
+
+impl NetworkFiles {
+    pub(crate) fn read(config: &DataFetchConfig, run: &RunContext) -> Result<Self, ConfigError> {
+        let hosts = config.hosts_file.as_ref().map(|path| HostsFile::read(&run.resolve(path)));
+        let authorities = config.ca_file.as_ref().map(|path| read_authorities(&run.resolve(path)));
+        Ok(Self {
+            hosts: hosts.transpose()?.unwrap_or_default(),
+            authorities: authorities.transpose()?.unwrap_or_default(),
+        })
+    }
+}
+
 /// Makes every shard of the list that is this process's and is not there yet.
 pub(crate) fn fetch_shards(
     config: &DataFetchConfig,
     run: &RunContext,
     list: UrlList,
+    files: NetworkFiles,
 ) -> Result<(), DataFetchError> {
     settle(&run.out_dir, config, &|shard_idx| run.owns_shard(shard_idx))?;
     let first_shard = list.shards().start;
@@ -79,14 +98,6 @@ pub(crate) fn fetch_shards(
     if num_rows == 0 {
         return Ok(());
     }
-    let hosts = match &config.hosts_file {
-        Some(path) => HostsFile::read(&run.resolve(path))?,
-        None => HostsFile::default(),
-    };
-    let authorities = match &config.ca_file {
-        Some(path) => read_authorities(&run.resolve(path))?,
-        None => Vec::new(),
-    };
     let policy = if config.allow_private_addresses { AddressPolicy::Any } else { AddressPolicy::PublicOnly };
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(run.threads.clamp(1, MAX_IO_THREADS))
@@ -96,7 +107,8 @@ pub(crate) fn fetch_shards(
     // The client registers with the runtime it is made in.
     let fetcher = {
         let _entered = runtime.enter();
-        Fetcher::new(config, GuardedResolver::new(hosts, policy), &authorities, run.threads, run.seed)?
+        let resolver = GuardedResolver::new(files.hosts, policy);
+        Fetcher::new(config, resolver, &files.authorities, run.threads, run.seed)?
     };
     let pipeline = Pipeline {
         shared: Arc::new(Shared::new(config, list.box_idx(), fetcher, run.threads)),
@@ -132,7 +144,11 @@ fn rows_wanted(
     shard_idx: usize,
 ) -> Result<u64, DataFetchError> {
     let paths = ShardPaths::new(&run.out_dir, config, shard_idx);
-    if !paths.is_finished() {
+    if !paths.is_there() {
+        return Ok(list.rows_in_shard(shard_idx));
+    }
+    if let Some(damage) = paths.damage() {
+        tracing::warn!("{damage}; the shard is fetched again");
         return Ok(list.rows_in_shard(shard_idx));
     }
     if !config.retry_failed.is_on() {
@@ -141,8 +157,8 @@ fn rows_wanted(
     Ok(read_json::<ShardStats>(&paths.stats)?.num_to_retry(&config.retry_failed))
 }
 
-fn read_authorities(path: &Path) -> Result<Vec<Certificate>, DataFetchError> {
-    let wrong = |problem: String| DataFetchError::CaFile { path: path.to_path_buf(), problem };
+fn read_authorities(path: &Path) -> Result<Vec<Certificate>, ConfigError> {
+    let wrong = |problem: String| ConfigError::new("ca_file", format!("{}: {problem}", path.display()));
     let pem = std::fs::read(path).map_err(|error| wrong(error.to_string()))?;
     let authorities = Certificate::from_pem_bundle(&pem).map_err(|error| wrong(error.to_string()))?;
     if authorities.is_empty() { Err(wrong("holds no certificate".to_owned())) } else { Ok(authorities) }
@@ -497,7 +513,7 @@ mod tests {
                 oqvl_shard_io::write_atomic(&path, content.as_bytes()).unwrap();
             }
             let error = read_authorities(&path).unwrap_err().to_string();
-            assert!(error.starts_with("`ca_file`") && error.contains("ca.pem"), "{error}");
+            assert!(error.starts_with("ca_file: ") && error.contains("ca.pem"), "{error}");
         }
     }
 }

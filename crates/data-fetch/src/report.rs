@@ -4,18 +4,20 @@
 use crate::config::{ComputeHash, DataFetchConfig};
 use crate::error::DataFetchError;
 use crate::sample_table::for_each_row;
-use crate::shard::{ShardNetwork, ShardPaths, ShardStats};
+use crate::shard::{ShardPaths, ShardStats};
 use crate::url_list::UrlList;
 use oqvl_shard_io::read_json;
 use oqvl_stage::{RunContext, Tally};
 use serde::Serialize;
-use std::collections::HashSet;
+use serde_json::Value;
+use std::collections::{BTreeMap, HashSet};
 use std::path::PathBuf;
 
 /// Digests compared in one pass over the shards: 16 bytes each, hence at most a few hundred MiB.
 const DIGESTS_PER_PASS: u64 = 8 << 20;
 
-/// The stage's report.
+/// The stage's report. It speaks of what came out and not of how the download went, which is another story every time (see
+/// [`ShardNetwork`](crate::ShardNetwork)): from the same answers comes the same report.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 pub struct DataFetchReport {
     /// Rows of the list: kept in a tar, or rejected by reason.
@@ -35,9 +37,6 @@ pub struct DataFetchReport {
     /// placeholders, copies. They are kept; removing them is for a later stage.
     /// Unknown without `compute_hash`.
     pub duplicate_downloads: Option<u64>,
-    /// Requests sent again after a transient failure: the one number that may differ when the same list is
-    /// fetched again.
-    pub retries: u64,
 }
 
 impl DataFetchReport {
@@ -61,7 +60,6 @@ impl DataFetchReport {
                 return Err(DataFetchError::ForeignShard { path: paths.stats, expected, found: stats.count });
             }
             report.add(stats);
-            report.retries += retries_of(&paths)?;
             tables.push(paths.table);
         }
         report.list_rejects(&tables, config.compute_hash)?;
@@ -75,14 +73,18 @@ impl DataFetchReport {
     /// # Errors
     /// [`DataFetchError::TooManyFailed`] if more rows were rejected than the config allows.
     pub(crate) fn check_failures(&self, config: &DataFetchConfig) -> Result<(), DataFetchError> {
-        let (rejected, seen) = (self.tally.num_rejected(), self.tally.seen);
-        let Some(allowed) = config.max_failed_fraction else { return Ok(()) };
-        if rejected as f64 <= allowed * seen as f64 {
-            return Ok(());
-        }
-        let most = self.tally.rejected.iter().max_by_key(|(_, count)| **count);
-        let most = most.map(|(reason, count)| format!(" (most often: {reason}, {count} times)"));
-        Err(DataFetchError::TooManyFailed { rejected, seen, most: most.unwrap_or_default(), allowed })
+        check_failures(config, self.tally.seen, &self.tally.rejected)
+    }
+
+    /// The same of a report that was written before.
+    ///
+    /// # Errors
+    /// As those of [`check_failures`](Self::check_failures).
+    pub(crate) fn check_written(report: &Value, config: &DataFetchConfig) -> Result<(), DataFetchError> {
+        let rejected = report.get("rejected").and_then(Value::as_object).into_iter().flatten();
+        let rejected =
+            rejected.map(|(reason, count)| (reason.clone(), count.as_u64().unwrap_or(0))).collect();
+        check_failures(config, report.get("seen").and_then(Value::as_u64).unwrap_or(0), &rejected)
     }
 
     fn add(&mut self, stats: ShardStats) {
@@ -146,11 +148,17 @@ impl DataFetchReport {
     }
 }
 
-fn retries_of(paths: &ShardPaths) -> Result<u64, DataFetchError> {
-    if !paths.network.exists() {
-        // No output depends on it, so a copy of the shards without their local files is as good.
-        tracing::warn!(path = %paths.network.display(), "missing; the report counts no retries for this shard");
-        return Ok(0);
+fn check_failures(
+    config: &DataFetchConfig,
+    seen: u64,
+    by_reason: &BTreeMap<String, u64>,
+) -> Result<(), DataFetchError> {
+    let rejected = by_reason.values().sum();
+    let Some(allowed) = config.max_failed_fraction else { return Ok(()) };
+    if rejected as f64 <= allowed * seen as f64 {
+        return Ok(());
     }
-    Ok(read_json::<ShardNetwork>(&paths.network)?.retries)
+    let most = by_reason.iter().max_by_key(|(_, count)| **count);
+    let most = most.map(|(reason, count)| format!(" (most often: {reason}, {count} times)"));
+    Err(DataFetchError::TooManyFailed { rejected, seen, most: most.unwrap_or_default(), allowed })
 }

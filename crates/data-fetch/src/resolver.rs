@@ -6,8 +6,8 @@
 //! check and use does not pass; literal addresses, which need no resolution, are checked in the URL, at every
 //! redirect.
 
-use crate::error::DataFetchError;
 use crate::reject::Reject;
+use oqvl_stage::ConfigError;
 use reqwest::Url;
 use reqwest::dns::{Addrs, Name, Resolve, Resolving};
 use std::collections::HashMap;
@@ -57,9 +57,10 @@ impl HostsFile {
     /// Reads a JSON map from names to `address:port`.
     ///
     /// # Errors
-    /// [`DataFetchError::HostsFile`] if the file is not there or is not such a map.
-    pub(crate) fn read(path: &Path) -> Result<Self, DataFetchError> {
-        let wrong = |problem: String| DataFetchError::HostsFile { path: path.to_path_buf(), problem };
+    /// If the file is not there or is not such a map.
+    pub(crate) fn read(path: &Path) -> Result<Self, ConfigError> {
+        let wrong =
+            |problem: String| ConfigError::new("hosts_file", format!("{}: {problem}", path.display()));
         let bytes = std::fs::read(path)
             .map_err(|error| wrong(format!("{error}; is the server it belongs to running?")))?;
         let names: HashMap<String, SocketAddr> = serde_json::from_slice(&bytes)
@@ -534,7 +535,11 @@ mod tests {
         assert!(HostsFile::read(&path).unwrap_err().to_string().contains("server"));
         for wrong in ["", "[]", "{\"a\": 1}", "{\"a\": \"127.0.0.1\"}"] {
             oqvl_shard_io::write_atomic(&path, wrong.as_bytes()).unwrap();
-            assert!(matches!(HostsFile::read(&path), Err(DataFetchError::HostsFile { .. })), "{wrong}");
+            let error = HostsFile::read(&path).unwrap_err();
+            assert!(
+                error.key() == "hosts_file" && error.to_string().contains("a JSON map"),
+                "{wrong}: {error}"
+            );
         }
         oqvl_shard_io::write_atomic(&path, b"{\"A.test\": \"127.0.0.1:4000\"}").unwrap();
         assert_eq!(HostsFile::read(&path).unwrap(), hosts());

@@ -88,7 +88,10 @@ impl ShardJob {
     ) -> Result<Written, DataFetchError> {
         let mut files = self.create(&ShardPaths::new(directory, &self.config, self.shard.shard_idx))?;
         files.stats = read_json::<ShardStats>(&paths.stats)?;
-        files.network = read_json::<ShardNetwork>(&paths.network)?;
+        // A copy of the output goes without.
+        if paths.network.exists() {
+            files.network = read_json::<ShardNetwork>(&paths.network)?;
+        }
         let mut samples = ShardReader::open(&paths.tar)?;
         let mut next = buffer.pop().map_err(self.spill_error())?;
         for (row_idx, record) in records.iter().enumerate() {

@@ -218,6 +218,13 @@ impl Rows {
     }
 }
 
+/// Rows of a table, from its footer alone.
+pub(crate) fn num_rows(path: &Path) -> Result<u64, DataFetchError> {
+    let file = File::open(path).map_err(DataFetchError::io(path))?;
+    let builder = open_parquet(file, ArrowReaderOptions::new()).map_err(DataFetchError::table(path))?;
+    Ok(u64::try_from(builder.metadata().file_metadata().num_rows()).unwrap_or(0))
+}
+
 /// Calls `on_row` with every row of a finished shard's table.
 pub(crate) fn for_each_row(
     path: &Path,

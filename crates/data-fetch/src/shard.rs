@@ -10,12 +10,14 @@ use crate::pipeline::Arrival;
 use crate::reject::{Reject, RowStatus};
 use crate::reorder::{ReorderBuffer, RowOutcome};
 use crate::sample_json::{metadata, to_python_json};
-use crate::sample_table::{RowRecord, SampleTable};
+use crate::sample_table::{RowRecord, SampleTable, num_rows};
 use crate::transform::{ContentLabel, StoredImage};
 use crate::url_list::{CarriedColumn, ShardRows, UrlRow};
-use oqvl_shard_io::{Sample, SampleKey, ShardWriter, write_atomic};
+use oqvl_shard_io::{Sample, SampleKey, ShardWriter, read_json, write_atomic};
+use oqvl_stage::is_cut_short;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -133,14 +135,36 @@ impl ShardPaths {
         }
     }
 
-    /// Whether the shard is finished: the stats are written last, and nothing has been taken away since.
+    /// Whether the shard is finished: it is there and whole.
     pub(crate) fn is_finished(&self) -> bool {
-        self.all().iter().all(|path| path.exists())
+        self.is_there() && self.damage().is_none()
     }
 
-    /// The files in the order in which they are written.
-    pub(crate) fn all(&self) -> [&PathBuf; 4] {
-        [&self.tar, &self.table, &self.network, &self.stats]
+    /// Whether the shard was finished, the stats being written last, and nothing has been taken away since. (How the
+    /// download went is no part of it: a copy of the output goes without.)
+    pub(crate) fn is_there(&self) -> bool {
+        [&self.tar, &self.table, &self.stats].iter().all(|path| path.exists())
+    }
+
+    /// What shows at a glance that the files are no longer as they were written, if something does: copied in part, cut by a
+    /// full disk. Where there is a manifest, it knows their sizes; a run that was stopped leaves none.
+    pub(crate) fn damage(&self) -> Option<String> {
+        let Ok(stats) = read_json::<ShardStats>(&self.stats) else {
+            return Some(format!("{} cannot be read", self.stats.display()));
+        };
+        match num_rows(&self.table) {
+            Err(error) => return Some(format!("{error}")),
+            Ok(found) if found != stats.count => {
+                let expected = stats.count;
+                return Some(format!(
+                    "{} has {found} rows, its stats count {expected}",
+                    self.table.display()
+                ));
+            }
+            Ok(_) => {}
+        }
+        is_cut_short(&self.tar)
+            .then(|| format!("{} is cut short: the end of the tar is missing", self.tar.display()))
     }
 }
 
@@ -178,7 +202,15 @@ impl ShardJob {
     /// Takes the outcomes of the shard's rows in any order and writes the shard once all are there. Blocks:
     /// it wants a thread of its own.
     pub(crate) fn write(&self, arrivals: &mut mpsc::Receiver<Arrival>) -> Result<Written, DataFetchError> {
-        let mut files = self.create(&ShardPaths::new(&self.out_dir, &self.config, self.shard.shard_idx))?;
+        let paths = ShardPaths::new(&self.out_dir, &self.config, self.shard.shard_idx);
+        // Old stats beside a new tar would speak of a finished shard.
+        match std::fs::remove_file(&paths.stats) {
+            Err(error) if error.kind() != ErrorKind::NotFound => {
+                return Err(DataFetchError::io(&paths.stats)(error));
+            }
+            _ => {}
+        }
+        let mut files = self.create(&paths)?;
         files.network.start_time = files.started;
         let mut buffer = self.buffer(0..self.shard.rows.len());
         while !buffer.is_drained() {

@@ -22,6 +22,7 @@ use crate::config::{DataFetchConfig, InputFormat};
 use crate::error::DataFetchError;
 use crate::reject::Reject;
 use arrow_schema::DataType;
+use oqvl_stage::ConfigError;
 use serde_json::Value;
 use std::ops::{ControlFlow, Range};
 use std::path::{Path, PathBuf};
@@ -112,7 +113,18 @@ impl UrlList {
         let mut files = Vec::new();
         let mut next_shard = 0;
         for (path, format) in files::list_files(path, config.input_format)? {
-            let survey = survey_file(&path, format, &wanted, check_interrupt)?;
+            let survey =
+                survey_file(&path, format, &wanted, check_interrupt).map_err(|error| match error {
+                    DataFetchError::ColumnType { path, column, found } => {
+                        let idx = wanted.iter().position(|name| *name == column).unwrap_or(URL_IDX);
+                        let message = format!(
+                            "column `{column}` of {} is of type {found}, which cannot be stored",
+                            path.display()
+                        );
+                        ConfigError::new(naming_key(config, idx, &column, hash_idx).0, message).into()
+                    }
+                    other => other,
+                })?;
             survey.check_required(config, &path, &wanted, hash_idx)?;
             for idx in 0..wanted.len() {
                 types[idx] = carried::merged(&types[idx], &survey.types[idx]);
@@ -309,32 +321,40 @@ impl FileSurvey {
         wanted: &[String],
         hash_idx: Option<usize>,
     ) -> Result<(), DataFetchError> {
-        const ADDITIONAL: &str = "save_additional_columns";
-        let key = |idx: usize, column: &String| match idx {
-            _ if Some(idx) == hash_idx => Some("verify_hash"),
-            URL_IDX => Some("url_col"),
-            CAPTION_IDX => config.caption_col.as_ref().map(|_| "caption_col"),
-            UID_IDX if config.uid_col.is_some() => Some("uid_col"),
-            UID_IDX => config.save_additional_columns.iter().find(|name| *name == "uid").map(|_| ADDITIONAL),
-            _ if Some(column) == config.bbox_col.as_ref() => Some("bbox_col"),
-            _ => Some(ADDITIONAL),
-        };
         for (idx, column) in wanted.iter().enumerate() {
-            if let Some(key) = key(idx, column)
-                && !self.found[idx]
-                && self.num_rows > 0
-            {
+            let (key, is_required) = naming_key(config, idx, column, hash_idx);
+            if is_required && !self.found[idx] && self.num_rows > 0 {
                 let names: Vec<_> = self.names.iter().map(|name| format!("`{name}`")).collect();
                 let available = if names.is_empty() { "URLs".to_owned() } else { names.join(", ") };
-                return Err(DataFetchError::MissingColumn {
-                    path: path.to_path_buf(),
-                    key,
-                    column: column.clone(),
-                    available,
-                });
+                let message = format!("names column `{column}`, but {} has only {available}", path.display());
+                return Err(ConfigError::new(key, message).into());
             }
         }
         Ok(())
+    }
+}
+
+/// The key that names a wanted column, and whether it says that the column must be there.
+fn naming_key(
+    config: &DataFetchConfig,
+    idx: usize,
+    column: &str,
+    hash_idx: Option<usize>,
+) -> (&'static str, bool) {
+    const ADDITIONAL: &str = "save_additional_columns";
+    match idx {
+        _ if Some(idx) == hash_idx => ("verify_hash", true),
+        URL_IDX => ("url_col", true),
+        CAPTION_IDX => ("caption_col", config.caption_col.is_some()),
+        UID_IDX
+            if config.save_additional_columns.iter().any(|name| name == "uid")
+                && config.uid_col.is_none() =>
+        {
+            (ADDITIONAL, true)
+        }
+        UID_IDX => ("uid_col", config.uid_col.is_some()),
+        _ if Some(column) == config.bbox_col.as_deref() => ("bbox_col", true),
+        _ => (ADDITIONAL, true),
     }
 }
 

@@ -2,8 +2,10 @@
 
 use crate::reject::Reject;
 use md5::{Digest as _, Md5};
-use serde::{Deserialize, Serialize};
+use serde::de::{Error, IgnoredAny, SeqAccess, Visitor};
+use serde::{Deserialize, Deserializer, Serialize};
 use sha2::{Sha256, Sha512};
+use std::fmt;
 
 /// Format of a URL list; with `.gz` or `.zst` appended to the file name, any but parquet may be
 /// compressed.
@@ -97,7 +99,7 @@ pub enum IncrementalMode {
 
 /// Which rows of finished shards are fetched again.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(untagged)]
+#[serde(untagged, expecting = "expected true, false, or a list of reasons such as [\"timeout\"]")]
 pub enum RetryFailed {
     /// None; or those whose reason may have passed.
     Switch(bool),
@@ -135,6 +137,36 @@ pub enum ComputeHash {
     Sha256,
     /// SHA-512.
     Sha512,
+}
+
+/// The value of `verify_hash`: a column and a kind.
+pub(super) fn column_and_hash<'de, D: Deserializer<'de>>(
+    value: D,
+) -> Result<Option<(String, ComputeHash)>, D::Error> {
+    struct Pair;
+
+    impl<'de> Visitor<'de> for Pair {
+        type Value = Option<(String, ComputeHash)>;
+
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str("a list of a column and a kind of digest such as [\"digest\", \"sha256\"]")
+        }
+
+        fn visit_unit<E: Error>(self) -> Result<Self::Value, E> {
+            Ok(None)
+        }
+
+        fn visit_seq<A: SeqAccess<'de>>(self, mut pair: A) -> Result<Self::Value, A::Error> {
+            let column = pair.next_element()?.ok_or_else(|| A::Error::invalid_length(0, &self))?;
+            let kind = pair.next_element()?.ok_or_else(|| A::Error::invalid_length(1, &self))?;
+            if pair.next_element::<IgnoredAny>()?.is_some() {
+                return Err(A::Error::invalid_length(3, &self));
+            }
+            Ok(Some((column, kind)))
+        }
+    }
+
+    value.deserialize_any(Pair)
 }
 
 impl ComputeHash {

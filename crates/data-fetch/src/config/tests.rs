@@ -106,11 +106,46 @@ fn wrong_values_name_their_key() {
         ("number_sample_per_shard = 0", "number_sample_per_shard"),
         ("save_additional_columns = [\"sha256\"]", "save_additional_columns"),
         ("save_additional_columns = [\"a\", \"a\"]", "save_additional_columns"),
-        ("url_colum = \"u\"", "(table)"),
+        ("url_colum = \"u\"", "url_colum"),
     ] {
         let error = check(&format!("url_list = \"u\"\n{line}")).unwrap_err();
         assert!(error.starts_with(&format!("data-fetch.{key}: ")), "{line}: {error}");
     }
+}
+
+#[test]
+fn wrong_values_are_told_in_a_sentence() {
+    for (line, expected) in [
+        (
+            "retry_failed = \"yes\"",
+            "data-fetch.retry_failed: must be true, false, or a list of reasons such as [\"timeout\"], got \"yes\"",
+        ),
+        (
+            "verify_hash = \"sha256\"",
+            "data-fetch.verify_hash: must be a list of a column and a kind of digest such as [\"digest\", \"sha256\"], got \
+             the string \"sha256\"",
+        ),
+        (
+            "verify_hash = [\"digest\"]",
+            "data-fetch.verify_hash: must be a list of a column and a kind of digest such as [\"digest\", \"sha256\"], got 1 \
+             values",
+        ),
+        (
+            "verify_hash = [\"digest\", \"sha265\"]",
+            "data-fetch.verify_hash: unknown variant `sha265`; did you mean `sha256`? expected `none`, `md5`, `sha256`, \
+             `sha512`",
+        ),
+        ("retires = 3", "data-fetch.retires: there is no such key; did you mean `retries`?"),
+        (
+            "colour = \"red\"",
+            "data-fetch.colour: there is no such key; the stage's page in docs/stages lists the keys and their values",
+        ),
+        ("timeout = \"long\"", "data-fetch.timeout: must be a number, got the string \"long\""),
+    ] {
+        assert_eq!(check(&format!("url_list = \"u\"\n{line}")).unwrap_err(), expected);
+    }
+    let config = check("url_list = \"u\"\nverify_hash = [\"digest\", \"sha256\"]").unwrap();
+    assert_eq!(config.verify_hash, Some(("digest".to_owned(), ComputeHash::Sha256)));
 }
 
 #[test]

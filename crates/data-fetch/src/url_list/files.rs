@@ -3,6 +3,7 @@
 use crate::config::InputFormat;
 use crate::error::DataFetchError;
 use oqvl_shard_io::FilePattern;
+use oqvl_stage::ConfigError;
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
@@ -12,7 +13,7 @@ pub(super) fn list_files(
     path: &Path,
     format: Option<InputFormat>,
 ) -> Result<Vec<(PathBuf, InputFormat)>, DataFetchError> {
-    let unknown = |problem| DataFetchError::UnknownList { path: path.to_path_buf(), problem };
+    let unknown = |problem| unknown_list(path, problem);
     let with_format =
         |file: &Path| format.or_else(|| format_of(file)).map(|found| (file.to_path_buf(), found));
     if let Some(pattern) = FilePattern::of_path(path) {
@@ -21,11 +22,9 @@ pub(super) fn list_files(
             return Err(unknown("no file matches this pattern"));
         }
         // Whoever names files means them: one that is no list is a mistake, not to be passed over.
-        let files = matches.iter().map(|file| {
-            let problem = "its extension names no format";
-            let unknown = || DataFetchError::UnknownList { path: file.clone(), problem };
-            with_format(file).ok_or_else(unknown)
-        });
+        let files = matches
+            .iter()
+            .map(|file| with_format(file).ok_or_else(|| unknown_list(file, "its extension names no format")));
         return files.collect();
     }
     if !path.is_dir() {
@@ -44,6 +43,15 @@ pub(super) fn list_files(
         .filter_map(|file| format_of(&file).map(|found| (file, found)))
         .collect();
     if files.is_empty() { Err(unknown("no list in this folder")) } else { Ok(files) }
+}
+
+fn unknown_list(path: &Path, problem: &str) -> DataFetchError {
+    let message = format!(
+        "{}: {problem}; the known extensions are txt, csv, tsv, jsonl, json (each also with .gz or .zst) and parquet, and \
+         `input_format` says the format where there is none",
+        path.display()
+    );
+    ConfigError::new("url_list", message).into()
 }
 
 /// Whether a file of this name counts as a list in a folder that is one.

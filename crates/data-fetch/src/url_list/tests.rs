@@ -192,21 +192,23 @@ fn parquet_brings_its_types() {
     );
     assert_eq!(case.survey().unwrap().columns()[1].data_type, DataType::Float32);
     case.config.url_col = "width".to_owned();
-    assert!(matches!(case.survey().unwrap_err(), DataFetchError::ColumnType { .. }));
+    let error = case.survey().unwrap_err();
+    assert!(matches!(&error, DataFetchError::Config(wrong) if wrong.key() == "url_col"), "{error}");
 }
 
 #[test]
 fn a_missing_column_is_named_with_its_key_and_the_alternatives() {
     let mut case = Case::new(&[("urls.csv", b"link,text\nhttp://a/1,one\n")]);
     let error = case.survey().unwrap_err().to_string();
-    assert!(error.contains("`url_col` names column `url`, but the list has only `link`, `text`"), "{error}");
+    assert!(error.starts_with("url_col: names column `url`, but "), "{error}");
+    assert!(error.ends_with("urls.csv has only `link`, `text`"), "{error}");
     case.config.url_col = "link".to_owned();
     assert_eq!(case.rows(), ["http://a/1|-|[]"]);
     case.config.caption_col = Some("alt".to_owned());
-    assert!(case.survey().unwrap_err().to_string().contains("caption_col"));
+    assert!(case.survey().unwrap_err().to_string().starts_with("caption_col: "));
     case.config.caption_col = None;
     case.config.uid_col = Some("uid".to_owned());
-    assert!(case.survey().unwrap_err().to_string().contains("uid_col"));
+    assert!(case.survey().unwrap_err().to_string().starts_with("uid_col: "));
 }
 
 #[test]
@@ -261,9 +263,11 @@ fn an_empty_list_has_no_shards() {
 #[test]
 fn unknown_and_missing_lists_are_told_apart() {
     let case = Case::new(&[("list.xml", b"<x/>")]);
-    assert!(matches!(case.survey().unwrap_err(), DataFetchError::UnknownList { .. }));
+    let is_wrong_key =
+        |error: &DataFetchError| matches!(error, DataFetchError::Config(wrong) if wrong.key() == "url_list");
+    assert!(is_wrong_key(&case.survey().unwrap_err()));
     let survey = |name: &str| UrlList::survey(&case.config, &case.dir.path().join(name), &|| Ok(()));
-    assert!(matches!(survey("list.xml").unwrap_err(), DataFetchError::UnknownList { .. }));
+    assert!(is_wrong_key(&survey("list.xml").unwrap_err()));
     assert!(matches!(survey("none.txt").unwrap_err(), DataFetchError::Io { .. }));
     let mut config = case.config.clone();
     config.input_format = Some(InputFormat::Txt);
@@ -341,7 +345,7 @@ fn digests_to_verify_stand_apart_from_what_is_carried() {
     assert_eq!(expected, [Some("00ff".to_owned()), Some(String::new()), None]);
     assert_eq!(case.rows()[0], "http://a/1|-|[\"x\"]");
     case.config.verify_hash = Some(("missing".to_owned(), crate::config::ComputeHash::Sha256));
-    assert!(case.survey().unwrap_err().to_string().contains("`verify_hash` names column `missing`"));
+    assert!(case.survey().unwrap_err().to_string().starts_with("verify_hash: names column `missing`"));
 }
 
 #[test]
@@ -373,11 +377,11 @@ fn boxes_are_the_last_column_that_is_carried() {
         assert_eq!(case.rows(), ["u|-|[\"7\",1,[[0.1,0.2,0.3,0.4]]]"]);
     }
     case.config.bbox_col = Some("boxes".to_owned());
-    assert!(case.survey().unwrap_err().to_string().contains("`bbox_col` names column `boxes`"));
+    assert!(case.survey().unwrap_err().to_string().starts_with("bbox_col: names column `boxes`"));
     let mut without = Case::new(&[("a.csv", b"url\nu\n")]);
     without.config.save_additional_columns = vec!["uid".to_owned()];
     assert!(
-        without.survey().unwrap_err().to_string().contains("`save_additional_columns` names column `uid`")
+        without.survey().unwrap_err().to_string().starts_with("save_additional_columns: names column `uid`")
     );
 }
 
@@ -539,7 +543,8 @@ fn bytes_are_refused_by_name() {
     assert_eq!(case.rows(), ["http://a/1|-|[]"]);
     case.config.save_additional_columns = vec!["jpg".to_owned()];
     let error = case.survey().unwrap_err().to_string();
-    assert!(error.contains("column `jpg` has type Binary, which cannot be stored"), "{error}");
+    assert!(error.starts_with("save_additional_columns: column `jpg` of "), "{error}");
+    assert!(error.ends_with("is of type Binary, which cannot be stored"), "{error}");
 }
 
 #[test]
@@ -591,6 +596,32 @@ fn two_stray_quotes_do_not_swallow_rows() {
     // Commas in the lines of a caption are none of this.
     let case = Case::new(&[("urls.csv", b"url,caption\nhttp://a/1,\"Red,\ngreen, blue\nand, yellow\"\n")]);
     assert_eq!(case.rows(), ["http://a/1|Red,\ngreen, blue\nand, yellow|[]"]);
+}
+
+#[test]
+fn a_quote_that_is_never_closed_is_told_with_its_line() {
+    let survey = |list: &str| Case::new(&[("urls.csv", list.as_bytes())]).survey();
+    for (list, line) in [
+        // What it swallows looks like rows, or does not.
+        ("url,caption\nhttp://a/1,one\nhttp://a/2,\"5 inch\nhttp://a/3,three\n", 3),
+        ("url,caption\nhttp://a/1,one\nhttp://a/2,\"5 inch\n", 3),
+        ("url,caption\r\n\r\nhttp://a/1,one\r\nhttp://a/2,\"5 inch", 4),
+        // It is opened in a later line of its row.
+        ("url,caption,n\nhttp://a/1,\"one\ntwo\",\"3\nhttp://a/3,three,3\n", 3),
+        // A doubled quote does not close.
+        ("caption,url\n\"one\"\"\n\"\"\n", 2),
+        ("url,\"caption\nhttp://a/1,one\n", 1),
+    ] {
+        let error = survey(list).unwrap_err().to_string();
+        let expected = format!("a quote is opened in line {line} and never closed");
+        assert!(error.ends_with(&expected), "{list}: {error}");
+    }
+    // A quote inside a cell opens nothing, and the last row may run over lines.
+    let list = "url,caption\nhttp://a/1,5\" nail\nhttp://a/2,\"two\nlines\"";
+    assert_eq!(
+        Case::new(&[("urls.csv", list.as_bytes())]).rows(),
+        ["http://a/1|5\" nail|[]", "http://a/2|two\nlines|[]"]
+    );
 }
 
 #[test]

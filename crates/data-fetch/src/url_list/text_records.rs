@@ -21,6 +21,9 @@ use std::ops::ControlFlow;
 use std::path::Path;
 use std::rc::Rc;
 
+/// Put behind a CSV list. It is a record of its own, or the end of a field whose quote was never closed.
+const END_OF_LIST: &[u8] = b"\n\0end of the list\0\n";
+
 /// Longest record of a text list, in bytes.
 pub(super) const MAX_RECORD_BYTES: u64 = 16 << 20;
 
@@ -127,36 +130,31 @@ impl TextList<'_, '_> {
 
     fn comma_separated(self) -> Result<Vec<String>, String> {
         let Self { input, allowance, wanted, on_record } = self;
-        let is_quote_open = Rc::new(Cell::new(false));
-        let input = QuoteWatch { inner: input, is_open: Rc::clone(&is_quote_open) };
         // Flexible, so that a row with a comma too many is a bad row and not the end of the list.
-        let mut reader = csv::ReaderBuilder::new().flexible(true).from_reader(input);
-        let header = reader.byte_headers().map_err(|error| error.to_string())?;
-        let columns = Columns::new(header, wanted);
+        let mut reader = csv::ReaderBuilder::new().flexible(true).from_reader(input.chain(END_OF_LIST));
+        let header = reader.byte_headers().map_err(|error| error.to_string())?.clone();
+        if is_end(&header) {
+            return Ok(Vec::new());
+        }
+        check_closed(&header, reader.position())?;
+        let columns = Columns::new(&header, wanted);
         let mut fields = csv::ByteRecord::new();
-        // Where the last row begins, if it runs over lines.
-        let mut open_end = None;
         loop {
             allowance.set(MAX_RECORD_BYTES);
             let start = reader.position().line();
-            if !reader.read_byte_record(&mut fields).map_err(|error| error.to_string())? {
-                break;
+            let read = reader.read_byte_record(&mut fields);
+            if !read.map_err(|error| format!("the row of line {start}: {error}"))? || is_end(&fields) {
+                return Ok(columns.names);
             }
-            open_end = fields.iter().any(|field| field.contains(&b'\n')).then_some(start);
-            if open_end.is_some() && columns.has_swallowed_row(&fields) {
-                return Err(format!("a quote is opened in the row of line {start} and closed rows later"));
+            check_closed(&fields, reader.position())?;
+            if columns.has_swallowed_row(&fields) {
+                return Err(format!(
+                    "a quote is opened in the row of line {start} and closed rows later, after what looks like another row"
+                ));
             }
             if on_record(columns.record(&fields)).is_break() {
                 return Ok(columns.names);
             }
-        }
-        // A field that runs over lines is legal; in the last row, with a quote too many in the file, it has swallowed
-        // all that follows.
-        match open_end.filter(|_| is_quote_open.get()) {
-            Some(line) => {
-                Err(format!("a quote is opened in the row of line {line} or later and never closed"))
-            }
-            None => Ok(columns.names),
         }
     }
 
@@ -311,19 +309,20 @@ impl<'de> Visitor<'de> for ListVisitor<'_> {
     }
 }
 
-/// Passes bytes on and knows whether the quotes so far are odd in number.
-struct QuoteWatch<R> {
-    inner: R,
-    is_open: Rc<Cell<bool>>,
+/// Whether this is what follows the last row.
+fn is_end(fields: &csv::ByteRecord) -> bool {
+    fields.len() == 1 && fields[0] == *END_OF_LIST.trim_ascii()
 }
 
-impl<R: Read> Read for QuoteWatch<R> {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let num_bytes = self.inner.read(buffer)?;
-        let num_quotes = buffer[..num_bytes].iter().filter(|byte| **byte == b'"').count();
-        self.is_open.set(self.is_open.get() ^ (num_quotes % 2 == 1));
-        Ok(num_bytes)
+/// Refuses a record whose last field goes on to the end of the list, which `after` is the position of: its quote is never
+/// closed.
+fn check_closed(fields: &csv::ByteRecord, after: &csv::Position) -> Result<(), String> {
+    let last = fields.iter().next_back().unwrap_or_default();
+    if !last.ends_with(END_OF_LIST) {
+        return Ok(());
     }
+    let num_lines = last.iter().filter(|byte| **byte == b'\n').count() as u64;
+    Err(format!("a quote is opened in line {} and never closed", after.line().saturating_sub(num_lines)))
 }
 
 /// A reader that gives up when its allowance is used; the consumer renews it with every record.

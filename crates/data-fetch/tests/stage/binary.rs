@@ -343,6 +343,31 @@ fn a_wrong_request_costs_nothing_of_what_is_there() {
         assert!(!output.status.success() && text.contains("is as it was before"), "{text}");
         assert_eq!(world.outputs(), before, "{wrong}");
     }
+    // What the config names beside the list is looked at before, too.
+    for (wrong, key) in [
+        ("data-fetch.url_col=nope", "data-fetch.url_col: names column `nope`"),
+        ("data-fetch.caption_col=nope", "data-fetch.caption_col: names column `nope`"),
+        ("data-fetch.uid_col=nope", "data-fetch.uid_col: names column `nope`"),
+        ("data-fetch.bbox_col=nope", "data-fetch.bbox_col: names column `nope`"),
+        (
+            "data-fetch.save_additional_columns=[\"nope\"]",
+            "data-fetch.save_additional_columns: names column `nope`",
+        ),
+        ("data-fetch.url_list=run.toml", "data-fetch.url_list: "),
+        ("data-fetch.hosts_file=nope", "data-fetch.hosts_file: "),
+        ("data-fetch.ca_file=nope", "data-fetch.ca_file: "),
+    ] {
+        // Rows to fetch again, because finished output needs no network.
+        let extend = ["data-fetch.incremental_mode=extend", "data-fetch.retry_failed=true", wrong];
+        for sets in [&[overwrite, wrong][..], &extend] {
+            let output = command(&world, sets).output().unwrap();
+            let text = String::from_utf8(output.stderr).unwrap();
+            assert_eq!(output.status.code(), Some(2), "{sets:?}: {text}");
+            let line = text.trim_end().lines().last().unwrap_or_default();
+            assert!(line.starts_with(&format!("oqvl-data-fetch: --set: {key}")), "{sets:?}: {line}");
+            assert_eq!(world.outputs(), before, "{sets:?}");
+        }
+    }
     // Killed in between, by the state it then leaves: all of the output aside, none of the new request's there.
     let (out_dir, aside) = (world.out_dir(), world.out_dir().join(".replaced"));
     std::fs::create_dir(&aside).unwrap();
@@ -374,6 +399,111 @@ fn a_wrong_request_costs_nothing_of_what_is_there() {
             assert_eq!(world.outputs(), before);
         }
     }
+}
+
+#[test]
+fn an_extension_that_fails_leaves_finished_output_finished() {
+    let (world, _ill) = slow_world();
+    finish(&world, &[]);
+    let before = world.outputs();
+    let num_requests = world.server.requests().len();
+    let is_up_to_date = |what: &str| {
+        let output = command(&world, &[]).output().unwrap();
+        let text = String::from_utf8(output.stderr).unwrap();
+        assert!(output.status.success() && text.contains("up to date"), "{what}: {text}");
+        assert_eq!(
+            (world.outputs(), world.server.requests().len()),
+            (before.clone(), num_requests),
+            "{what}"
+        );
+    };
+    let extend = "data-fetch.incremental_mode=extend";
+    let bad_list = "url,caption\nhttp://a.test/1,\"never closed\n";
+    write_atomic(&world.dir.path().join("bad.csv"), bad_list.as_bytes()).unwrap();
+    for (wrong, code) in [
+        (&["data-fetch.url_list=bad.csv"][..], 1),
+        (&["data-fetch.url_col=nope"], 2),
+        // The same request by its fingerprint.
+        (&["data-fetch.ca_file=nope", "data-fetch.retry_failed=true"], 2),
+    ] {
+        let sets: Vec<&str> = [extend].into_iter().chain(wrong.iter().copied()).collect();
+        let output = command(&world, &sets).output().unwrap();
+        let text = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(code), "{sets:?}: {text}");
+        assert!(text.contains("is as it was before"), "{text}");
+        is_up_to_date(&format!("{sets:?}"));
+    }
+    // Killed in between, by the state it then leaves: stamp and manifest aside.
+    let (out_dir, aside) = (world.out_dir(), world.out_dir().join(".seals"));
+    std::fs::create_dir(&aside).unwrap();
+    for name in ["manifest.json", "fingerprint.json"] {
+        std::fs::rename(out_dir.join(name), aside.join(name)).unwrap();
+    }
+    let stamp = br#"{"stage": "data-fetch", "fingerprint": "of the request that was killed"}"#;
+    write_atomic(&out_dir.join("fingerprint.json"), stamp).unwrap();
+    finish(&world, &[]);
+    assert_eq!(world.server.requests().len(), num_requests);
+    assert!(!aside.exists() && out_dir.join("manifest.json").exists());
+
+    // One that succeeds makes it output of two requests, and the sentence says so.
+    write_atomic(&world.dir.path().join("more.txt"), b"http://a.test/2\n").unwrap();
+    finish(&world, &[extend, "data-fetch.url_list=more.txt"]);
+    let output = command(&world, &[]).output().unwrap();
+    let text = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(2), "{text}");
+    assert!(
+        text.contains("7 finished shards of 2 requests, one added to the other (urls.jsonl, more.txt)"),
+        "{text}"
+    );
+    finish(&world, &[extend]);
+}
+
+#[test]
+fn a_limit_on_failures_holds_for_finished_output_too() {
+    let (world, _healed) = slow_world();
+    finish(&world, &[]);
+    let before = world.outputs();
+    let limit = |fraction: &str| format!("data-fetch.max_failed_fraction={fraction}");
+    for flags in [&[][..], &["--dry-run"]] {
+        let output = command(&world, &[&limit("0.1")]).args(flags).output().unwrap();
+        let text = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(1), "{text}");
+        assert!(text.contains("23 of 90 rows were rejected (most often: server-error, 23 times)"), "{text}");
+        assert!(text.contains("`data-fetch.max_failed_fraction` = 0.1"), "{text}");
+        assert_eq!(world.outputs(), before);
+    }
+    finish(&world, &[&limit("0.5")]);
+    assert_eq!(world.outputs(), before);
+}
+
+#[test]
+fn a_share_cannot_do_what_concerns_the_whole() {
+    let (world, _ill) = slow_world();
+    finish(&world, &[]);
+    let before = world.outputs();
+    for sets in [
+        &["data-fetch.incremental_mode=overwrite"][..],
+        &["data-fetch.incremental_mode=extend"],
+        &["data-fetch.incremental_mode=overwrite", "data-fetch.url_list=nowhere.csv"],
+        &["data-fetch.image_size=17"],
+    ] {
+        let output = command(&world, sets).args(["--shards", "0..1"]).output().unwrap();
+        let text = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(2), "{sets:?}: {text}");
+        assert!(text.contains("oqvl-data-fetch: --shards: "), "{text}");
+        assert_eq!(world.outputs(), before);
+    }
+}
+
+#[test]
+fn without_a_config_one_is_asked_for() {
+    let output = Command::new(env!("CARGO_BIN_EXE_oqvl-data-fetch")).output().unwrap();
+    let expected = "oqvl-data-fetch: --config: is missing: it names a TOML file with a table [data-fetch], which sets the \
+        stage up\n";
+    assert_eq!(
+        (output.status.code(), String::from_utf8(output.stderr).unwrap().as_str()),
+        (Some(2), expected)
+    );
 }
 
 #[test]

@@ -197,7 +197,7 @@ fn every_fault_has_its_reason_and_its_number_of_requests() {
     // Two each for 500, 408, truncated, closed, garbage, flood and the three connections that fail; one each for the
     // two that are fine at the second attempt.
     let num_dns_and_connect = 2 * 2;
-    assert_eq!(report.retries, 2 * 6 + num_dns_and_connect + 2);
+    assert_eq!(world.num_retries(), 2 * 6 + num_dns_and_connect + 2);
     assert!(world.server.requests().iter().all(|request| request.user_agent.starts_with("oqvl-data-fetch/")));
 }
 

@@ -38,7 +38,7 @@ fn bytes_do_not_depend_on_concurrency_or_memory() {
     let report = first.run();
     assert_eq!((report.tally.seen, report.num_shards), (120, 5));
     assert_eq!(report.tally.rejected["not-found"], 17);
-    assert_eq!(report.retries, 17);
+    assert_eq!(first.num_retries(), 17);
     for (in_flight, per_host, reorder_buffer_bytes) in [(64, 64, 1 << 20), (10, 4, 0)] {
         let mut other = mixed_world();
         other.config.in_flight = in_flight;

@@ -45,6 +45,50 @@ fn a_lost_shard_is_made_again_and_no_other() {
 }
 
 #[test]
+fn a_shard_that_was_cut_short_is_made_again() {
+    let world = world();
+    let (report, outputs) = (world.run(), world.outputs());
+    type Damage = fn(&mut Vec<u8>);
+    let cut: Damage = |bytes| bytes.truncate(bytes.len() / 2);
+    let damages: [(&str, Damage); 6] = [
+        ("00001.tar", cut),
+        // At a block, in front of the two that close it.
+        ("00001.tar", |bytes| bytes.truncate(bytes.len() - 1024)),
+        ("00001.tar", Vec::clear),
+        ("00001.parquet", cut),
+        ("00001_stats.json", cut),
+        ("00001_stats.json", Vec::clear),
+    ];
+    for (round, (name, damage)) in damages.into_iter().enumerate() {
+        let mut bytes = outputs[name].clone();
+        damage(&mut bytes);
+        write_atomic(&world.out_dir().join(name), &bytes).unwrap();
+        assert_eq!(world.run(), report, "{name}");
+        assert_eq!(world.outputs(), outputs, "{name}");
+        assert_eq!(world.server.requests().len(), 20 + 6 * (round + 1), "{name}");
+    }
+    // A copy of the output goes without the files that tell of one run.
+    std::fs::remove_file(world.out_dir().join("00001_network.local.json")).unwrap();
+    assert_eq!(world.run(), report);
+    assert_eq!(world.server.requests().len(), 20 + 6 * damages.len());
+}
+
+#[test]
+fn the_report_is_that_of_the_answers_and_not_of_the_way_to_them() {
+    let reports = [false, true].map(|is_flaky| {
+        let mut world = World::new(&["http://a.test/1".to_owned()], move |request| {
+            let is_first = request.num_earlier == 0;
+            if is_flaky && is_first { Reply::status(503) } else { Reply::ok(&jpeg(20, 20, 1)) }
+        });
+        world.config.retries = 1;
+        let report = world.run();
+        assert_eq!(world.num_retries(), u64::from(is_flaky));
+        serde_json::to_value(report).unwrap()
+    });
+    assert_eq!(reports[0], reports[1]);
+}
+
+#[test]
 fn shares_add_up_to_the_whole() {
     let whole = world();
     let report = whole.run();

@@ -1,7 +1,7 @@
 //! A work directory with a list, a hosts file and a server behind it.
 
 use crate::server::{Reply, Request, Server};
-use oqvl_data_fetch::{DataFetch, DataFetchConfig, DataFetchError, DataFetchReport};
+use oqvl_data_fetch::{DataFetch, DataFetchConfig, DataFetchError, DataFetchReport, ShardNetwork};
 use oqvl_image_prep::RgbImage;
 use oqvl_shard_io::write_atomic;
 use oqvl_stage::{RunContext, Stage as _};
@@ -72,6 +72,14 @@ impl World {
             entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
         names.sort();
         names
+    }
+
+    /// Requests that were sent again, as the shards tell.
+    pub(crate) fn num_retries(&self) -> u64 {
+        let names = self.output_names().into_iter().filter(|name| name.ends_with("_network.local.json"));
+        let network =
+            |name: String| oqvl_shard_io::read_json::<ShardNetwork>(&self.out_dir().join(name)).unwrap();
+        names.map(|name| network(name).retries).sum()
     }
 
     /// All files of the output with their bytes, but for those that tell of one run only.

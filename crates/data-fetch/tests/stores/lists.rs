@@ -118,8 +118,8 @@ fn what_goes_wrong_is_one_sentence() {
     let denied = with("s3://sentences/list.csv", &anonymous).fail(1);
     assert!(denied.contains("s3://sentences/list.csv: access denied"), "{denied}");
     // It gets as far as the list itself.
-    let public = with("s3://sentences/public.csv", &anonymous).fail(1);
-    assert!(public.contains("`url_col` names column `link`"), "{public}");
+    let public = with("s3://sentences/public.csv", &anonymous).fail(2);
+    assert!(public.contains("data-fetch.url_col: names column `link`"), "{public}");
     let away = with("s3://sentences/list.csv", &|program| program.set("stores.offline", "true")).fail(1);
     assert!(away.contains("offline, and there is no complete copy of it here"), "{away}");
     let large =

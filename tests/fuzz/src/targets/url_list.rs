@@ -47,7 +47,7 @@ fn run(input: &[u8]) -> String {
 fn kind(error: &DataFetchError) -> String {
     match error {
         DataFetchError::ListFormat { problem, .. } => problem.chars().take(40).collect(),
-        DataFetchError::MissingColumn { column, .. } => format!("no column {column}"),
+        DataFetchError::Config(wrong) => format!("the config does not fit: {}", wrong.key()),
         DataFetchError::ColumnType { column, .. } => format!("column {column} of a type that is not carried"),
         DataFetchError::ListChanged { .. } => "another number of rows than it claims".to_owned(),
         other => panic!("a damaged list is reported as {other:?}"),
