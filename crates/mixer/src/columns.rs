@@ -48,6 +48,11 @@ impl MergedColumns {
         }
     }
 
+    /// The type of the column `name`; `Null` if no file has a value of it.
+    pub(crate) fn kind(&self, name: &str) -> Option<&DataType> {
+        self.columns.iter().find(|(known, _)| known == name).map(|(_, kind)| kind)
+    }
+
     /// The schema: every column nullable.
     pub(crate) fn schema(&self) -> Schema {
         let kind = |kind: &DataType| match kind {
@@ -109,20 +114,34 @@ pub(crate) fn list_names<'a>(names: impl IntoIterator<Item = &'a str>) -> String
     if names.is_empty() { "none".to_owned() } else { names.join(", ") }
 }
 
-/// A column as text, whatever the layout in which it holds it; `None` if it holds none.
-pub(crate) fn texts(column: &ArrayRef) -> Option<StringArray> {
-    let is_text = match column.data_type() {
+/// Whether [`texts`] reads columns of this type.
+pub(crate) fn is_text(kind: &DataType) -> bool {
+    match kind {
         DataType::Utf8 | DataType::LargeUtf8 | DataType::Utf8View | DataType::Null => true,
         DataType::Dictionary(_, values) => matches!(**values, DataType::Utf8 | DataType::LargeUtf8),
         _ => false,
-    };
-    is_text.then(|| cast(column, &DataType::Utf8).ok()).flatten().map(|it| it.as_string::<i32>().clone())
+    }
+}
+
+/// Whether [`numbers`] reads columns of this type.
+pub(crate) fn is_number(kind: &DataType) -> bool {
+    kind.is_numeric() || *kind == DataType::Null
+}
+
+/// A column as text, whatever the layout in which it holds it; `None` if it holds none.
+pub(crate) fn texts(column: &ArrayRef) -> Option<StringArray> {
+    is_text(column.data_type())
+        .then(|| cast(column, &DataType::Utf8).ok())
+        .flatten()
+        .map(|it| it.as_string::<i32>().clone())
 }
 
 /// A column as numbers; `None` if it holds none.
 pub(crate) fn numbers(column: &ArrayRef) -> Option<Float64Array> {
-    let is_number = column.data_type().is_numeric() || *column.data_type() == DataType::Null;
-    is_number.then(|| cast(column, &DataType::Float64).ok()).flatten().map(|it| it.as_primitive().clone())
+    is_number(column.data_type())
+        .then(|| cast(column, &DataType::Float64).ok())
+        .flatten()
+        .map(|it| it.as_primitive().clone())
 }
 
 /// `threshold` as scores of this type are compared with it: those of single precision as such, as NumPy and pandas do.

@@ -19,34 +19,6 @@ pub enum MixerError {
     /// A shard, sidecar or uid list cannot be read, or an output cannot be written.
     #[error(transparent)]
     Shard(#[from] ShardError),
-    /// A score sidecar lacks the metric a subset asks for.
-    #[error("{path}: no metric `{metric}`; it has {known}")]
-    NoSuchMetric {
-        /// The sidecar.
-        path: PathBuf,
-        /// The metric asked for.
-        metric: String,
-        /// The metrics it has.
-        known: String,
-    },
-    /// A parquet file lacks a column a rule goes by.
-    #[error("{path}: no column `{column}`; it has {known}")]
-    NoSuchColumn {
-        /// The file.
-        path: PathBuf,
-        /// The column asked for.
-        column: String,
-        /// The columns it has.
-        known: String,
-    },
-    /// A metadata folder has no file that belongs to the pool.
-    #[error("{path}: no file here is called `{pattern}`")]
-    NoMetadata {
-        /// The folder.
-        path: PathBuf,
-        /// The pattern.
-        pattern: String,
-    },
     /// A parquet file cannot be read.
     #[error("{path}: {problem}")]
     Table {
@@ -64,9 +36,9 @@ pub enum MixerError {
         problem: String,
     },
     /// A query that was in order failed.
-    #[error("mixer.{key}: the query failed: {problem}")]
+    #[error("{key}: the query failed: {problem}")]
     Query {
-        /// The key of the query in the config.
+        /// The key of the query in the config, from the root.
         key: String,
         /// What failed.
         problem: String,

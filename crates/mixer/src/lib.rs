@@ -59,6 +59,7 @@ mod benchmark_images;
 mod columns;
 mod config;
 mod duplicates;
+mod earlier_output;
 mod error;
 mod external_sort;
 mod hamming;
@@ -70,11 +71,13 @@ mod pool;
 mod query;
 mod reject;
 mod reshard;
+mod row_order;
 mod row_set;
 mod sample_index;
 mod sample_table;
 mod scratch;
 mod selection;
+mod sql_mistake;
 #[cfg(test)]
 mod sql_tests;
 mod stage;
@@ -94,6 +97,8 @@ pub use config::{
     MAX_HASH_DISTANCE, MixerConfig, NearDuplicateConfig, ScoreFiles, Select, TableConfig,
 };
 pub use error::MixerError;
-pub use stage::{DecontaminationReport, ImageMatch, Mixer, MixerReport, NearDuplicateReport, OverlapReport};
+pub use stage::{
+    DecontaminationReport, ImageMatch, Mixer, MixerReport, NearDuplicateReport, OverlapReport, ShareReport,
+};
 pub use subset::SubsetReport;
 pub use subset_config::SubsetConfig;

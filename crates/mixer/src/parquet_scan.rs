@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use arrow_array::{RecordBatch, new_null_array};
 use arrow_schema::{DataType, Schema, SchemaRef};
 use oqvl_shard_io::{ShardError, open_parquet, without_parquet_panic};
-use oqvl_stage::RunContext;
+use oqvl_stage::{ConfigError, RunContext};
 use parquet::arrow::ProjectionMask;
 use parquet::arrow::arrow_reader::{
     ArrowReaderOptions, ParquetRecordBatchReader, ParquetRecordBatchReaderBuilder,
@@ -17,7 +17,7 @@ use parquet::errors::ParquetError;
 use rayon::prelude::*;
 
 use crate::MixerError;
-use crate::columns::{MergedColumns, list_names};
+use crate::columns::{MergedColumns, is_text, list_names};
 use crate::sample_table::batch_of;
 
 /// Rows decoded at once.
@@ -30,6 +30,9 @@ const BATCHES_AHEAD: usize = 2;
 #[derive(Debug)]
 pub(crate) struct ParquetFiles {
     pub(crate) files: Vec<ParquetFile>,
+    /// The columns of all files.
+    pub(crate) columns: MergedColumns,
+    /// Their schema.
     pub(crate) schema: Arc<Schema>,
     pub(crate) num_rows: u64,
 }
@@ -78,17 +81,26 @@ impl ParquetFiles {
             end = end.checked_add(num_rows).ok_or_else(|| wrong_row_count(&path))?;
             files.push(ParquetFile { path, first_row, num_rows });
         }
-        Ok(ParquetFiles { files, schema: Arc::new(columns.schema()), num_rows: end })
+        Ok(ParquetFiles { files, schema: Arc::new(columns.schema()), columns, num_rows: end })
     }
 
-    /// Checks that at least one file has the column `name`.
-    pub(crate) fn require(&self, name: &str) -> Result<(), MixerError> {
-        if self.num_rows == 0 || self.schema.index_of(name).is_ok() {
+    /// Checks that at least one file has the text column `name`; `key` of the config names the files.
+    pub(crate) fn require_text(&self, name: &str, key: &str) -> Result<(), ConfigError> {
+        if self.num_rows == 0 {
             return Ok(());
         }
-        let known = list_names(self.schema.fields().iter().map(|field| field.name().as_str()));
-        let path = self.files.first().map(|file| file.path.clone()).unwrap_or_default();
-        Err(MixerError::NoSuchColumn { path, column: name.to_owned(), known })
+        let path = self.files.first().map(|file| file.path.display().to_string()).unwrap_or_default();
+        match self.schema.field_with_name(name).map(|field| field.data_type()) {
+            Ok(kind) if is_text(kind) => Ok(()),
+            Ok(kind) => {
+                let message = format!("{path}: the column `{name}` is of type {kind}, and must be text");
+                Err(ConfigError::new(key, message))
+            }
+            Err(_) => {
+                let known = list_names(self.schema.fields().iter().map(|field| field.name().as_str()));
+                Err(ConfigError::new(key, format!("{path}: no column `{name}`; it has {known}")))
+            }
+        }
     }
 
     /// Hands the columns `names` of all rows (nulls where a file lacks one) to `map`, a file per thread at a time, and
@@ -305,8 +317,8 @@ fn table_error(path: &Path) -> impl FnOnce(ParquetError) -> MixerError + '_ {
     |error| MixerError::Table { path: path.to_path_buf(), problem: error.to_string() }
 }
 
-/// The files of a metadata folder that match `pattern`, by name.
-pub(crate) fn metadata_files(dir: &Path, pattern: &str) -> Result<Vec<PathBuf>, MixerError> {
+/// The files of a metadata folder that match `pattern`, by name; `key` of the config says which.
+pub(crate) fn metadata_files(dir: &Path, pattern: &str, key: &str) -> Result<Vec<PathBuf>, MixerError> {
     let failed = |source| ShardError::Io { path: dir.to_path_buf(), source };
     let pattern_text = pattern.to_owned();
     let pattern = glob::Pattern::new(pattern).expect("the pattern was checked with the config");
@@ -319,7 +331,8 @@ pub(crate) fn metadata_files(dir: &Path, pattern: &str) -> Result<Vec<PathBuf>, 
         }
     }
     if paths.is_empty() {
-        return Err(MixerError::NoMetadata { path: dir.to_path_buf(), pattern: pattern_text });
+        let message = format!("{}: no file here is called `{pattern_text}`", dir.display());
+        return Err(ConfigError::new(key, message).into());
     }
     paths.sort();
     Ok(paths)

@@ -62,7 +62,7 @@ impl Pool {
                 Pool::of_index(index, scratch, run)
             }
             PoolSource::Metadata(dir, pattern) => {
-                let paths = metadata_files(&run.resolve(dir), pattern)?;
+                let paths = metadata_files(&run.resolve(dir), pattern, "metadata_files")?;
                 Pool::of_metadata(paths, scratch, run)
             }
         }
@@ -96,7 +96,7 @@ impl Pool {
 
     fn of_metadata(paths: Vec<PathBuf>, scratch: &Scratch, run: &RunContext) -> Result<Pool, MixerError> {
         let files = ParquetFiles::open(paths, run)?;
-        files.require("uid")?;
+        files.require_text("uid", "metadata_dir")?;
         let part = |file: &crate::parquet_scan::ParquetFile| Part {
             name: file.path.file_stem().unwrap_or_default().to_string_lossy().into_owned(),
             first_row: file.first_row,

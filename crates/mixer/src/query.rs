@@ -14,8 +14,7 @@ use std::sync::Arc;
 
 use arrow_array::RecordBatch;
 use arrow_schema::Schema;
-use datafusion::common::tree_node::{TreeNode, TreeNodeRecursion};
-use datafusion::common::{Column, DataFusionError, SchemaError};
+use datafusion::common::{Column, DataFusionError};
 use datafusion::datasource::TableProvider;
 use datafusion::datasource::empty::EmptyTable;
 use datafusion::datasource::file_format::parquet::ParquetFormat;
@@ -24,22 +23,21 @@ use datafusion::execution::context::SQLOptions;
 use datafusion::execution::disk_manager::{DiskManagerBuilder, DiskManagerMode};
 use datafusion::execution::memory_pool::FairSpillPool;
 use datafusion::execution::runtime_env::RuntimeEnvBuilder;
-use datafusion::logical_expr::expr::{AggregateFunction, WindowFunction};
-use datafusion::logical_expr::{
-    Distinct, DistinctOn, Expr, ExprSchemable, LogicalPlan, WindowFunctionDefinition,
-};
+use datafusion::logical_expr::Expr;
 use datafusion::physical_plan::{ExecutionPlan, execute_stream};
 use datafusion::prelude::{DataFrame, SessionConfig, SessionContext};
 use futures_util::StreamExt;
 use oqvl_shard_io::without_parquet_panic;
-use oqvl_stage::{ConfigError, RunContext};
+use oqvl_stage::{ConfigError, RunContext, Stage};
 
 use crate::columns::{list_names, public_names, texts};
 use crate::config::{JoinKey, ScoreFiles};
 use crate::parquet_scan::{ParquetFiles, metadata_files};
+use crate::row_order::{RowOrder, order_needed};
 use crate::scratch::{Scratch, SpillDir};
+use crate::sql_mistake::{Mistake, check_patterns, explain, one_sentence};
 use crate::subset_config::Rule;
-use crate::{MixerConfig, MixerError};
+use crate::{Mixer, MixerConfig, MixerError};
 
 /// The name of the pool in SQL.
 pub(crate) const POOL: &str = "pool";
@@ -73,20 +71,18 @@ pub(crate) enum Selected {
 /// A query that can be run.
 #[derive(Debug, Clone)]
 pub(crate) struct Query {
-    /// The key of the config it comes from.
+    /// The key it comes from in the table of the stage.
     key: String,
     sql: String,
     pub(crate) selected: Selected,
     order: RowOrder,
 }
 
-/// Whether the result of a query depends on the order in which it meets rows.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-enum RowOrder {
-    /// It does not: any number of threads may look for it.
-    Any,
-    /// It does: they come in one partition, in the order of the files.
-    Fixed,
+impl Query {
+    /// The key of the config it comes from, from the root.
+    fn full_key(&self) -> String {
+        format!("{}.{}", Mixer::NAME, self.key)
+    }
 }
 
 /// Why a query cannot be planned: a mistake in the config.
@@ -111,6 +107,7 @@ impl From<Refusal> for MixerError {
 
 /// Says that a column was not met yet, by an error that would be one if there were no more samples.
 pub(crate) fn warn_of_absence(error: &ConfigError) {
+    let error = error.clone().inside(Mixer::NAME);
     tracing::warn!(%error, "the first samples do not have it; whether others do is seen when all have been read");
 }
 
@@ -148,7 +145,7 @@ impl<'a> Database<'a> {
     ) -> Result<Database<'a>, MixerError> {
         let mut tables = Vec::with_capacity(config.table.len());
         for (index, table) in config.table.iter().enumerate() {
-            let files = ParquetFiles::open(table_files(&run.resolve(&table.path))?, run)?;
+            let files = ParquetFiles::open(table_files(&run.resolve(&table.path), index)?, run)?;
             let on = table.on.column();
             let field = files.schema.field_with_name(on).ok();
             let is_text = |field: &arrow_schema::Field| {
@@ -256,12 +253,14 @@ impl<'a> Database<'a> {
     fn plan(&self, query: &Query) -> Result<(DataFrame, RowOrder), Refusal> {
         let attempt =
             Attempt { prefer_hash_join: true, threads: self.run.threads.max(2), batch_rows: BATCH_ROWS };
-        let frame = self.frame(query, attempt).map_err(|error| self.explain(query, &error))?;
+        let frame = self.frame(query, attempt).map_err(|error| self.refusal(query, &error))?;
         let order = order_needed(frame.logical_plan())
+            .map_err(|problem| ConfigError::new(query.key.clone(), problem))?;
+        check_patterns(frame.logical_plan())
             .map_err(|problem| ConfigError::new(query.key.clone(), problem))?;
         // Types are checked when the plan becomes physical.
         let physical = self.runtime.block_on(frame.clone().create_physical_plan());
-        let _plan = physical.map_err(|error| self.explain(query, &error))?;
+        let _plan = physical.map_err(|error| self.refusal(query, &error))?;
         Ok((frame, order))
     }
 
@@ -327,12 +326,12 @@ impl<'a> Database<'a> {
             outcome = self.run_once(query, Attempt { prefer_hash_join, threads, batch_rows }, &mut take)?;
             match &outcome {
                 Ok(spilled_bytes) => {
-                    tracing::info!(query = query.key, spilled_bytes, "the query is answered");
+                    tracing::info!(query = query.full_key(), spilled_bytes, "the query is answered");
                     return Ok(*spilled_bytes);
                 }
                 Err(error) if is_exhausted(error) => {
                     tracing::info!(
-                        query = query.key,
+                        query = query.full_key(),
                         "more than memory holds: trying again with less at once"
                     );
                 }
@@ -372,26 +371,15 @@ impl<'a> Database<'a> {
         Ok(Ok(spilled_bytes(plan.as_ref())))
     }
 
-    /// A query that cannot be planned is a mistake in the config: what is wrong, and which columns there are.
-    fn explain(&self, query: &Query, error: &DataFusionError) -> Refusal {
-        let mut lacks_column = false;
-        let problem = match error.find_root() {
-            DataFusionError::SchemaError(schema_error, _) => match schema_error.as_ref() {
-                SchemaError::FieldNotFound { field, .. } => {
-                    lacks_column = true;
-                    format!("no column `{}`", field.flat_name())
-                }
-                other => one_line(&other.to_string()),
-            },
-            other => one_line(&other.message()),
-        };
-        let mut columns = format!("`{POOL}` has {}", list_names(self.pool_columns().iter().map(|it| &**it)));
+    /// A query that cannot be planned is a mistake in the config.
+    fn refusal(&self, query: &Query, error: &DataFusionError) -> Refusal {
+        let mut tables = vec![(POOL.to_owned(), self.pool_columns())];
         for (table, files) in self.config.table.iter().zip(&self.tables) {
-            let names = list_names(files.schema.fields().iter().map(|field| field.name().as_str()));
-            columns += &format!("; `{}` has {names}", table.name);
+            let columns = files.schema.fields().iter().map(|field| field.name().clone());
+            tables.push((table.name.clone(), columns.collect()));
         }
-        let error = ConfigError::new(query.key.clone(), format!("{problem} ({columns})"));
-        Refusal { error, lacks_column }
+        let Mistake { problem, lacks_column } = explain(error, &query.sql, &tables);
+        Refusal { error: ConfigError::new(query.key.clone(), problem), lacks_column }
     }
 
     /// A planned query that fails: out of memory, out of disk, a damaged table, a value that cannot be cast.
@@ -406,11 +394,11 @@ impl<'a> Database<'a> {
             }
             source = error.source();
         }
-        if one_line(&error.to_string()).contains("os error 28") {
+        if error.to_string().contains("os error 28") {
             let path = self.scratch.dir().to_path_buf();
             return MixerError::Scratch { path, source: std::io::ErrorKind::StorageFull.into() };
         }
-        MixerError::Query { key: query.key.clone(), problem: one_line(&error.find_root().message()) }
+        MixerError::Query { key: query.full_key(), problem: one_sentence(&error.find_root().message()) }
     }
 }
 
@@ -435,121 +423,10 @@ fn is_exhausted(error: &DataFusionError) -> bool {
     matches!(error.find_root(), DataFusionError::ResourcesExhausted(_))
 }
 
-fn one_line(text: &str) -> String {
-    text.lines().next().unwrap_or_default().trim_end_matches('.').to_owned()
-}
-
-/// Refuses what would make the result depend on chance, and says whether it depends on the order of rows.
-fn order_needed(plan: &LogicalPlan) -> Result<RowOrder, String> {
-    let (mut order, mut problem) = (RowOrder::Any, None);
-    let visited = plan.apply_with_subqueries(|node| {
-        match order_of_node(node) {
-            Ok(needed) => order = order.max(needed),
-            Err(refusal) => {
-                problem = Some(refusal);
-                return Ok(TreeNodeRecursion::Stop);
-            }
-        }
-        Ok(TreeNodeRecursion::Continue)
-    });
-    debug_assert!(visited.is_ok(), "the visitor does not fail");
-    problem.map_or(Ok(order), Err)
-}
-
-fn order_of_node(node: &LogicalPlan) -> Result<RowOrder, String> {
-    let mut order = match node {
-        LogicalPlan::Limit(limit) => {
-            let mut below = limit.input.as_ref();
-            while let LogicalPlan::Projection(it) = below {
-                below = it.input.as_ref();
-            }
-            if !matches!(below, LogicalPlan::Sort(_)) {
-                return Err(
-                    "a LIMIT needs an ORDER BY (that leaves no ties): without, it takes any rows".into()
-                );
-            }
-            RowOrder::Fixed
-        }
-        LogicalPlan::Distinct(Distinct::On(DistinctOn { sort_expr: None, .. })) => {
-            return Err("DISTINCT ON needs an ORDER BY: without, it takes any rows".into());
-        }
-        LogicalPlan::Distinct(Distinct::On(_)) => RowOrder::Fixed,
-        _ => RowOrder::Any,
-    };
-    let mut problem = None;
-    for expression in node.expressions() {
-        if expression.is_volatile() {
-            return Err("a function that gives another value each time has no place here".into());
-        }
-        let visited = expression.apply(|part| {
-            let needed = match part {
-                Expr::AggregateFunction(it) => order_of_aggregate(it, node),
-                Expr::WindowFunction(it) => order_of_window(it, node),
-                _ => Ok(RowOrder::Any),
-            };
-            match needed {
-                Ok(needed) => order = order.max(needed),
-                Err(refusal) => problem = Some(refusal),
-            }
-            Ok(TreeNodeRecursion::Continue)
-        });
-        debug_assert!(visited.is_ok(), "the visitor does not fail");
-    }
-    problem.map_or(Ok(order), Err)
-}
-
-fn order_of_aggregate(it: &AggregateFunction, node: &LogicalPlan) -> Result<RowOrder, String> {
-    order_of_function(it.func.name(), &it.params.args, !it.params.order_by.is_empty(), node)
-}
-
-fn order_of_window(it: &WindowFunction, node: &LogicalPlan) -> Result<RowOrder, String> {
-    if !it.params.order_by.is_empty() {
-        return Ok(RowOrder::Fixed);
-    }
-    let frame = &it.params.window_frame;
-    match &it.fun {
-        // The same for every row of the partition, whatever stands where.
-        WindowFunctionDefinition::AggregateUDF(function)
-            if frame.start_bound.is_unbounded() && frame.end_bound.is_unbounded() =>
-        {
-            order_of_function(function.name(), &it.params.args, false, node)
-        }
-        function => {
-            Err(format!("{} needs an ORDER BY in its window: without, it goes by chance", function.name()))
-        }
-    }
-}
-
-/// What an aggregate over rows needs, which may say how it orders them.
-fn order_of_function(
-    name: &str,
-    args: &[Expr],
-    is_ordered: bool,
-    node: &LogicalPlan,
-) -> Result<RowOrder, String> {
-    match name {
-        "count" | "min" | "max" | "bool_and" | "bool_or" | "bit_and" | "bit_or" | "bit_xor" | "median"
-        | "approx_distinct" | "grouping" => Ok(RowOrder::Any),
-        "sum" => {
-            let input = node.inputs().first().map(|input| input.schema().clone());
-            let kind = |arg: &Expr| arg.get_type(input.as_ref()?.as_ref()).ok();
-            let is_exact = |arg: &Expr| kind(arg).is_some_and(|kind| kind.is_integer());
-            Ok(if args.iter().all(is_exact) { RowOrder::Any } else { RowOrder::Fixed })
-        }
-        "first_value" | "last_value" | "nth_value" | "any_value" | "array_agg" | "string_agg"
-            if !is_ordered =>
-        {
-            Err(format!("{name} needs an ORDER BY (that leaves no ties): without, it goes by chance"))
-        }
-        // Sums of fractions are rounded, and what is not known here may do anything.
-        _ => Ok(RowOrder::Fixed),
-    }
-}
-
-/// The files of a table: the file itself, or all `*.parquet` of a directory.
-fn table_files(path: &Path) -> Result<Vec<PathBuf>, MixerError> {
+/// The files of the table at `index` of the config: the file itself, or all `*.parquet` of a directory.
+fn table_files(path: &Path, index: usize) -> Result<Vec<PathBuf>, MixerError> {
     if path.is_dir() {
-        metadata_files(path, crate::config::DEFAULT_METADATA_FILES)
+        metadata_files(path, crate::config::DEFAULT_METADATA_FILES, &format!("table.{index}.path"))
     } else {
         Ok(vec![path.to_path_buf()])
     }

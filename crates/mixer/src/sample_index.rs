@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use oqvl_shard_io::{
     IMAGE_EXTENSIONS, Member, Sample, ScoreTable, ShardError, ShardReader, TableWriter, Uid, list_shards,
 };
-use oqvl_stage::RunContext;
+use oqvl_stage::{ConfigError, RunContext};
 use rayon::prelude::*;
 use serde_json::{Map, Value};
 
@@ -49,12 +49,21 @@ pub(crate) struct Preview {
     pub(crate) is_certain: bool,
 }
 
+/// A metric that must be there.
+#[derive(Debug, Clone)]
+struct RequiredMetric {
+    /// Index of the subset that goes by it.
+    subset: usize,
+    /// Index of the sidecar.
+    sidecar: usize,
+    name: String,
+}
+
 /// What the first pass is to note.
 #[derive(Debug, Clone)]
 pub(crate) struct IndexPlan {
     sidecars: Vec<ScoreFiles>,
-    /// Metrics that must be there: index of the sidecar, name.
-    required_metrics: Vec<(usize, String)>,
+    required_metrics: Vec<RequiredMetric>,
     compares_content: bool,
     compares_captions: bool,
     hashes_images: bool,
@@ -68,14 +77,15 @@ impl IndexPlan {
 
     pub(crate) fn new(config: &MixerConfig, rules: &[Rule]) -> IndexPlan {
         let sidecars = config.sidecars();
-        let required = |rule: &Rule| match rule {
+        let required = |(subset, rule): (usize, &Rule)| match rule {
             Rule::Score { source: ScoreSource::Sidecar { files, metric }, .. } => {
-                Some((sidecars.iter().position(|it| it == files)?, metric.clone()))
+                let sidecar = sidecars.iter().position(|it| it == files)?;
+                Some(RequiredMetric { subset, sidecar, name: metric.clone() })
             }
             _ => None,
         };
         IndexPlan {
-            required_metrics: rules.iter().filter_map(required).collect(),
+            required_metrics: rules.iter().enumerate().filter_map(required).collect(),
             sidecars,
             compares_content: config.dedups_by(DedupKey::Content),
             compares_captions: config.dedups_by(DedupKey::Caption),
@@ -143,8 +153,17 @@ impl SampleIndex {
         Ok(())
     }
 
+    /// The table beside a shard.
+    fn own_table(&self, shard: usize) -> Result<Option<OwnTable>, MixerError> {
+        OwnTable::read(&self.shards[shard].path.with_extension("parquet"))
+    }
+
     fn index_shard(&self, shard: usize, plan: &IndexPlan, run: &RunContext) -> Result<(), MixerError> {
-        let mut writer = ShardIndexer::new(self, shard, plan, run);
+        let own_table = self.own_table(shard).unwrap_or_else(|error| {
+            tracing::warn!(%error, "the table beside the shard is left out");
+            None
+        });
+        let mut writer = ShardIndexer::new(self, shard, plan, run, own_table);
         for sample in plan.open(&self.shards[shard].path)? {
             run.check_interrupt()?;
             match sample {
@@ -175,10 +194,11 @@ impl SampleIndex {
         let mut all_have_tables = true;
         for shard in (0..self.shards.len()).step_by(step) {
             run.check_interrupt()?;
-            let mut indexer = ShardIndexer::new(self, shard, &plan, run);
+            // The first pass will say what is wrong with the table, or with the shard.
+            let own_table = self.own_table(shard).unwrap_or_default();
+            let mut indexer = ShardIndexer::new(self, shard, &plan, run, own_table);
             let mut samples = plan.open(&self.shards[shard].path)?;
             for sample in samples.by_ref().take(MAX_PREVIEWED_SAMPLES) {
-                // The first pass will say what is wrong with the shard.
                 let Ok(sample) = sample else { break };
                 indexer.note(&sample);
             }
@@ -209,8 +229,13 @@ struct ShardIndexer<'a> {
 }
 
 impl<'a> ShardIndexer<'a> {
-    fn new(index: &'a SampleIndex, shard: usize, plan: &'a IndexPlan, run: &'a RunContext) -> Self {
-        let own_table = OwnTable::read(&index.shards[shard].path.with_extension("parquet"));
+    fn new(
+        index: &'a SampleIndex,
+        shard: usize,
+        plan: &'a IndexPlan,
+        run: &'a RunContext,
+        own_table: Option<OwnTable>,
+    ) -> Self {
         let (places, rows) = (Places::default(), SampleRows::default());
         ShardIndexer { index, shard, plan, run, places, rows, own_table, scores: None }
     }
@@ -281,11 +306,12 @@ impl<'a> ShardIndexer<'a> {
             let path = ScoreTable::sidecar_path(&self.run.resolve(&files.scores), name, &files.scorer);
             let scores = ScoreRows::read(&path)?;
             let known = scores.metrics();
-            let required = self.plan.required_metrics.iter().filter(|(sidecar, _)| *sidecar == index);
-            for (_, metric) in required {
-                if !known.contains(&metric.as_str()) {
+            let required = self.plan.required_metrics.iter().filter(|metric| metric.sidecar == index);
+            for RequiredMetric { subset, name, .. } in required {
+                if !known.contains(&name.as_str()) {
                     let known = crate::columns::list_names(known);
-                    return Err(MixerError::NoSuchMetric { path, metric: metric.clone(), known });
+                    let message = format!("{}: no metric `{name}`; it has {known}", path.display());
+                    return Err(ConfigError::new(format!("subset.{subset}.metric"), message).into());
                 }
             }
             Ok(scores)

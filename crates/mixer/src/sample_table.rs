@@ -18,6 +18,7 @@ use oqvl_shard_io::{ScoreTable, without_parquet_panic};
 use serde_json::{Map, Value};
 
 use crate::MixerError;
+use crate::columns::texts;
 use crate::parquet_scan::{Batches, open_table};
 
 /// Longest text that is kept of a caption or a field; of a longer one there is no value. A column of a piece of the
@@ -210,33 +211,25 @@ pub(crate) struct OwnTable {
 }
 
 impl OwnTable {
-    /// Reads it, if there is one that can be read and has a text column `key`.
-    pub(crate) fn read(path: &Path) -> Option<OwnTable> {
+    /// Reads it; `None` if there is none, or none with a text column `key`.
+    pub(crate) fn read(path: &Path) -> Result<Option<OwnTable>, MixerError> {
         if !path.exists() {
-            return None;
+            return Ok(None);
         }
-        let read = || -> Result<RecordBatch, MixerError> {
-            let builder = open_table(path)?;
-            let schema = builder.schema().clone();
-            let batches = Batches::start(path, builder)?.collect::<Result<Vec<_>, MixerError>>()?;
-            let table = without_parquet_panic(|| Ok(concat_batches(&schema, &batches)?));
-            table.map_err(|error| MixerError::Table { path: path.to_path_buf(), problem: error.to_string() })
-        };
-        let table = match read() {
-            Ok(table) => table,
-            Err(error) => {
-                tracing::warn!(%error, "the table beside the shard is left out");
-                return None;
-            }
-        };
-        let keys = crate::columns::texts(table.column_by_name("key")?)?;
+        let builder = open_table(path)?;
+        let schema = builder.schema().clone();
+        let batches = Batches::start(path, builder)?.collect::<Result<Vec<_>, MixerError>>()?;
+        let table = without_parquet_panic(|| Ok(concat_batches(&schema, &batches)?));
+        let table = table
+            .map_err(|error| MixerError::Table { path: path.to_path_buf(), problem: error.to_string() })?;
+        let Some(keys) = table.column_by_name("key").and_then(texts) else { return Ok(None) };
         let mut rows: HashMap<String, VecDeque<u32>> = HashMap::with_capacity(keys.len());
         for (row, key) in keys.iter().enumerate() {
             if let (Some(key), Ok(row)) = (key, u32::try_from(row)) {
                 rows.entry(key.to_owned()).or_default().push_back(row);
             }
         }
-        Some(OwnTable { rows, table })
+        Ok(Some(OwnTable { rows, table }))
     }
 
     /// Whether it has a row for every one of the samples `keys`.
@@ -394,7 +387,7 @@ mod tests {
         let mut writer = oqvl_shard_io::TableWriter::create(&path, table.schema(), &[]).unwrap();
         writer.write(&table).unwrap();
         writer.finish().unwrap();
-        let mut own = OwnTable::read(&path).unwrap();
+        let mut own = OwnTable::read(&path).unwrap().unwrap();
         let mut with = |key: &str| {
             let rows = rows(&[("c", json!({"width": 9})), (key, json!({"width": 9}))]);
             rows.into_batch("00000", 0, 0, Some(&mut own), Vec::new())
@@ -403,7 +396,7 @@ mod tests {
         assert_eq!(types(&known), [("width".to_owned(), DataType::Int32)]);
         assert_eq!(known.column_by_name("width").unwrap().as_ref(), &Int32Array::from(vec![3, 1]));
         assert_eq!(types(&with("other")), [("width".to_owned(), DataType::Int64)]);
-        assert!(OwnTable::read(&dir.path().join("absent.parquet")).is_none());
+        assert!(OwnTable::read(&dir.path().join("absent.parquet")).unwrap().is_none());
     }
 
     #[test]
@@ -417,7 +410,7 @@ mod tests {
         let mut writer = oqvl_shard_io::TableWriter::create(&path, table.schema(), &[]).unwrap();
         writer.write(&table).unwrap();
         writer.finish().unwrap();
-        let mut own = OwnTable::read(&path).unwrap();
+        let mut own = OwnTable::read(&path).unwrap().unwrap();
         let mut widths = |keys: &[&str]| {
             let samples: Vec<_> = keys.iter().map(|key| (*key, json!({}))).collect();
             let batch = rows(&samples).into_batch("00000", 0, 0, Some(&mut own), Vec::new());
@@ -432,7 +425,7 @@ mod tests {
     fn damaged_tables_are_left_out() {
         let seeds = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/fuzz/seeds/parquet");
         for name in ["bit_width.parquet", "short_page.parquet"] {
-            assert!(seeds.join(name).exists() && OwnTable::read(&seeds.join(name)).is_none(), "{name}");
+            assert!(seeds.join(name).exists() && OwnTable::read(&seeds.join(name)).is_err(), "{name}");
         }
     }
 

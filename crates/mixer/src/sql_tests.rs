@@ -137,19 +137,41 @@ fn mistakes_are_found_before_the_work_and_say_what_there_is() {
         expected.iter().for_each(|part| assert!(message.contains(part), "{part} is not in: {message}"));
     };
     let columns = ["`pool` has `shard`", "`width`", "`clip`", "`faces` has `uid`, `num_faces`"];
-    check(by_where("widht > 3"), &[&["subset.0.where: no column `widht`"], &columns[..]].concat());
-    check(by_where("width > "), &["subset.0.where: "]);
-    check(by_where("width > 'wide' + 1"), &["subset.0.where: "]);
-    check(by_where("random() < 0.5"), &["subset.0.where: "]);
-    check(by_sql("SELECT uid FROM nowhere"), &["subset.0.sql: ", "nowhere"]);
-    check(by_sql("SELECT uid, key FROM pool"), &["subset.0.sql: must return one", "`uid`, `key`"]);
-    check(by_sql("SELECT position AS uid FROM pool"), &["subset.0.sql: must return one text column"]);
-    check(by_sql("SELECT uid FROM pool LIMIT 3"), &["subset.0.sql: a LIMIT needs an ORDER BY"]);
-    check(by_sql("DROP TABLE pool"), &["subset.0.sql: "]);
-    check(by_sql("SELECT uid FROM pool; SELECT uid FROM faces"), &["subset.0.sql: "]);
-    let by_column = SubsetConfig { metric: Some("clop".into()), min_score: Some(0.0), ..by_where("") };
-    let by_column = SubsetConfig { condition: None, ..by_column };
-    check(by_column, &["subset.0.metric: no column `clop`; the pool has `shard`"]);
+    let at_where = |problem: &str| format!("subset.0.where: {problem}");
+    check(by_where("widht > 3"), &[&[&*at_where("no column `widht`")], &columns[..]].concat());
+    check(by_where("width > "), &[&at_where("is no SQL: expected an expression, found the end")]);
+    check(by_where("width > 3) OR (1 = 1"), &[&at_where("is no SQL condition")]);
+    check(by_where("width > 'wide' + 1"), &[&at_where("")]);
+    check(by_where("random() < 0.5"), &[&at_where("")]);
+    check(by_where("caption = \"red\""), &[&at_where("no column `red`; text goes in single quotes: 'red'")]);
+    check(by_where("nowhere.x > 3"), &[&at_where("no table `nowhere`; there are `pool`, `faces`, `labels`")]);
+    for regex in ["caption ~ '(a'", "regexp_like(caption, '(a')", "caption SIMILAR TO '(a'"] {
+        check(by_where(regex), &[&at_where("`"), "(a", "is no regular expression: unclosed group"]);
+    }
+    let at_sql = |problem: &str| format!("subset.0.sql: {problem}");
+    check(
+        by_sql("SELECT uid FROM nowhere"),
+        &[&at_sql("no table `nowhere`; there are `pool`, `faces`, `labels`")],
+    );
+    check(by_sql("SELECT p.widht AS uid FROM pool p"), &[&at_sql("no column `p.widht`")]);
+    check(by_sql("SELECT uid, key FROM pool"), &[&at_sql("must return one"), "`uid`, `key`"]);
+    check(by_sql("SELECT position AS uid FROM pool"), &[&at_sql("must return one text column")]);
+    check(by_sql("SELECT uid FROM pool LIMIT 3"), &[&at_sql("a LIMIT needs an ORDER BY")]);
+    check(by_sql("DROP TABLE pool"), &[&at_sql("must be a query")]);
+    check(by_sql("SELECT uid FROM pool; SELECT uid FROM faces"), &[&at_sql("must be one query, and has 2")]);
+    let by_column = |metric: &str| {
+        let subset = SubsetConfig { metric: Some(metric.into()), min_score: Some(0.0), ..by_where("") };
+        SubsetConfig { condition: None, ..subset }
+    };
+    check(by_column("clop"), &["subset.0.metric: no column `clop`; the pool has `shard`"]);
+    let text = "subset.0.metric: the column `caption` holds text (Utf8), and must hold numbers";
+    check(by_column("caption"), &[text]);
+    let sidecar = |metric: &str| SubsetConfig {
+        scores: Some("pool".into()),
+        scorer: Some("test".into()),
+        ..by_column(metric)
+    };
+    check(sidecar("clop"), &["subset.0.metric: ", "no metric `clop`; it has `clip`"]);
 }
 
 #[test]
@@ -239,7 +261,9 @@ fn what_memory_does_not_hold_is_spilled_and_the_same() {
     let config = folder_config(64);
     // The groups of a query alone: they do not fit, and it says so by spilling.
     let scratch = Scratch::create(&dir.path().join("scratch"), Some(48)).unwrap();
-    let paths = crate::parquet_scan::metadata_files(&dir.path().join("metadata"), "*.parquet").unwrap();
+    let paths =
+        crate::parquet_scan::metadata_files(&dir.path().join("metadata"), "*.parquet", "metadata_files")
+            .unwrap();
     let files = ParquetFiles::open(paths, &run).unwrap();
     let database = Database::open(&config, PoolTable::Files(&files), false, &scratch, &run).unwrap();
     let query = database.plan_sql(0, "SELECT max(uid) AS uid FROM pool GROUP BY uid").unwrap();

@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::benchmark_images::{BenchmarkImages, Contamination};
 use crate::config::PoolSource;
+use crate::earlier_output::unmark_if_cut;
 use crate::parquet_scan::{ParquetFiles, metadata_files};
 use crate::pool::{Pool, index_dir};
 use crate::query::{Database, PoolTable, warn_of_absence};
@@ -13,7 +14,7 @@ use crate::reshard::Resharder;
 use crate::sample_index::{IndexPlan, SampleIndex};
 use crate::scratch::Scratch;
 use crate::selection::decide;
-use crate::subset::{Subset, Surroundings, metric_column};
+use crate::subset::{Subset, Surroundings, check_is_number, metric_column};
 use crate::subset_config::{Rule, ScoreSource};
 use crate::{MixerConfig, MixerError, SubsetReport};
 
@@ -22,7 +23,7 @@ use crate::{MixerConfig, MixerError, SubsetReport};
 pub struct Mixer;
 
 /// What the mixer reports. The selection is made over the whole pool, so the counts are those of the whole pool
-/// also when a process writes only its share of the output shards.
+/// also when a process writes only its share of the output shards, but for those in `share`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct MixerReport {
     /// Samples of the pool, kept and rejected.
@@ -36,12 +37,24 @@ pub struct MixerReport {
     pub selected_uids: u64,
     /// Output shards of the whole selection; 0 for a metadata folder.
     pub output_shards: u64,
+    /// What of that this process had to write, if it worked on a share.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub share: Option<ShareReport>,
     /// Which samples were dropped because their image looks like that of an earlier one, if that was asked for.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub near_duplicates: Option<NearDuplicateReport>,
     /// Which samples look like benchmark images, if that was asked for.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub decontamination: Option<DecontaminationReport>,
+}
+
+/// The output shards of one share, those that an earlier run had finished included.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ShareReport {
+    /// Output shards.
+    pub output_shards: u64,
+    /// Samples in them.
+    pub samples: u64,
 }
 
 /// How much two subsets share.
@@ -107,7 +120,6 @@ impl Stage for Mixer {
         let plan = IndexPlan::new(config, &rules);
         // Mistakes are to be found before hours of reading.
         check_rules(config, &rules, source, &plan, &scratch, run)?;
-        crate::baseline::check_assets(&rules, run)?;
         let decontaminate = config.decontaminate.as_ref();
         let benchmark_images = decontaminate.map(|it| BenchmarkImages::read(it, run)).transpose()?;
         run.begin()?;
@@ -132,14 +144,21 @@ impl Stage for Mixer {
         }
         let decision = decide(config, &pool, &subsets, contamination.as_ref(), &scratch, run)?;
         let selected_uids = pool.write_list(&decision.kept, &run.out_dir.join("selected.npy"), run)?;
-        let output_shards = match &pool.index {
-            Some(index) => {
-                let sidecars = config.sidecars();
-                Resharder::new(&pool, index, &decision.kept, config.samples_per_shard, &sidecars, run)
-                    .write()?
-            }
-            None => 0,
-        };
+        let (mut output_shards, mut share) = (0, ShareReport { output_shards: 0, samples: 0 });
+        if let Some(index) = &pool.index {
+            share = share_of(decision.kept.len(), config.samples_per_shard as u64, run)?;
+            let sidecars = config.sidecars();
+            let resharder =
+                Resharder::new(&pool, index, &decision.kept, config.samples_per_shard, &sidecars, run);
+            output_shards = resharder.write()?;
+        }
+        if run.shards.is_some() {
+            let ShareReport { output_shards: own, samples } = &share;
+            let kept = decision.kept.len();
+            tracing::info!(
+                "this share has {own} of {output_shards} output shards, with {samples} of {kept} samples"
+            );
+        }
         let near = config.near_duplicates.map(|_| near_duplicates(&pool, &decision.near_duplicates, run));
         let decontamination = contamination.map(|it| decontamination(&pool, it, run));
         let report = MixerReport {
@@ -148,6 +167,7 @@ impl Stage for Mixer {
             subsets: subsets.into_iter().map(|subset| subset.report).collect(),
             selected_uids,
             output_shards,
+            share: run.shards.map(|_| share),
             near_duplicates: near.transpose()?,
             decontamination: decontamination.transpose()?,
         };
@@ -158,10 +178,34 @@ impl Stage for Mixer {
         }
         Ok(report)
     }
+
+    fn check(config: &MixerConfig, run: &RunContext) -> Result<(), MixerError> {
+        let rules = config.subset.iter().enumerate().map(|(index, subset)| subset.rule(index));
+        let rules = rules.collect::<Result<Vec<Rule>, _>>()?;
+        let dir = tempfile::tempdir();
+        let dir = dir.map_err(|source| MixerError::Scratch { path: std::env::temp_dir(), source })?;
+        let scratch = Scratch::create(dir.path(), config.memory_limit_mib)?;
+        check_rules(config, &rules, config.source()?, &IndexPlan::new(config, &rules), &scratch, run)
+    }
 }
 
-/// Opens the lists, and looks for the columns rules go by: in the first samples of some shards, or the columns of the
-/// folder.
+/// What this process has to write of `total` samples in output shards of `samples_per_shard`. Of what an earlier run left of
+/// that, only what is whole is left marked as finished.
+fn share_of(total: u64, samples_per_shard: u64, run: &RunContext) -> Result<ShareReport, MixerError> {
+    let mut share = ShareReport { output_shards: 0, samples: 0 };
+    for shard in 0..total.div_ceil(samples_per_shard) {
+        if run.owns_shard(shard as usize) {
+            let num_samples = samples_per_shard.min(total - shard * samples_per_shard);
+            share.output_shards += 1;
+            share.samples += num_samples;
+            unmark_if_cut(run, shard as usize, num_samples)?;
+        }
+    }
+    Ok(share)
+}
+
+/// Opens the lists and the assets of baselines, and looks for the columns rules go by: in the first samples of some shards,
+/// or the columns of the folder. Writes nothing but in the scratch space.
 fn check_rules(
     config: &MixerConfig,
     rules: &[Rule],
@@ -174,27 +218,29 @@ fn check_rules(
     for rule in rules {
         match rule {
             Rule::Uids(path) => drop(UidReader::open(&run.resolve(path))?),
-            Rule::Where(_) | Rule::Sql(_) | Rule::Score { source: ScoreSource::Column(_), .. } => {
-                goes_by_columns = true;
-            }
-            Rule::Score { source: ScoreSource::Sidecar { .. }, .. } | Rule::Baseline(_) => {}
+            Rule::Where(_) | Rule::Sql(_) | Rule::Score { .. } => goes_by_columns = true,
+            Rule::Baseline(_) => {}
         }
     }
+    crate::baseline::check_assets(rules, run)?;
     if !goes_by_columns {
         return Ok(());
     }
-    let (schema, is_certain, has_places) = match source {
+    let (columns, is_certain, has_places) = match source {
         PoolSource::Shards(dir) => {
-            let index = SampleIndex::create(&index_dir(run), plan, &run.resolve(dir))?;
+            // The preview reads what the first pass will read and writes nothing.
+            let index = SampleIndex::create(scratch.dir(), plan, &run.resolve(dir))?;
             let preview = index.preview(plan, run)?;
-            (preview.columns.schema(), preview.is_certain, true)
+            (preview.columns, preview.is_certain, true)
         }
         PoolSource::Metadata(dir, pattern) => {
-            let files = ParquetFiles::open(metadata_files(&run.resolve(dir), pattern)?, run)?;
-            files.require("uid")?;
-            (files.schema.as_ref().clone(), true, false)
+            let paths = metadata_files(&run.resolve(dir), pattern, "metadata_files")?;
+            let files = ParquetFiles::open(paths, run)?;
+            files.require_text("uid", "metadata_dir")?;
+            (files.columns, true, false)
         }
     };
+    let schema = columns.schema();
     let pool = PoolTable::Preview { schema: &schema, is_certain };
     let database = Database::open(config, pool, has_places, scratch, run)?;
     for (index, rule) in rules.iter().enumerate() {
@@ -202,7 +248,11 @@ fn check_rules(
         if let Rule::Score { source: ScoreSource::Column(name), .. } = rule {
             match metric_column(index, name, &schema, &config.sidecars()) {
                 Err(error) if !is_certain => warn_of_absence(&error),
-                found => drop(found?),
+                found => {
+                    // What is text in some samples is text in all.
+                    let kind = columns.kind(&found?).expect("it was found among them");
+                    check_is_number(index, name, kind)?;
+                }
             }
         }
     }
@@ -547,6 +597,7 @@ mod tests {
             &["00000001.tar", "00000001_stats.json", "sizes.json"],
         ] {
             let resumed = run_rich(|config, run| {
+        let mark = [0; 2048];
                 Mixer::run(config, run).unwrap();
                 lost.iter().for_each(|name| std::fs::remove_file(run.out_dir.join(name)).unwrap());
             });
@@ -555,9 +606,27 @@ mod tests {
         // A finished shard is not written again: a mark left in it is still there.
         let (files, _) = run_rich(|config, run| {
             Mixer::run(config, run).unwrap();
-            oqvl_shard_io::write_atomic(&run.out_dir.join("00000000.tar"), b"mark").unwrap();
+            oqvl_shard_io::write_atomic(&run.out_dir.join("00000000.tar"), &mark).unwrap();
         });
-        assert_eq!(files["00000000.tar"], b"mark");
+        assert_eq!(files["00000000.tar"], mark);
+    }
+
+    #[test]
+    fn what_an_earlier_run_left_cut_short_is_written_again() {
+        let undisturbed = run_rich(|_, _| {});
+        for (name, keep) in
+            [("00000001.tar", 3), ("00000001.tar", 1), ("00000000.parquet", 2), ("00000000_stats.json", 2)]
+        {
+            let resumed = run_rich(|config, run| {
+                Mixer::run(config, run).unwrap();
+                let path = run.out_dir.join(name);
+                let bytes = std::fs::read(&path).unwrap();
+                // Without its end, and at half its length.
+                let len = if keep == 1 { bytes.len() - 1024 } else { bytes.len() / keep };
+                oqvl_shard_io::write_atomic(&path, &bytes[..len]).unwrap();
+            });
+            assert!(resumed == undisturbed, "{name}, {keep}");
+        }
     }
 
     #[test]
@@ -566,11 +635,45 @@ mod tests {
         let shared = run_rich(|config, run| {
             run.shards = Some(ShardRange::Stride { task: 0, count: 2 });
             let report = Mixer::run(config, run).unwrap();
-            assert_eq!(report, whole.1);
+            // The selection is the whole one; its own part stands beside it.
+            let share = report.share.clone().unwrap();
+            assert_eq!(MixerReport { share: None, ..report }, whole.1);
+            assert_eq!((share.output_shards, share.samples), expected_share(&whole.1));
             assert!(!run.out_dir.join("00000001.tar").exists() && run.out_dir.join("00000002.tar").exists());
             run.shards = Some(ShardRange::Stride { task: 1, count: 2 });
         });
-        assert_eq!(shared, whole);
+        let share = shared.1.share.clone().unwrap();
+        let (num_shards, num_samples) = expected_share(&whole.1);
+        let rest = (whole.1.output_shards - num_shards, whole.1.tally.kept - num_samples);
+        assert_eq!((share.output_shards, share.samples), rest);
+        assert_eq!((shared.0, MixerReport { share: None, ..shared.1 }), whole);
+    }
+
+    /// Shards and samples of the even ones of shards of seven.
+    fn expected_share(whole: &MixerReport) -> (u64, u64) {
+        let even: Vec<u64> = (0..whole.output_shards).step_by(2).collect();
+        (even.len() as u64, even.iter().map(|shard| 7.min(whole.tally.kept - shard * 7)).sum())
+    }
+
+    #[test]
+    fn a_dry_run_finds_wrong_queries_and_writes_nothing() {
+        let (dir, run) = write_pool(&[&[sample("a", 1), sample("b", 2).with_field("width", 3)]]);
+        std::fs::remove_dir(&run.out_dir).unwrap();
+        let check = |condition: &str| {
+            let subset = SubsetConfig {
+                name: "it".into(),
+                condition: Some(condition.into()),
+                ..SubsetConfig::default()
+            };
+            Mixer::check(&MixerConfig { subset: vec![subset], ..config() }, &run)
+                .map_err(|error| error.to_string())
+        };
+        assert_eq!(check("width > 3"), Ok(()));
+        assert!(check("widht > 3").unwrap_err().starts_with("subset.0.where: no column `widht`"));
+        let subset = SubsetConfig { scores: Some("pool".into()), ..min_score("aesthetic", 1.0) };
+        let error = Mixer::check(&MixerConfig { subset: vec![subset], ..config() }, &run).unwrap_err();
+        assert!(error.to_string().starts_with("subset.0.metric: "), "{error}");
+        assert!(!run.out_dir.exists() && dir.path().join("pool").exists());
     }
 
     proptest! {

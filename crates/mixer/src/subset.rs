@@ -6,7 +6,7 @@ use datafusion::arrow::compute::cast;
 use oqvl_stage::{ConfigError, RunContext};
 use serde::{Deserialize, Serialize};
 
-use crate::columns::{list_names, numbers, public_names, rounded_as, texts};
+use crate::columns::{is_number, is_text, list_names, numbers, public_names, rounded_as, texts};
 use crate::config::ScoreFiles;
 use crate::external_sort::{Sorted, Sorter, number_of, ordered_bytes};
 use crate::identity::uid_of_key;
@@ -80,12 +80,13 @@ impl Subset {
                 let database = around.database.expect("a pool with queries has a database");
                 Subset::of(by_query(&database.plan_sql(index, sql)?, database, pool, around)?)
             }
-            Rule::Baseline(rule) => crate::baseline::decide(rule, pool, around)?,
+            Rule::Baseline(rule) => crate::baseline::decide(index, rule, pool, around)?,
         };
         subset.rows.intersect(&pool.usable);
         subset.report.samples = subset.rows.len();
         if subset.report.not_in_pool > 0 {
-            tracing::info!(subset = name, not_in_pool = subset.report.not_in_pool, "uids no sample has");
+            let num_absent = subset.report.not_in_pool;
+            tracing::warn!("{num_absent} uids or keys of subset `{name}` are those of no sample of the pool");
         }
         subset.report.name = name;
         Ok(subset)
@@ -189,6 +190,9 @@ fn by_score(
         }
         ScoreSource::Column(name) => metric_column(index, name, &pool.files.schema, &sidecars)?,
     };
+    if let (ScoreSource::Column(name), Some(kind)) = (source, pool.files.columns.kind(&column)) {
+        check_is_number(index, name, kind)?;
+    }
     let scores = ScoreColumn { pool, column: &column, around };
     let mut report = SubsetReport::default();
     let mut missing = RowSet::none(pool.num_rows);
@@ -233,6 +237,16 @@ pub(crate) fn metric_column(
         return Err(ConfigError::new(format!("subset.{index}.metric"), message));
     };
     Ok(schema.field(place).name().clone())
+}
+
+/// Refuses a column of another type than numbers for the subset at `index`.
+pub(crate) fn check_is_number(index: usize, name: &str, kind: &DataType) -> Result<(), ConfigError> {
+    if is_number(kind) {
+        return Ok(());
+    }
+    let kind = if is_text(kind) { format!("text ({kind})") } else { kind.to_string() };
+    let message = format!("the column `{name}` holds {kind}, and must hold numbers");
+    Err(ConfigError::new(format!("subset.{index}.metric"), message))
 }
 
 /// A column of scores.

@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::baseline_config::{Baseline, BaselineAssets, BasicVariant, ClipArch};
 use crate::config::ScoreFiles;
+use crate::sql_mistake::{check_condition, check_query};
 
 /// Names the stage itself gives to `.npy` files.
 const RESERVED_SUBSET_NAME: &str = "selected";
@@ -140,11 +141,13 @@ impl SubsetConfig {
             (None, None, Some(condition), None, None) => {
                 refuse(&score_keys, "where")?;
                 refuse(&baseline_keys, "where")?;
+                check_condition(condition).map_err(|problem| error("where", problem))?;
                 Ok(Rule::Where(condition.clone()))
             }
             (None, None, None, Some(sql), None) => {
                 refuse(&score_keys, "sql")?;
                 refuse(&baseline_keys, "sql")?;
+                check_query(sql).map_err(|problem| error("sql", problem))?;
                 Ok(Rule::Sql(sql.clone()))
             }
             (cut, None, None, None, Some(baseline)) => {

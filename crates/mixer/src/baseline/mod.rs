@@ -11,13 +11,12 @@ mod asset;
 mod caption;
 mod embeddings;
 mod language;
-mod mlm_score;
 mod numpy_array;
 mod wordnet;
 
 use arrow_array::{Array, Float64Array, StringArray};
 use oqvl_shard_io::Uid;
-use oqvl_stage::RunContext;
+use oqvl_stage::{ConfigError, RunContext, score_in_answer};
 
 use crate::baseline_config::{Baseline, BasicVariant};
 use crate::columns::{list_names, numbers, public_names, rounded_as, texts};
@@ -63,8 +62,9 @@ pub(crate) fn check_assets(rules: &[Rule], run: &RunContext) -> Result<(), Mixer
     Ok(())
 }
 
-/// The subset of a config's entry.
+/// The subset of the config's entry at `index`.
 pub(crate) fn decide(
+    index: usize,
     rule: &BaselineRule,
     pool: &Pool,
     around: Surroundings<'_>,
@@ -72,14 +72,15 @@ pub(crate) fn decide(
     let pattern = file_pattern(rule);
     let own_files = match around.config.source()? {
         PoolSource::Metadata(dir, pool_pattern) if pattern != pool_pattern => {
-            let paths = metadata_files(&around.run.resolve(dir), &pattern)?;
+            let key = format!("subset.{index}.baseline");
+            let paths = metadata_files(&around.run.resolve(dir), &pattern, &key)?;
             Some(ParquetFiles::open(paths, around.run)?)
         }
         _ => None,
     };
     let files = own_files.as_ref().unwrap_or(&pool.files);
     let names = public_names(&files.schema, &around.config.sidecars());
-    let evaluation = Evaluation { rule, files, names, around };
+    let evaluation = Evaluation { index, rule, files, names, around };
     let (rows, threshold) = evaluation.rows()?;
     let found = match &own_files {
         Some(files) => evaluation.in_pool(files, &rows, pool)?,
@@ -107,6 +108,8 @@ fn file_pattern(rule: &BaselineRule) -> String {
 
 /// A baseline over the rows of some files.
 struct Evaluation<'a> {
+    /// The place of its subset in the config.
+    index: usize,
     rule: &'a BaselineRule,
     files: &'a ParquetFiles,
     /// What the config calls the columns of the files, scores of sidecars among them.
@@ -162,7 +165,7 @@ impl Evaluation<'_> {
     fn in_pool(&self, files: &ParquetFiles, rows: &RowSet, pool: &Pool) -> Result<FoundRows, MixerError> {
         let mut uids = UidSorter::new(self.around.scratch);
         let mut row = 0;
-        files.require("uid")?;
+        files.require_text("uid", &self.key())?;
         scan_uids(files, self.around.run, |uid| {
             row += 1;
             match uid {
@@ -202,8 +205,8 @@ impl Evaluation<'_> {
                 return Ok("");
             }
             let known = list_names(self.names.iter().map(String::as_str));
-            let path = self.files.files.first().map(|file| file.path.clone()).unwrap_or_default();
-            return Err(MixerError::NoSuchColumn { path, column: name.to_owned(), known });
+            let message = format!("it goes by a column `{name}`, and {} has {known}", self.files_name(0));
+            return Err(ConfigError::new(self.key(), message).into());
         };
         Ok(self.files.schema.field(place).name())
     }
@@ -228,21 +231,38 @@ impl Evaluation<'_> {
         numbers(rows.batch.column(column)).ok_or_else(|| self.wrong_type(rows, column, "numbers"))
     }
 
-    /// The scores of MLM-Filter: read off its answers, or numbers, as our own filter has them.
+    /// The scores of MLM-Filter: read off its answers, any integer as in the original, or numbers, as our own filter has
+    /// them.
     fn answers(&self, rows: &Rows, column: usize) -> Result<Vec<Option<f64>>, MixerError> {
         if let Some(numbers) = numbers(rows.batch.column(column)) {
             return Ok(numbers.iter().map(|score| score.filter(|it| !it.is_nan())).collect());
         }
         let answers = self.text(rows, column)?;
-        Ok(answers.iter().map(|answer| answer.and_then(mlm_score::parse)).collect())
+        Ok(answers.iter().map(|answer| score_in_answer(answer?, ..)).collect())
     }
 
     fn wrong_type(&self, rows: &Rows, column: usize, expected: &str) -> MixerError {
         let schema = rows.batch.schema();
         let field = schema.field(column);
-        let path = self.files.files[rows.file].path.clone();
-        let problem = format!("the column `{}` holds no {expected} but {}", field.name(), field.data_type());
-        MixerError::Table { path, problem }
+        let (name, kind) = (field.name(), field.data_type());
+        let where_from = self.files_name(rows.file);
+        let message =
+            format!("it goes by the column `{name}`, which in {where_from} holds no {expected} but {kind}");
+        ConfigError::new(self.key(), message).into()
+    }
+
+    fn key(&self) -> String {
+        format!("subset.{}.baseline", self.index)
+    }
+
+    /// What users know a file by: those of the index are the pool to them.
+    fn files_name(&self, file: usize) -> String {
+        match self.around.config.source() {
+            Ok(PoolSource::Metadata(..)) => {
+                self.files.files.get(file).map(|file| file.path.display().to_string()).unwrap_or_default()
+            }
+            _ => "the pool".to_owned(),
+        }
     }
 
     /// `basic_filter`. The fork's variant also computes masks of the caption and uses none (oddity D10); so does this one,
