@@ -11,7 +11,7 @@ use oqvl_text_prep::TextError;
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum PackerError {
-    /// The configuration cannot be right.
+    /// The configuration cannot be right, or not for this input.
     #[error("{0}")]
     Config(#[from] ConfigError),
     /// The run was asked to stop.
@@ -28,12 +28,6 @@ pub enum PackerError {
         /// What the operating system said.
         source: io::Error,
     },
-    /// A directory that should hold packed JSON holds none.
-    #[error("{path}: no `*packed.json` in this directory or below")]
-    NoPackedJson {
-        /// The directory.
-        path: PathBuf,
-    },
     /// Documents that did not fit into memory cannot be put aside on disk, or read again.
     #[error("{path}: cannot put documents aside in this directory")]
     Spool {
@@ -42,9 +36,6 @@ pub enum PackerError {
         /// What the operating system said.
         source: io::Error,
     },
-    /// The tokenizer cannot be loaded.
-    #[error(transparent)]
-    Tokenizer(#[from] TextError),
     /// The tokenizer refused a caption.
     #[error("{path}: cannot tokenize the caption of sample `{key}`")]
     Caption {

@@ -12,6 +12,7 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use oqvl_image_prep::{DecodeLimits, decode, encode_jpeg};
 use oqvl_shard_io::{ImageFiles, ImageRef, digest_bytes, write_json_atomic};
+use oqvl_stage::ConfigError;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
@@ -57,7 +58,8 @@ pub(crate) fn list_packed_json(dir: &Path) -> Result<Vec<Vec<PathBuf>>, PackerEr
         }
     }
     if groups.is_empty() {
-        return Err(PackerError::NoPackedJson { path: dir.to_path_buf() });
+        let message = format!("{}: no `*{SUFFIX}` in this directory or below", dir.display());
+        return Err(ConfigError::new("shards", message).into());
     }
     groups.sort_by_cached_key(|(directory, _)| {
         let name = directory.file_name().unwrap_or_default().to_string_lossy();

@@ -3,14 +3,14 @@
 use std::path::{Path, PathBuf};
 
 use oqvl_shard_io::list_shards;
-use oqvl_stage::{RunContext, Stage, StageConfig};
+use oqvl_stage::{ConfigError, RunContext, ShardRange, Stage, StageConfig};
 use rayon::prelude::*;
 
 use crate::packed_json::list_packed_json;
 use crate::report::UnitStats;
 use crate::source::Threads;
 use crate::unit::{Setup, Unit};
-use crate::{PackInput, PackerConfig, PackerError, PackerReport};
+use crate::{AcrossShards, PackInput, PackerConfig, PackerError, PackerReport};
 
 /// The packer stage.
 #[derive(Debug, Clone, Copy)]
@@ -27,6 +27,7 @@ impl Stage for Packer {
 
     fn run(config: &PackerConfig, run: &RunContext) -> Result<PackerReport, PackerError> {
         config.validate()?;
+        check_share(config, run)?;
         let setup = Setup::new(config, run)?;
         let mut units = units(config, &setup.dir)?;
         units.retain(|unit| run.owns_shard(unit.index));
@@ -47,6 +48,22 @@ impl Stage for Packer {
         progress.finish();
         Ok(PackerReport::new(stats, config.seq_len))
     }
+
+    fn check(config: &PackerConfig, run: &RunContext) -> Result<(), PackerError> {
+        check_share(config, run)?;
+        let setup = Setup::new(config, run)?;
+        units(config, &setup.dir).map(drop)
+    }
+}
+
+/// Refuses shares of what is packed as one unit. In a job array one task packs it and the others have nothing to do.
+fn check_share(config: &PackerConfig, run: &RunContext) -> Result<(), ConfigError> {
+    if config.pack_across_shards == AcrossShards::All && matches!(run.shards, Some(ShardRange::Span { .. })) {
+        let message =
+            "\"all\" is one unit, which --shards cannot share: give a number, or run without --shards";
+        return Err(ConfigError::new("pack_across_shards", message));
+    }
+    Ok(())
 }
 
 /// The units of the input directory: neighbours in name order.
@@ -72,7 +89,6 @@ mod tests {
         Pack, Sample, SampleKey, ShardError, ShardFile, ShardReader, ShardWriter, read_json, read_pack_tar,
         read_plan, write_atomic,
     };
-    use oqvl_stage::ShardRange;
     use oqvl_testkit::{shared_data, tiny_shard};
     use oqvl_text_prep::{BpeTrainer, Tokenizer};
 
@@ -239,9 +255,41 @@ mod tests {
             assert_eq!(files(&run), undisturbed, "after removing {removed:?}");
         }
         // What is finished is not touched.
-        write_atomic(&run.out_dir.join("00000000.plan.parquet"), b"finished").unwrap();
+        write_atomic(&run.out_dir.join("00000000.plan.parquet"), b"finished, PAR1").unwrap();
         pack(&dir, &config(40, 3));
-        assert_eq!(std::fs::read(run.out_dir.join("00000000.plan.parquet")).unwrap(), b"finished");
+        assert_eq!(std::fs::read(run.out_dir.join("00000000.plan.parquet")).unwrap(), b"finished, PAR1");
+    }
+
+    #[test]
+    fn packs_that_are_cut_short_are_made_again() {
+        for (output, name) in [(PackOutput::Plan, "00000000.plan.parquet"), (PackOutput::Tar, "00000000.tar")]
+        {
+            let dir = work_dir();
+            let config = PackerConfig { output, ..config(40, 3) };
+            let (report, run) = pack(&dir, &config);
+            let undisturbed = files(&run);
+            let path = run.out_dir.join(name);
+            let bytes = std::fs::read(&path).unwrap();
+            write_atomic(&path, &bytes[..bytes.len() / 2]).unwrap();
+            assert_eq!(pack(&dir, &config).0, report);
+            assert!(files(&run) == undisturbed, "{name}");
+        }
+    }
+
+    #[test]
+    fn one_unit_is_not_shared() {
+        let dir = work_dir();
+        let config = PackerConfig { pack_across_shards: AcrossShards::All, ..config(40, 3) };
+        let mut run = RunContext::for_test::<Packer>(dir.path(), 7).unwrap();
+        run.shards = Some(ShardRange::Span { first: 0, last: 1 });
+        for refused in [Packer::run(&config, &run).map(drop), Packer::check(&config, &run)] {
+            let error = refused.unwrap_err();
+            assert!(matches!(error, PackerError::Config(_)), "{error:?}");
+            assert!(error.to_string().starts_with("pack_across_shards: "), "{error}");
+        }
+        // An array job that happens to run this is no request for a share.
+        run.shards = Some(ShardRange::Stride { task: 0, count: 3 });
+        assert_eq!(Packer::run(&config, &run).unwrap().num_shards, 2);
     }
 
     #[test]
@@ -274,9 +322,16 @@ mod tests {
         let error =
             Packer::run(&PackerConfig { shards: "packer".into(), ..config(40, 3) }, &run).unwrap_err();
         assert!(matches!(error, PackerError::Shard(ShardError::NoShards { .. })), "{error}");
-        let error =
-            Packer::run(&PackerConfig { tokenizer: "no.json".into(), ..config(40, 3) }, &run).unwrap_err();
-        assert!(matches!(error, PackerError::Tokenizer(_)), "{error}");
+        write_atomic(&dir.path().join("bad.json"), b"{}").unwrap();
+        for name in ["no.json", "bad.json"] {
+            let config = PackerConfig { tokenizer: name.into(), ..config(40, 3) };
+            for refused in [Packer::run(&config, &run).map(drop), Packer::check(&config, &run)] {
+                let error = refused.unwrap_err();
+                assert!(matches!(error, PackerError::Config(_)), "{error:?}");
+                let message = error.to_string();
+                assert!(message.starts_with("tokenizer: ") && message.contains(name), "{message}");
+            }
+        }
     }
 
     #[test]

@@ -7,8 +7,8 @@ use oqvl_shard_io::{
     ImageFiles, ImageShrink, Pack, PackInfo, PlanWriter, ShardError, read_json, write_json_atomic,
     write_pack_tar,
 };
-use oqvl_stage::{ConfigError, RunContext, Tally};
-use oqvl_text_prep::Tokenizer;
+use oqvl_stage::{ConfigError, RunContext, Tally, is_cut_short};
+use oqvl_text_prep::{TextError, Tokenizer};
 
 use crate::document::{Document, DocumentMaker, Duplicates, Made, Reject, Rules, pack};
 use crate::packed_json::{PackedJsonWriter, packed_json_files, packed_json_is_whole};
@@ -37,14 +37,14 @@ pub(crate) struct Setup<'a> {
 impl<'a> Setup<'a> {
     /// Loads the tokenizer with the special tokens that the config's packer has.
     pub(crate) fn new(config: &'a PackerConfig, run: &'a RunContext) -> Result<Self, PackerError> {
-        let mut tokenizer = Tokenizer::from_file(run.resolve(&config.tokenizer))?;
+        let mut tokenizer = Tokenizer::from_file(run.resolve(&config.tokenizer)).map_err(wrong_tokenizer)?;
         if i32::try_from(tokenizer.vocab_size()).is_err() {
             let message = format!("has ids up to {}, more than fit into 31 bits", tokenizer.vocab_size() - 1);
             return Err(ConfigError::new("tokenizer", message).into());
         }
         let mut pad_id = None;
         if config.parity == Parity::Pil {
-            tokenizer = tokenizer.with_special_token(REFERENCE_PAD_TOKEN)?;
+            tokenizer = tokenizer.with_special_token(REFERENCE_PAD_TOKEN).map_err(wrong_tokenizer)?;
             pad_id = tokenizer.token_id(REFERENCE_PAD_TOKEN);
         }
         Ok(Self { config, tokenizer, run, dir: run.resolve(&config.shards), pad_id })
@@ -76,6 +76,12 @@ impl<'a> Setup<'a> {
             },
         }
     }
+}
+
+/// A tokenizer that cannot be loaded is the wrong one to name.
+fn wrong_tokenizer(error: TextError) -> ConfigError {
+    let reason = std::error::Error::source(&error).map(|source| format!(": {source}"));
+    ConfigError::new("tokenizer", format!("{error}{}", reason.unwrap_or_default()))
 }
 
 /// Neighbouring input shards that are packed together.
@@ -134,7 +140,9 @@ impl Unit {
         }
         match read_json::<UnitStats>(stats_path) {
             Ok(stats) if self.has_output(setup, &stats)? => return Ok(Some(stats)),
-            Ok(_) => tracing::warn!("{}: packs are missing, packing again", stats_path.display()),
+            Ok(_) => {
+                tracing::warn!("{}: packs are missing or cut short, packing again", stats_path.display())
+            }
             Err(error @ ShardError::Io { .. }) => return Err(error.into()),
             Err(error) => tracing::warn!(%error, "packing again"),
         }
@@ -146,11 +154,17 @@ impl Unit {
     fn has_output(&self, setup: &Setup<'_>, stats: &UnitStats) -> Result<bool, PackerError> {
         let path = self.output_path(setup);
         Ok(path.exists()
-            && (setup.config.output != PackOutput::Json || packed_json_is_whole(&path, stats.len.len())?))
+            && match setup.config.output {
+                PackOutput::Json => packed_json_is_whole(&path, stats.len.len())?,
+                PackOutput::Plan | PackOutput::Tar => !is_cut_short(&path),
+            })
     }
 
     /// Hands the unit in, to be sent if output goes to a store: its marker when the rest has arrived.
     fn publish(&self, setup: &Setup<'_>, stats_path: &Path) -> Result<(), PackerError> {
+        if !setup.run.publishes() {
+            return Ok(());
+        }
         let path = self.output_path(setup);
         let mut files = match setup.config.output {
             PackOutput::Plan | PackOutput::Tar => vec![path],
