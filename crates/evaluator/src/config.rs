@@ -134,7 +134,7 @@ images = "eval/images"
             ("evaluator.benchmark.0.name=../x", "evaluator.benchmark.0.name: must be made of letters"),
             (
                 "evaluator.benchmark.0.imag=blank",
-                "evaluator.benchmark.imag: there is no such key; did you mean `image`?",
+                "evaluator.benchmark.imag: there is no such key; did you mean `evaluator.benchmark.image`?",
             ),
             ("evaluator.benchmark.0.kind=mmlu", "unknown variant `mmlu`"),
             ("evaluator.benchmark.0.image=gray", "unknown variant `gray`"),

@@ -164,9 +164,8 @@ impl ConfigFile {
     /// The validated `[stores]` table; all defaults if there is none.
     pub(crate) fn stores(&self) -> Result<StoresConfig, ConfigError> {
         let Some(table) = self.table.get(STORES_TABLE) else { return Ok(StoresConfig::default()) };
-        let located = |error: ConfigError| self.located(error.inside(STORES_TABLE));
-        let config: StoresConfig = deserialize(table).map_err(located)?;
-        config.validate().map_err(located)?;
+        let config: StoresConfig = deserialize(STORES_TABLE, table).map_err(|error| self.located(error))?;
+        config.validate().map_err(|error| self.located(error.inside(STORES_TABLE)))?;
         Ok(config)
     }
 
@@ -183,15 +182,14 @@ impl ConfigFile {
             }
         }
         let table = self.table.get(name).ok_or_else(|| self.located(no_table(name, &self.table)))?;
-        let located = |error: ConfigError| self.located(error.inside(name));
-        let config: C = deserialize(table).map_err(located)?;
-        config.validate().map_err(located)?;
+        let config: C = deserialize(name, table).map_err(|error| self.located(error))?;
+        config.validate().map_err(|error| self.located(error.inside(name)))?;
         Ok(config)
     }
 }
 
-fn deserialize<T: DeserializeOwned>(table: &Value) -> Result<T, ConfigError> {
-    table.clone().try_into::<T>().map_err(|error| ConfigError::of_table(table, &error))
+fn deserialize<T: DeserializeOwned>(name: &str, table: &Value) -> Result<T, ConfigError> {
+    table.clone().try_into::<T>().map_err(|error| ConfigError::of_table(name, table, &error))
 }
 
 #[cfg(test)]
@@ -307,7 +305,7 @@ mod tests {
             (
                 "[demo]\nseq_len = 4",
                 "demo.seqlen=3",
-                "--set: demo.seqlen: there is no such key; did you mean `seq_len`? the keys here are `seq_len`, `inner`",
+                "--set: demo.seqlen: there is no such key; did you mean `demo.seq_len`? the keys here are `seq_len`, `inner`",
             ),
             ("[demo]\nseq_len = 4", "demo.seq_len=0", "--set: demo.seq_len: must be at least 1, got 0"),
             (

@@ -33,6 +33,11 @@ impl ConfigError {
         self
     }
 
+    /// Whether the key is one of `table`, by its full name.
+    pub(crate) fn is_inside(&self, table: &str) -> bool {
+        self.key == table || self.key.strip_prefix(table).is_some_and(|rest| rest.starts_with('.'))
+    }
+
     /// The same error as one of a key that was given in `origin`, a file or a flag, unless it says so already.
     pub(crate) fn given_in(mut self, origin: &str) -> Self {
         if self.origin.is_empty() {
@@ -54,16 +59,16 @@ impl ConfigError {
         Self::new(format!("line {line}"), format!("this is no TOML: {}", error.message()))
     }
 
-    /// The error of a table that could not be read as what it must be; its key is inside `table`.
-    pub(crate) fn of_table(table: &Value, error: &toml::de::Error) -> Self {
+    /// The error of the table `name`, with the content `table`, that could not be read as what it must be.
+    pub(crate) fn of_table(name: &str, table: &Value, error: &toml::de::Error) -> Self {
         let text = error.to_string();
         let mut lines = text.lines().map(str::trim).filter(|line| !line.is_empty());
         let message = lines.next().unwrap_or("cannot be read");
         let key = lines.find_map(|line| line.strip_prefix("in `").and_then(|rest| rest.strip_suffix('`')));
         let key = key.unwrap_or_default();
-        let (subkey, message) = explained(message, value_at(table, key));
-        let steps = [key, &subkey].into_iter().filter(|step| !step.is_empty());
-        Self::new(steps.collect::<Vec<_>>().join("."), message)
+        let place = if key.is_empty() { name.to_owned() } else { format!("{name}.{key}") };
+        let (subkey, message) = explained(message, &place, value_at(table, key));
+        Self::new(subkey.map_or(place.clone(), |subkey| format!("{place}.{subkey}")), message)
     }
 }
 
@@ -72,52 +77,53 @@ fn value_at<'a>(table: &'a Value, key: &str) -> Option<&'a Value> {
     key.split('.').filter(|step| !step.is_empty()).try_fold(table, |value, step| value.get(step))
 }
 
-/// Says what serde says in the words of a config: the key below the one that is named, if the message is about one, and
-/// the message.
-fn explained(message: &str, value: Option<&Value>) -> (String, String) {
+/// Says what serde says of the key `place` in the words of a config: the key below that, if the message is about one, and the
+/// message.
+fn explained(message: &str, place: &str, value: Option<&Value>) -> (Option<String>, String) {
     let quoted = |text: &str| text.split('`').skip(1).step_by(2).map(str::to_owned).collect::<Vec<_>>();
     let names = quoted(message);
     let first = names.first().cloned().unwrap_or_default();
     if message.starts_with("missing field `") {
-        return (first, "is missing, and has no default".to_owned());
+        return (Some(first), "is missing, and has no default".to_owned());
     }
     if message.starts_with("unknown field `") {
-        let message = choice("there is no such key", &first, &names[1..], "the keys here are");
-        return (first, message);
+        let message =
+            choice("there is no such key", &first, &names[1..], &format!("{place}."), "the keys here are");
+        return (Some(first), message);
     }
     if message.starts_with("unknown variant `") {
-        let message = choice(&format!("unknown variant `{first}`"), &first, &names[1..], "expected");
-        return (String::new(), message);
+        let message = choice(&format!("unknown variant `{first}`"), &first, &names[1..], "", "expected");
+        return (None, message);
     }
     for start in ["invalid type: ", "invalid value: ", "invalid length "] {
         let parts = message.strip_prefix(start).and_then(|rest| rest.rsplit_once(", expected "));
         if let Some((found, expected)) = parts {
             let found =
                 if start == "invalid length " { format!("{found} values") } else { found_words(found) };
-            return (String::new(), format!("must be {}, got {found}", expected_words(expected)));
+            return (None, format!("must be {}, got {found}", expected_words(expected)));
         }
     }
     if message.starts_with("data did not match any variant")
         && let Some(value) = value
     {
         let message = format!("cannot be {value}; the stage's page in docs/stages says what it can be");
-        return (String::new(), message);
+        return (None, message);
     }
     if let Some(expected) = message.strip_prefix("expected ")
         && let Some(value) = value
         && !message.contains(", got ")
     {
-        return (String::new(), format!("must be {expected}, got {value}"));
+        return (None, format!("must be {expected}, got {value}"));
     }
-    (String::new(), message.to_owned())
+    (None, message.to_owned())
 }
 
-/// What is wrong, what may have been meant, and what there is, if that is not too much to read.
-fn choice(wrong: &str, typed: &str, names: &[String], there_are: &str) -> String {
+/// What is wrong, what may have been meant, `prefix` before its name, and what there is, if that is not too much to read.
+fn choice(wrong: &str, typed: &str, names: &[String], prefix: &str, there_are: &str) -> String {
     let mut message = wrong.to_owned();
     let meant = nearest(typed, names.iter().map(String::as_str));
     if let Some(meant) = meant {
-        message += &format!("; did you mean `{meant}`?");
+        message += &format!("; did you mean `{prefix}{meant}`?");
     }
     if (1..=MAX_LISTED).contains(&names.len()) {
         let names: Vec<_> = names.iter().map(|name| format!("`{name}`")).collect();

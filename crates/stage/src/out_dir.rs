@@ -144,6 +144,9 @@ impl OutDir {
         stamp_lock.lock().map_err(StageError::io(&stamp_lock_path))?;
         if is_whole {
             self.restore_replaced()?;
+        } else if self.standing_stamp()?.is_some_and(|stamp| stamp.fingerprint == fingerprint) {
+            // A manifest that came back later would not know what this share does.
+            replaced::restore_seals(&self.path, FINGERPRINT_FILE)?;
         }
         let policy = config.earlier_output();
         match self.stamp()? {

@@ -56,7 +56,7 @@ pub(crate) fn set_seals_aside(out_dir: &Path, stamp_file: &str) -> Result<(), St
 
 /// Puts the seals back, if they were set aside; returns whether they were. The stamp comes last: it says that there is
 /// something to put back.
-fn restore_seals(out_dir: &Path, stamp_file: &str) -> Result<bool, StageError> {
+pub(crate) fn restore_seals(out_dir: &Path, stamp_file: &str) -> Result<bool, StageError> {
     let aside = out_dir.join(SEALS_ASIDE);
     let stamp = aside.join(stamp_file);
     let is_there = stamp.exists();

@@ -136,7 +136,9 @@ fn of_stage<S: Stage>(error: S::Error) -> anyhow::Error {
     let error = anyhow::Error::from(error);
     let message = error.to_string();
     match error.chain().find_map(|cause| cause.downcast_ref::<ConfigError>()).cloned() {
-        Some(wrong) if wrong.to_string() == message => wrong.inside(S::NAME).into(),
+        Some(wrong) if wrong.to_string() == message && !wrong.is_inside(S::NAME) => {
+            wrong.inside(S::NAME).into()
+        }
         _ => error,
     }
 }

@@ -44,11 +44,11 @@ impl DataFetchConfig {
                 ));
             }
             if name == "uid" && self.uid_col.as_ref().is_some_and(|column| column != "uid") {
-                let message = "`uid` is what `uid_col` names already";
+                let message = "`uid` is what `data-fetch.uid_col` names already";
                 return Err(ConfigError::new("save_additional_columns", message));
             }
             if self.bbox_col.as_ref() == Some(name) {
-                let message = format!("`{name}` is carried along already: `bbox_col` names it");
+                let message = format!("`{name}` is carried along already: `data-fetch.bbox_col` names it");
                 return Err(ConfigError::new("save_additional_columns", message));
             }
             if !seen.insert(name) {
@@ -65,7 +65,7 @@ impl DataFetchConfig {
         }
         if *kind == ComputeHash::None || *kind != self.compute_hash {
             let message = format!(
-                "verifies {}, but `compute_hash` is {}: the two must be the same",
+                "verifies {}, but `data-fetch.compute_hash` is {}: the two must be the same",
                 kind.name(),
                 self.compute_hash.name()
             );
@@ -149,7 +149,7 @@ impl DataFetchConfig {
         // A deadline below the default is a limit for all; a longer silence than that somebody meant.
         if self.timeout > self.deadline_seconds && self.timeout.to_bits() != DEFAULT_TIMEOUT.to_bits() {
             let message = format!(
-                "is {}, but a URL has no more than `deadline_seconds` = {}: raise that too",
+                "is {}, but a URL has no more than `data-fetch.deadline_seconds` = {}: raise that too",
                 self.timeout, self.deadline_seconds
             );
             return Err(ConfigError::new("timeout", message));

@@ -135,7 +135,7 @@ fn wrong_values_are_told_in_a_sentence() {
             "data-fetch.verify_hash: unknown variant `sha265`; did you mean `sha256`? expected `none`, `md5`, `sha256`, \
              `sha512`",
         ),
-        ("retires = 3", "data-fetch.retires: there is no such key; did you mean `retries`?"),
+        ("retires = 3", "data-fetch.retires: there is no such key; did you mean `data-fetch.retries`?"),
         (
             "colour = \"red\"",
             "data-fetch.colour: there is no such key; the stage's page in docs/stages lists the keys and their values",

@@ -48,7 +48,7 @@ pub(super) fn list_files(
 fn unknown_list(path: &Path, problem: &str) -> DataFetchError {
     let message = format!(
         "{}: {problem}; the known extensions are txt, csv, tsv, jsonl, json (each also with .gz or .zst) and parquet, and \
-         `input_format` says the format where there is none",
+         `data-fetch.input_format` says the format where there is none",
         path.display()
     );
     ConfigError::new("url_list", message).into()

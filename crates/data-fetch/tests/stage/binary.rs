@@ -435,15 +435,18 @@ fn an_extension_that_fails_leaves_finished_output_finished() {
     }
     // Killed in between, by the state it then leaves: stamp and manifest aside.
     let (out_dir, aside) = (world.out_dir(), world.out_dir().join(".seals"));
-    std::fs::create_dir(&aside).unwrap();
-    for name in ["manifest.json", "fingerprint.json"] {
-        std::fs::rename(out_dir.join(name), aside.join(name)).unwrap();
+    for flags in [&["--shards", "0..1"][..], &[]] {
+        std::fs::create_dir(&aside).unwrap();
+        for name in ["manifest.json", "fingerprint.json"] {
+            std::fs::rename(out_dir.join(name), aside.join(name)).unwrap();
+        }
+        let stamp = br#"{"stage": "data-fetch", "fingerprint": "of the request that was killed"}"#;
+        write_atomic(&out_dir.join("fingerprint.json"), stamp).unwrap();
+        let output = command(&world, &[]).args(flags).output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        assert_eq!(world.server.requests().len(), num_requests);
+        assert!(!aside.exists() && out_dir.join("manifest.json").exists(), "{flags:?}");
     }
-    let stamp = br#"{"stage": "data-fetch", "fingerprint": "of the request that was killed"}"#;
-    write_atomic(&out_dir.join("fingerprint.json"), stamp).unwrap();
-    finish(&world, &[]);
-    assert_eq!(world.server.requests().len(), num_requests);
-    assert!(!aside.exists() && out_dir.join("manifest.json").exists());
 
     // One that succeeds makes it output of two requests, and the sentence says so.
     write_atomic(&world.dir.path().join("more.txt"), b"http://a.test/2\n").unwrap();

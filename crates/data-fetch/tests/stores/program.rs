@@ -59,6 +59,11 @@ impl Program {
         self.sets.push(format!("{key}={value}"));
     }
 
+    /// Takes back what was set.
+    pub(crate) fn unset(&mut self, key: &str) {
+        self.sets.retain(|set| !set.starts_with(&format!("{key}=")));
+    }
+
     pub(crate) fn variable(&mut self, name: &'static str, value: &str) {
         self.variables.insert(name, value.to_owned());
     }

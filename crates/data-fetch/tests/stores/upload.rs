@@ -54,6 +54,14 @@ fn all_output_is_sent_and_only_once() {
     assert!(run.stderr.contains("sent 1 files, 11 were there already"), "{}", run.stderr);
     assert_eq!(bucket.get("run 1/data-fetch/00001.tar"), program.outputs()["00001.tar"]);
 
+    // An extension that fails before its first download gives the place back.
+    program.set("data-fetch.incremental_mode", "extend");
+    program.set("data-fetch.caption_col", "nope");
+    assert!(program.fail(2).contains("data-fetch.caption_col: names column `nope`"));
+    program.unset("data-fetch.caption_col");
+    program.set("data-fetch.incremental_mode", "incremental");
+    assert!(program.succeed().stderr.contains("up to date"));
+
     // Another run's place is left alone.
     program.set("data-fetch.encode_quality", "80");
     program.set("data-fetch.incremental_mode", "overwrite");
