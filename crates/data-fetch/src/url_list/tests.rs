@@ -175,6 +175,17 @@ fn json_list_is_streamed_and_syntax_errors_are_fatal() {
 }
 
 #[test]
+fn json_lists_of_python_are_read() {
+    let text = br#"[{"url": "http://a/1", "caption": "NaN, which Python writes", "clip": NaN},
+        {"url": "http://a/2", "caption": "two", "clip": -Infinity}, {"url": "http://a/3", "caption": "three", "clip": 0.5}]"#;
+    let mut case = Case::new(&[("urls.json", text)]);
+    case.config.save_additional_columns = vec!["clip".to_owned()];
+    let rows =
+        ["http://a/1|NaN, which Python writes|[null]", "http://a/2|two|[null]", "http://a/3|three|[0.5]"];
+    assert_eq!(case.rows(), rows);
+}
+
+#[test]
 fn parquet_brings_its_types() {
     let bytes = parquet(vec![
         ("uid", Arc::new(StringArray::from(vec!["u1", "u2", "u3"]))),
