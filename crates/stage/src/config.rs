@@ -353,7 +353,7 @@ mod tests {
         }
         for (line, expected) in [
             ("word = \"tow\"", "demo.word: unknown variant `tow`; did you mean `two`? expected `one`, `two`"),
-            ("word = 3", "demo.word: must be one of the words it knows, got something else"),
+            ("word = 3", "demo.word: must be a word in quotes, got 3"),
             ("either = \"yes\"", "demo.either: must be true, false or a number, got \"yes\""),
             ("pair = [1]", "demo.pair: must be a list of 2 values, got 1 values"),
         ] {

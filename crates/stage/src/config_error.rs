@@ -3,8 +3,8 @@
 use crate::spelling::nearest;
 use toml::{Table, Value};
 
-/// So many names are listed; of more, the one that is meant is all one wants to see.
-const MAX_LISTED: usize = 12;
+/// So many keys are listed; of more, the one that is meant is all one wants to see.
+const MAX_LISTED: usize = 8;
 
 /// A request that cannot be carried out as it stands; exit code 2.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -87,19 +87,21 @@ fn explained(message: &str, place: &str, value: Option<&Value>) -> (Option<Strin
         return (Some(first), "is missing, and has no default".to_owned());
     }
     if message.starts_with("unknown field `") {
-        let message =
-            choice("there is no such key", &first, &names[1..], &format!("{place}."), "the keys here are");
-        return (Some(first), message);
+        return (Some(first.clone()), unknown_key(&first, &names[1..], place));
     }
     if message.starts_with("unknown variant `") {
-        let message = choice(&format!("unknown variant `{first}`"), &first, &names[1..], "", "expected");
-        return (None, message);
+        let meant = nearest(&first, names[1..].iter().map(String::as_str));
+        let meant = meant.map_or(";".to_owned(), |meant| format!("; did you mean `{meant}`?"));
+        return (None, format!("unknown variant `{first}`{meant} expected {}", listed(&names[1..])));
     }
     for start in ["invalid type: ", "invalid value: ", "invalid length "] {
         let parts = message.strip_prefix(start).and_then(|rest| rest.rsplit_once(", expected "));
         if let Some((found, expected)) = parts {
-            let found =
-                if start == "invalid length " { format!("{found} values") } else { found_words(found) };
+            let found = match (start, value) {
+                ("invalid length ", _) => format!("{found} values"),
+                (_, Some(value)) if found == "unit variant" => value.to_string(),
+                _ => found_words(found),
+            };
             return (None, format!("must be {}, got {found}", expected_words(expected)));
         }
     }
@@ -118,21 +120,23 @@ fn explained(message: &str, place: &str, value: Option<&Value>) -> (Option<Strin
     (None, message.to_owned())
 }
 
-/// What is wrong, what may have been meant, `prefix` before its name, and what there is, if that is not too much to read.
-fn choice(wrong: &str, typed: &str, names: &[String], prefix: &str, there_are: &str) -> String {
-    let mut message = wrong.to_owned();
-    let meant = nearest(typed, names.iter().map(String::as_str));
-    if let Some(meant) = meant {
-        message += &format!("; did you mean `{prefix}{meant}`?");
+/// What may have been meant by a key of the table `place`, and what keys there are, if that is not too much to read.
+fn unknown_key(typed: &str, keys: &[String], place: &str) -> String {
+    let meant = nearest(typed, keys.iter().map(String::as_str));
+    let are_few = (1..=MAX_LISTED).contains(&keys.len());
+    let wrong = "there is no such key";
+    match meant {
+        Some(meant) if are_few => {
+            format!("{wrong}; did you mean `{place}.{meant}`? the keys here are {}", listed(keys))
+        }
+        Some(meant) => format!("{wrong}; did you mean `{place}.{meant}`?"),
+        None if are_few => format!("{wrong}; the keys here are {}", listed(keys)),
+        None => format!("{wrong}; the stage's page in docs/stages lists the keys and their values"),
     }
-    if (1..=MAX_LISTED).contains(&names.len()) {
-        let names: Vec<_> = names.iter().map(|name| format!("`{name}`")).collect();
-        let separator = if meant.is_some() { "" } else { ";" };
-        message += &format!("{separator} {there_are} {}", names.join(", "));
-    } else if meant.is_none() {
-        message += "; the stage's page in docs/stages lists the keys and their values";
-    }
-    message
+}
+
+fn listed(names: &[String]) -> String {
+    names.iter().map(|name| format!("`{name}`")).collect::<Vec<_>>().join(", ")
 }
 
 /// What a Rust type is called in a config.
@@ -148,7 +152,7 @@ fn expected_words(expected: &str) -> String {
         "path string" => "a string that is a path",
         "a sequence" => "a list",
         "a map" => "a table",
-        "string only" | "string or table" | "variant identifier" => "one of the words it knows",
+        "string only" | "string or table" | "variant identifier" => "a word in quotes",
         other if other.starts_with("struct ") || other.starts_with("internally tagged enum ") => "a table",
         other => match other.strip_prefix("a tuple of size ") {
             Some(size) => return format!("a list of {size} values"),
