@@ -3,6 +3,7 @@
 //! The file lies in the index directory until the whole selection is written: a killed run finds there which
 //! shards it had read already.
 
+use std::os::unix::fs::FileExt as _;
 use std::path::Path;
 
 use oqvl_shard_io::{ShardError, Uid, write_atomic};
@@ -123,6 +124,18 @@ impl Places {
         Ok(Some(Places { samples, end }))
     }
 
+    /// Reads one sample; `None` if the file is not one of these, or has no such sample.
+    pub(crate) fn read_one(path: &Path, position: u64) -> Option<Place> {
+        let (num_samples, _) = Places::read_summary(path)?;
+        if position >= num_samples {
+            return None;
+        }
+        let mut record = [0; RECORD_BYTES];
+        let start = HEADER_BYTES as u64 + position * RECORD_BYTES as u64;
+        std::fs::File::open(path).ok()?.read_exact_at(&mut record, start).ok()?;
+        Some(Place::decode(&record))
+    }
+
     /// The number of samples in the file and how the tar ends, without reading all of it.
     pub(crate) fn read_summary(path: &Path) -> Option<(u64, ShardEnd)> {
         use std::io::Read as _;
@@ -210,11 +223,13 @@ mod tests {
         for end in [ShardEnd::Whole, ShardEnd::Damaged, ShardEnd::Unterminated] {
             let places = Places { samples: samples.clone(), end };
             places.write(&path).unwrap();
+            let one_by_one = (0..4).map(|position| Places::read_one(&path, position));
+            assert!(one_by_one.eq(places.samples.iter().copied().map(Some).chain([None])));
             assert_eq!(Places::read(&path).unwrap(), Some(places));
             assert_eq!(Places::read_summary(&path), Some((3, end)));
         }
         write_atomic(&path, b"something else").unwrap();
         assert_eq!(Places::read(&path).unwrap(), None);
-        assert_eq!(Places::read_summary(&path), None);
+        assert_eq!((Places::read_summary(&path), Places::read_one(&path, 0)), (None, None));
     }
 }

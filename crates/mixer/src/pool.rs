@@ -14,7 +14,7 @@ use crate::columns::{MergedColumns, texts};
 use crate::config::PoolSource;
 use crate::external_sort::interruptible;
 use crate::parquet_scan::{ParquetFiles, metadata_files};
-use crate::places::{Places, ShardEnd};
+use crate::places::{Place, Places, ShardEnd};
 use crate::reject::Reject;
 use crate::row_set::RowSet;
 use crate::sample_index::{IndexPlan, SampleIndex};
@@ -131,6 +131,13 @@ impl Pool {
         read_places(self.index.as_ref().expect("only shards have places"), shard)
     }
 
+    /// What it noted of one sample.
+    pub(crate) fn place(&self, row: u64) -> Result<Place, MixerError> {
+        let (part, position) = self.locate(row);
+        let path = self.index.as_ref().expect("only shards have places").places_path(part);
+        Places::read_one(&path, position).ok_or(MixerError::InputChanged { path })
+    }
+
     /// The uid of every usable row, as a number, with the row, by uid, then row.
     pub(crate) fn by_uid<'a>(
         &'a self,
@@ -223,7 +230,7 @@ impl Pool {
                 Ok(format!("{shard}/{position}"))
             };
         }
-        let place = self.places(part)?.samples[position as usize];
+        let place = self.place(row)?;
         match place.uid {
             Ok(uid) if place.named_by_uid => Ok(uid.to_string()),
             _ => Ok(format!("{shard}/{}", text("key")?.unwrap_or_default())),

@@ -8,7 +8,7 @@
 
 use std::collections::BTreeMap;
 use std::ops::Range;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use arrow_array::{ArrayRef, RecordBatch, StringArray, UInt32Array};
@@ -31,8 +31,9 @@ use crate::sample_index::{ROWS_PER_FILE, SampleIndex, key_check, read_table};
 /// The sizes of all output shards, by file name, as the DataComp resharder reads it.
 const SIZES_FILE: &str = "sizes.json";
 
-/// Most bytes of an input shard that are read at once: neighbouring samples come in one piece.
-const MAX_READ_BYTES: u64 = 1 << 20;
+/// Bytes of an input shard that are in memory at once, unless a single sample has more; twice this where the next samples
+/// are read while some are written.
+const BATCH_BYTES: u64 = 1 << 20;
 
 /// Columns of the pool that speak of the input shard.
 const INPUT_COLUMNS: [&str; 3] = ["shard", "shard_index", "position"];
@@ -140,6 +141,8 @@ impl<'a> Resharder<'a> {
 
     /// Copies the samples at `positions` of one input shard; members go over byte for byte, under the new key. Returns
     /// the new keys with the old ones.
+    ///
+    /// While some samples are written, the next ones are read, if there is a thread to do it.
     fn copy_samples(
         &self,
         shard: usize,
@@ -147,19 +150,49 @@ impl<'a> Resharder<'a> {
         positions: &[usize],
         writer: &mut ShardWriter,
     ) -> Result<Vec<(SampleKey, SampleKey)>, MixerError> {
-        let path = &self.index.shards[shard].path;
-        let changed = || MixerError::InputChanged { path: path.clone() };
+        let input = Input { path: &self.index.shards[shard].path, places: &places.samples };
         let mut keys = Vec::with_capacity(positions.len());
-        let file = ShardFile::open(path)?;
-        let mut bytes = Vec::new();
-        for piece in pieces(&places.samples, positions) {
+        let file = ShardFile::open(input.path)?;
+        let mut batches = batches(input.places, positions);
+        let mut read_next =
+            |buffer| batches.next().map(|pieces| Batch::read(pieces, buffer, &file)).transpose();
+        let mut spare = Vec::new();
+        let mut read = read_next(Vec::new())?;
+        while let Some(batch) = read {
             self.run.check_interrupt()?;
-            file.read_into(&mut bytes, piece.start, piece.num_bytes)?;
-            bytes.extend_from_slice(&TAR_END);
-            let mut samples = ShardReader::in_memory(&bytes, path);
+            let buffer = std::mem::take(&mut spare);
+            let (written, next) = rayon::join(|| input.copy(&batch, writer, &mut keys), || read_next(buffer));
+            written?;
+            spare = batch.bytes;
+            read = next?;
+        }
+        Ok(keys)
+    }
+}
+
+/// An input shard.
+#[derive(Debug, Clone, Copy)]
+struct Input<'a> {
+    path: &'a PathBuf,
+    places: &'a [Place],
+}
+
+impl Input<'_> {
+    fn copy(
+        self,
+        batch: &Batch<'_>,
+        writer: &mut ShardWriter,
+        keys: &mut Vec<(SampleKey, SampleKey)>,
+    ) -> Result<(), MixerError> {
+        let changed = || MixerError::InputChanged { path: self.path.clone() };
+        let mut rest = &batch.bytes[..];
+        for piece in &batch.pieces {
+            let (bytes, others) = rest.split_at(piece.num_bytes_with_end());
+            rest = others;
+            let mut samples = ShardReader::in_memory(bytes, self.path);
             for position in piece.positions {
                 let sample = samples.next().ok_or_else(changed)??;
-                let place = &places.samples[*position];
+                let place = &self.places[*position];
                 let uid = place.uid.map_err(|_| changed())?;
                 let found = (piece.start + sample.offset, sample.num_bytes);
                 if key_check(sample.key.as_str()) != place.key_check
@@ -176,16 +209,63 @@ impl<'a> Resharder<'a> {
                 keys.push((key, sample.key));
             }
         }
-        Ok(keys)
+        Ok(())
     }
 }
 
-/// Neighbouring samples that are read at once.
+/// Neighbouring samples, which are read in one piece.
 #[derive(Debug)]
 struct Piece<'a> {
     start: u64,
     num_bytes: u64,
     positions: &'a [usize],
+}
+
+impl Piece<'_> {
+    fn num_bytes_with_end(&self) -> usize {
+        self.num_bytes as usize + TAR_END.len()
+    }
+}
+
+/// Pieces that are in memory at the same time.
+#[derive(Debug)]
+struct Batch<'a> {
+    pieces: Vec<Piece<'a>>,
+    /// Their bytes, with [`TAR_END`] behind each, and then whatever was there before.
+    bytes: Vec<u8>,
+}
+
+impl<'a> Batch<'a> {
+    /// Reads pieces into `buffer`, whose memory is used again.
+    fn read(pieces: Vec<Piece<'a>>, mut buffer: Vec<u8>, file: &ShardFile) -> Result<Batch<'a>, MixerError> {
+        let num_bytes = pieces.iter().map(Piece::num_bytes_with_end).sum();
+        if buffer.len() < num_bytes {
+            buffer.resize(num_bytes, 0);
+        }
+        let mut rest = &mut buffer[..];
+        for piece in &pieces {
+            let (bytes, end);
+            (bytes, rest) = rest.split_at_mut(piece.num_bytes as usize);
+            (end, rest) = rest.split_at_mut(TAR_END.len());
+            file.read_into(bytes, piece.start)?;
+            end.copy_from_slice(&TAR_END);
+        }
+        Ok(Batch { pieces, bytes: buffer })
+    }
+}
+
+/// All pieces, as many together as [`BATCH_BYTES`] hold, but at least one.
+fn batches<'a>(places: &'a [Place], positions: &'a [usize]) -> impl Iterator<Item = Vec<Piece<'a>>> + Send {
+    let mut pieces = pieces(places, positions).peekable();
+    std::iter::from_fn(move || {
+        let mut batch = vec![pieces.next()?];
+        let mut num_bytes = batch[0].num_bytes;
+        while let Some(piece) = pieces.next_if(|piece| num_bytes + piece.num_bytes <= BATCH_BYTES) {
+            num_bytes += piece.num_bytes;
+            batch.push(piece);
+        }
+        Some(batch)
+    })
 }
 
 fn pieces<'a>(places: &'a [Place], positions: &'a [usize]) -> impl Iterator<Item = Piece<'a>> {
@@ -194,7 +274,7 @@ fn pieces<'a>(places: &'a [Place], positions: &'a [usize]) -> impl Iterator<Item
     std::iter::from_fn(move || {
         let start = places[*rest.first()?].offset;
         let continues =
-            |pair: &[usize]| places[pair[1]].offset == end(pair[0]) && end(pair[1]) - start <= MAX_READ_BYTES;
+            |pair: &[usize]| places[pair[1]].offset == end(pair[0]) && end(pair[1]) - start <= BATCH_BYTES;
         let len = 1 + rest.windows(2).take_while(|pair| continues(pair)).count();
         let (positions, others) = rest.split_at(len);
         rest = others;

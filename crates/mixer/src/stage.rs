@@ -270,12 +270,6 @@ fn overlaps(subsets: &[Subset]) -> Vec<OverlapReport> {
     overlaps
 }
 
-/// The hash the first pass noted of a row.
-fn image_hash(pool: &Pool, row: u64) -> Result<Option<u64>, MixerError> {
-    let (part, position) = pool.locate(row);
-    Ok(pool.places(part)?.samples[position as usize].image_hash)
-}
-
 fn count_without_hash(pool: &Pool, run: &RunContext) -> Result<u64, MixerError> {
     let mut without_hash = 0;
     crate::duplicates::for_each_place(pool, &pool.usable, run, |_, place| {
@@ -292,7 +286,7 @@ fn near_duplicates(
 ) -> Result<NearDuplicateReport, MixerError> {
     let mut matches = Vec::with_capacity(pairs.len());
     for (row, earlier) in pairs {
-        let hashes = (image_hash(pool, *row)?, image_hash(pool, *earlier)?);
+        let hashes = (pool.place(*row)?.image_hash, pool.place(*earlier)?.image_hash);
         let (Some(hash), Some(other)) = hashes else {
             unreachable!("only hashed images are near-duplicates")
         };
@@ -597,13 +591,13 @@ mod tests {
             &["00000001.tar", "00000001_stats.json", "sizes.json"],
         ] {
             let resumed = run_rich(|config, run| {
-        let mark = [0; 2048];
                 Mixer::run(config, run).unwrap();
                 lost.iter().for_each(|name| std::fs::remove_file(run.out_dir.join(name)).unwrap());
             });
             assert_eq!(resumed, undisturbed, "{lost:?}");
         }
         // A finished shard is not written again: a mark left in it is still there.
+        let mark = [0; 2048];
         let (files, _) = run_rich(|config, run| {
             Mixer::run(config, run).unwrap();
             oqvl_shard_io::write_atomic(&run.out_dir.join("00000000.tar"), &mark).unwrap();

@@ -3,6 +3,8 @@
 use std::fs::{File, Permissions};
 use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
+use std::sync::mpsc::{SyncSender, sync_channel};
+use std::thread::JoinHandle;
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -20,6 +22,9 @@ pub const TEMPORARY_PREFIX: &str = ".tmp-";
 pub struct AtomicFile {
     writer: BufWriter<NamedTempFile>,
     path: PathBuf,
+    /// Bytes since the disk was last asked to take what there is.
+    num_waiting: usize,
+    write_behind: Option<WriteBehind>,
 }
 
 impl AtomicFile {
@@ -37,7 +42,12 @@ impl AtomicFile {
             builder.permissions(Permissions::from_mode(0o666));
         }
         let file = builder.tempfile_in(directory_of(path))?;
-        Ok(AtomicFile { writer: BufWriter::with_capacity(1 << 16, file), path: path.to_path_buf() })
+        Ok(AtomicFile {
+            writer: BufWriter::with_capacity(1 << 16, file),
+            path: path.to_path_buf(),
+            num_waiting: 0,
+            write_behind: None,
+        })
     }
 
     /// Flushes to disk, renames to the final name (replacing what was there) and makes the rename durable.
@@ -46,6 +56,9 @@ impl AtomicFile {
     /// If any of these steps fails; the final name is then untouched, unless only the last step failed.
     pub fn commit(self) -> io::Result<()> {
         let file = self.writer.into_inner().map_err(io::IntoInnerError::into_error)?;
+        if let Some(write_behind) = self.write_behind {
+            write_behind.finish()?;
+        }
         file.as_file().sync_all()?;
         file.persist(&self.path).map_err(|failed| failed.error)?;
         // The rename is durable only once the directory is.
@@ -55,11 +68,52 @@ impl AtomicFile {
 
 impl Write for AtomicFile {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.writer.write(bytes)
+        let num_bytes = self.writer.write(bytes)?;
+        self.num_waiting += num_bytes;
+        if self.num_waiting >= WriteBehind::BYTES {
+            self.num_waiting = 0;
+            let write_behind = match &mut self.write_behind {
+                Some(write_behind) => write_behind,
+                none => none.insert(WriteBehind::start(self.writer.get_ref().as_file().try_clone()?)?),
+            };
+            write_behind.ask();
+        }
+        Ok(num_bytes)
     }
 
     fn flush(&mut self) -> io::Result<()> {
         self.writer.flush()
+    }
+}
+
+/// A thread that has the disk take a growing file, so that little is left to wait for at its end, and little of the
+/// memory is full of what the disk does not have.
+#[derive(Debug)]
+struct WriteBehind {
+    requests: SyncSender<()>,
+    thread: JoinHandle<io::Result<()>>,
+}
+
+impl WriteBehind {
+    /// Bytes after which the disk is asked. Large enough that it is worth a thread, and the time a disk takes to start.
+    const BYTES: usize = 32 << 20;
+
+    fn start(file: File) -> io::Result<WriteBehind> {
+        let (requests, asked) = sync_channel(1);
+        let work = move || asked.iter().try_for_each(|()| file.sync_data());
+        let thread = std::thread::Builder::new().name("write-behind".to_owned()).spawn(work)?;
+        Ok(WriteBehind { requests, thread })
+    }
+
+    /// Does not wait. What is asked for while the disk is at work is part of what is asked for next.
+    fn ask(&self) {
+        let _is_busy_or_has_failed = self.requests.try_send(());
+    }
+
+    /// Waits; fails if the disk has failed, which it tells only once.
+    fn finish(self) -> io::Result<()> {
+        drop(self.requests);
+        self.thread.join().unwrap_or_else(|payload| std::panic::resume_unwind(payload))
     }
 }
 
@@ -130,6 +184,26 @@ mod tests {
         assert!(names(dir.path())[0].starts_with(TEMPORARY_PREFIX));
         drop(file);
         assert_eq!(names(dir.path()), [""; 0]);
+    }
+
+    #[test]
+    fn large_files_are_whole() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a");
+        let piece: Vec<u8> = (0..(1 << 20) + 1).map(|i| (i % 251) as u8).collect();
+        let num_pieces = 2 * WriteBehind::BYTES / piece.len() + 1;
+        for is_finished in [false, true] {
+            let mut file = AtomicFile::create(&path).unwrap();
+            (0..num_pieces).for_each(|_| file.write_all(&piece).unwrap());
+            assert!(file.write_behind.is_some());
+            if is_finished {
+                file.commit().unwrap();
+            }
+        }
+        assert!(
+            std::fs::read(&path).unwrap().chunks(piece.len()).eq(std::iter::repeat_n(&piece[..], num_pieces))
+        );
+        assert_eq!(names(dir.path()), ["a"]);
     }
 
     #[cfg(unix)]

@@ -38,16 +38,22 @@ impl ShardFile {
     /// [`ShardError::OutOfBounds`], before anything is allocated, if the range is not inside the file;
     /// [`ShardError::Io`] if reading fails.
     pub fn read(&self, offset: u64, num_bytes: u64) -> Result<Vec<u8>, ShardError> {
-        let mut bytes = Vec::new();
-        self.read_into(&mut bytes, offset, num_bytes)?;
+        self.check(offset, num_bytes)?;
+        let mut bytes = vec![0; num_bytes as usize];
+        self.read_into(&mut bytes, offset)?;
         Ok(bytes)
     }
 
-    /// As [`read`](ShardFile::read), in place of what is in `bytes`, whose memory is used again.
+    /// As [`read`](ShardFile::read), as many bytes as `bytes` has.
     ///
     /// # Errors
-    /// As [`read`](ShardFile::read); what is in `bytes` is then of no use.
-    pub fn read_into(&self, bytes: &mut Vec<u8>, offset: u64, num_bytes: u64) -> Result<(), ShardError> {
+    /// As [`read`](ShardFile::read); what is in `bytes` then is of no use.
+    pub fn read_into(&self, bytes: &mut [u8], offset: u64) -> Result<(), ShardError> {
+        self.check(offset, bytes.len() as u64)?;
+        self.file.read_exact_at(bytes, offset).map_err(ShardError::io(&self.path))
+    }
+
+    fn check(&self, offset: u64, num_bytes: u64) -> Result<(), ShardError> {
         if offset.checked_add(num_bytes).is_none_or(|end| end > self.file_bytes) {
             return Err(ShardError::OutOfBounds {
                 path: self.path.clone(),
@@ -56,8 +62,7 @@ impl ShardFile {
                 file_bytes: self.file_bytes,
             });
         }
-        bytes.resize(num_bytes as usize, 0);
-        self.file.read_exact_at(bytes, offset).map_err(ShardError::io(&self.path))
+        Ok(())
     }
 }
 
