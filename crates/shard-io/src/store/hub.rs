@@ -10,6 +10,7 @@ use super::{Body, Listing, RemoteFile, Shape, StoreError, StoreUri};
 use crate::FilePattern;
 use bytes::Bytes;
 use futures_util::{StreamExt, TryStreamExt};
+use hf_hub::{Cache, Repo, RepoType};
 use http::{HeaderMap, Method, StatusCode, header};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
@@ -33,8 +34,8 @@ pub(super) struct Hub {
     uri: String,
     has_token: bool,
     offline: bool,
-    /// `datasets--owner--name` in the cache of the hub's own tools.
-    cache: Option<PathBuf>,
+    /// The cache of the hub's own tools, and what the data set is called in it.
+    cache: Option<(Cache, Repo)>,
     /// The commit of the revision, once it is known.
     commit: OnceLock<String>,
 }
@@ -71,7 +72,10 @@ impl Hub {
         let token = settings.hub.token.as_deref().map(str::trim).filter(|token| !token.is_empty());
         let endpoint = settings.hub.endpoint.trim_end_matches('/').to_owned();
         let authorization = token.map(|token| format!("Bearer {token}"));
-        let cache = settings.hub.cache_dir.as_ref();
+        let in_cache = |dir: &PathBuf| {
+            let repo = Repo::with_revision(repo.clone(), RepoType::Dataset, revision.clone());
+            (Cache::new(dir.clone()), repo)
+        };
         Ok(Hub {
             client: Client::new(&endpoint, authorization, settings.retry)?,
             endpoint,
@@ -80,7 +84,7 @@ impl Hub {
             uri: uri.as_str().to_owned(),
             has_token: token.is_some(),
             offline: settings.offline,
-            cache: cache.map(|dir| dir.join(format!("datasets--{}", repo.replace('/', "--")))),
+            cache: settings.hub.cache_dir.as_ref().map(in_cache),
             commit: OnceLock::new(),
         })
     }
@@ -230,7 +234,8 @@ impl Hub {
 
     /// The file in the cache of the hub's own tools, if it is there and as long as it must be.
     fn cached(&self, file: &RemoteFile) -> Option<PathBuf> {
-        let path = self.cache.as_ref()?.join("snapshots").join(self.commit()).join(&file.key);
+        let (cache, repo) = self.cache.as_ref()?;
+        let path = cache.repo(repo.clone()).pointer_path(self.commit()).join(&file.key);
         let num_bytes = std::fs::metadata(&path).ok()?.len();
         (file.num_bytes == Some(num_bytes)).then_some(path)
     }
@@ -238,13 +243,15 @@ impl Hub {
     /// Without a network, the revision and its files are those of the cache.
     fn list_cache(&self, key: &str) -> Result<Listing, StoreError> {
         let absent = |problem: String| StoreError::Offline { uri: self.uri.clone(), problem };
-        let Some(cache) = &self.cache else { return Err(absent("no cache of the hub is known".to_owned())) };
-        let reference = cache.join("refs").join(&self.revision);
+        let Some((cache, repo)) = &self.cache else {
+            return Err(absent("no cache of the hub is known".to_owned()));
+        };
+        let reference = cache.path().join(repo.folder_name()).join("refs").join(repo.revision());
         let commit = match std::fs::read_to_string(&reference) {
             Ok(commit) => commit.trim().to_owned(),
             Err(_) => self.revision.clone(),
         };
-        let snapshot = cache.join("snapshots").join(&commit);
+        let snapshot = cache.repo(repo.clone()).pointer_path(&commit);
         if !snapshot.is_dir() {
             return Err(absent(format!("{} is not there either", snapshot.display())));
         }
