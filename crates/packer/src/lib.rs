@@ -77,6 +77,7 @@ mod config;
 mod document;
 mod error;
 mod interleaved;
+mod json_text;
 mod packed_json;
 mod report;
 mod source;

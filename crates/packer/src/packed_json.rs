@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use oqvl_image_prep::{DecodeLimits, decode, encode_jpeg};
-use oqvl_shard_io::{ImageFiles, ImageRef, digest_bytes, write_json_atomic};
+use oqvl_shard_io::{ImageFiles, ImageRef, digest_bytes, from_python_json, write_json_atomic};
 use oqvl_stage::ConfigError;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
@@ -259,6 +259,7 @@ impl<'a> PackedJsonWriter<'a> {
         let Some(record) = document.record else { return Ok(None) };
         let name = &self.file_names[document.file as usize];
         let bytes = self.files.read(name, record.offset, record.num_bytes)?;
-        Ok(serde_json::from_slice(&bytes).ok())
+        // img2dataset writes NaN, which would cost a sample its uid.
+        Ok(from_python_json(&bytes).ok())
     }
 }

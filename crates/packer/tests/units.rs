@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
+use oqvl_image_prep::{RgbImage, encode_png};
 use oqvl_packer::{
     AcrossShards, Overlong, PackAlgorithm, PackInput, PackOutput, Packer, PackerConfig, PackerError,
     PackerReport, Parity,
@@ -311,6 +312,24 @@ fn damaged_packed_files_are_counted() {
         Packer::run(&PackerConfig { shards: "mixer".into(), ..import }, &context(dir.path())).unwrap_err();
     assert!(matches!(error, PackerError::Config(_)), "{error}");
     assert!(error.to_string().starts_with("shards: "), "{error}");
+}
+
+#[test]
+fn packed_json_has_the_uid_of_a_sample_whose_json_python_wrote() {
+    let dir = work_dir();
+    std::fs::create_dir(dir.path().join("nan")).unwrap();
+    let mut writer = ShardWriter::create(&dir.path().join("nan/00000000.tar")).unwrap();
+    let image = encode_png(&RgbImage::new(2, 2, vec![7; 12]).unwrap());
+    let mut sample = Sample::new(SampleKey::new("a").unwrap());
+    sample.push("json", br#"{"uid": "u", "similarity": NaN}"#.to_vec());
+    sample.push("png", image);
+    sample.push("txt", b"a caption".to_vec());
+    let _locations = writer.push(&sample).unwrap();
+    let _summary = writer.finish().unwrap();
+    let _report =
+        pack(dir.path(), &PackerConfig { shards: "nan".into(), output: PackOutput::Json, ..config() });
+    let packed: Value = read_json(&files_under(&dir.path().join("packer/0"))[0]).unwrap();
+    assert_eq!(packed["data"][0]["uid"], "u");
 }
 
 #[test]
