@@ -85,7 +85,7 @@ enum Shape {
 enum Backend {
     Objects(Objects),
     Http(HttpFiles),
-    Hub(Hub),
+    Hub(Box<Hub>),
 }
 
 impl Backend {
@@ -93,7 +93,7 @@ impl Backend {
         Ok(match uri.place() {
             Place::S3 { .. } | Place::Gs { .. } => Backend::Objects(Objects::new(uri, settings)?),
             Place::Http => Backend::Http(HttpFiles::new(uri, settings)?),
-            Place::Hub { .. } => Backend::Hub(Hub::new(uri, settings)?),
+            Place::Hub { .. } => Backend::Hub(Box::new(Hub::new(uri, settings)?)),
         })
     }
 
