@@ -140,7 +140,8 @@ pub struct DataFetchConfig {
     pub resize_only_if_bigger: bool,
     /// Resampling of images that are enlarged.
     pub upscale_interpolation: Interpolation,
-    /// Resampling of images that are reduced.
+    /// Resampling of images that are reduced. With `fast` JPEG files are also decoded less exactly, see
+    /// `docs/stages/data-fetch.md`.
     pub downscale_interpolation: Interpolation,
     /// Format of the stored images.
     pub encode_format: EncodeFormat,

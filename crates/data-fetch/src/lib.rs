@@ -16,8 +16,8 @@
 //!   `X-Robots-Tag` opt-outs.
 //! - **No way in.** Only http and https, only public addresses (checked after name resolution and at every
 //!   redirect), limits on bytes, pixels, redirects and time.
-//! - **Resumable.** Shards with a stats file are finished; everything else is made again. Rows that failed can be
-//!   fetched again in a later run, alone.
+//! - **Resumable.** Shards whose tar, table and stats are there and whole are finished; everything else is made again.
+//!   Rows that failed can be fetched again in a later run, alone.
 //! - **Never stuck.** Every URL has a deadline, and a host that only fails is given up.
 //!
 //! ```
@@ -121,7 +121,7 @@ impl Stage for DataFetch {
     const NAME: &'static str = "data-fetch";
     const VERSION: &'static str = env!("CARGO_PKG_VERSION");
     /// To be raised when shards come out otherwise from the same bodies: a directory then holds either kind, not both.
-    const OUTPUT_VERSION: &'static str = "1";
+    const OUTPUT_VERSION: &'static str = "2";
     /// The seed decides on the jitter of waits alone.
     const SEEDED: bool = false;
     const SHARDED: bool = true;

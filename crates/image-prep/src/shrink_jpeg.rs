@@ -25,8 +25,8 @@ pub(crate) struct Ycbcr420 {
 }
 
 impl Ycbcr420 {
-    /// Pixels that one sample stands for in either direction.
-    const STEPS: [u32; 3] = [1, 2, 2];
+    /// Pixels that one sample of each plane stands for in either direction.
+    pub(crate) const STEPS: [u32; 3] = [1, 2, 2];
 }
 
 /// The JPEG file in `bytes` as one of `width` by `height` pixels, of which it has no fewer in either direction, at
@@ -54,14 +54,11 @@ pub fn shrink_jpeg(
     let Some(source) = decode::jpeg_planes(bytes, limits, width, height)? else {
         return Ok(None);
     };
-    let mut idx = 0;
-    let planes = source.planes.map(|plane| {
-        let step = Ycbcr420::STEPS[idx];
-        idx += 1;
-        let (new_width, new_height) = (width.div_ceil(step), height.div_ceil(step));
-        let scales = [(source.width, width), (source.height, height)]
-            .map(|(from, to)| f64::from(from) / f64::from(to));
-        shrink_plane(&plane, new_width, new_height, scales)
+    let scales =
+        [(source.width, width), (source.height, height)].map(|(from, to)| f64::from(from) / f64::from(to));
+    let planes = std::array::from_fn(|idx| {
+        let [width, height] = [width, height].map(|side| side.div_ceil(Ycbcr420::STEPS[idx]));
+        shrink_plane(&source.planes[idx], width, height, scales)
     });
     Ok(Some(encode::jpeg_planes(&Ycbcr420 { width, height, planes }, quality)))
 }

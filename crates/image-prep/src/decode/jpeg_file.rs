@@ -58,7 +58,8 @@ pub(super) fn decode(
     })
 }
 
-/// The three planes of an image of which libjpeg cannot decode a part that holds `least`; nothing for any other file.
+/// The three planes of an image that libjpeg cannot decode at a fraction of its size and still hold `least`; nothing for
+/// any other file.
 pub(super) fn decode_planes(
     bytes: &[u8],
     limits: &DecodeLimits,
@@ -79,7 +80,7 @@ pub(super) fn decode_planes(
         check(bytes, limits, size, 3)?;
         let Size { width, height } = size;
         // libjpeg decodes whole blocks, two rows of them at a time where brightness has two for one of colour.
-        let mut planes = [1, 2, 2].map(|step: u32| {
+        let mut planes = Ycbcr420::STEPS.map(|step| {
             let [width, height] = [width, height].map(|side| side.div_ceil(step));
             let stride = width.next_multiple_of(8) as usize;
             let num_rows = height.next_multiple_of(16 / step) as usize;
