@@ -13,11 +13,9 @@ use crate::sample_json::{metadata, to_python_json};
 use crate::sample_table::{RowRecord, SampleTable, num_rows};
 use crate::transform::{ContentLabel, StoredImage};
 use crate::url_list::{CarriedColumn, ShardRows, UrlRow};
-use oqvl_shard_io::{Sample, SampleKey, ShardWriter, read_json, write_atomic};
-use oqvl_stage::is_cut_short;
+use oqvl_shard_io::{Sample, SampleKey, ShardWriter, is_cut_short, read_json, remove_if_there, write_atomic};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
-use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -204,12 +202,7 @@ impl ShardJob {
     pub(crate) fn write(&self, arrivals: &mut mpsc::Receiver<Arrival>) -> Result<Written, DataFetchError> {
         let paths = ShardPaths::new(&self.out_dir, &self.config, self.shard.shard_idx);
         // Old stats beside a new tar would speak of a finished shard.
-        match std::fs::remove_file(&paths.stats) {
-            Err(error) if error.kind() != ErrorKind::NotFound => {
-                return Err(DataFetchError::io(&paths.stats)(error));
-            }
-            _ => {}
-        }
+        remove_if_there(&paths.stats).map_err(DataFetchError::io(&paths.stats))?;
         let mut files = self.create(&paths)?;
         files.network.start_time = files.started;
         let mut buffer = self.buffer(0..self.shard.rows.len());

@@ -12,7 +12,6 @@ mod carried;
 mod cells;
 mod files;
 mod parquet_records;
-mod python_words;
 mod text_records;
 
 pub(crate) use carried::CarriedBuilder;

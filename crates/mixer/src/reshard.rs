@@ -14,7 +14,9 @@ use std::sync::Arc;
 use arrow_array::{ArrayRef, RecordBatch, StringArray, UInt32Array};
 use arrow_schema::{Field, Schema};
 use datafusion::arrow::compute::take_record_batch;
-use oqvl_shard_io::{SampleKey, ShardFile, ShardReader, ShardWriter, TableWriter, write_json_atomic};
+use oqvl_shard_io::{
+    SampleKey, ShardFile, ShardReader, ShardWriter, TAR_END, TableWriter, write_json_atomic,
+};
 use oqvl_stage::RunContext;
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
@@ -37,9 +39,6 @@ const BATCH_BYTES: u64 = 1 << 20;
 
 /// Columns of the pool that speak of the input shard.
 const INPUT_COLUMNS: [&str; 3] = ["shard", "shard_index", "position"];
-
-/// What a tar ends with; a piece of one must end so too.
-const TAR_END: [u8; 1024] = [0; 1024];
 
 /// `{:08d}_stats.json`: the done-marker of an output shard.
 #[derive(Debug, Serialize, Deserialize)]
@@ -82,7 +81,7 @@ impl<'a> Resharder<'a> {
         run: &'a RunContext,
     ) -> Resharder<'a> {
         let counts = (0..pool.parts.len()).map(|part| kept.count_range(pool.rows_of(part))).collect();
-        let schema = pool.files.schema.clone();
+        let schema = pool.files.schema().clone();
         let names = public_names(&schema, sidecars);
         let samples_per_shard = samples_per_shard as u64;
         Resharder { pool, index, kept, counts, samples_per_shard, schema, names, run }

@@ -1,6 +1,6 @@
 //! Answers as numbers.
 
-use oqvl_stage::score_in_answer;
+use oqvl_shard_io::score_in_answer;
 
 /// Scores go from 0 to this: the prompts ask for an integer between 0 and 100.
 pub const MAX_SCORE: u32 = 100;

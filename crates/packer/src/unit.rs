@@ -4,10 +4,10 @@ use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 
 use oqvl_shard_io::{
-    ImageFiles, ImageShrink, Pack, PackInfo, PlanWriter, ShardError, read_json, write_json_atomic,
-    write_pack_tar,
+    ImageFiles, ImageShrink, Pack, PackInfo, PlanWriter, ShardError, is_cut_short, read_json,
+    write_json_atomic, write_pack_tar,
 };
-use oqvl_stage::{ConfigError, RunContext, Tally, is_cut_short};
+use oqvl_stage::{ConfigError, RunContext, Tally};
 use oqvl_text_prep::{TextError, Tokenizer};
 
 use crate::document::{Document, DocumentMaker, Duplicates, Made, Reject, Rules, pack};

@@ -72,11 +72,14 @@ impl Write for AtomicFile {
         self.num_waiting += num_bytes;
         if self.num_waiting >= WriteBehind::BYTES {
             self.num_waiting = 0;
-            let write_behind = match &mut self.write_behind {
-                Some(write_behind) => write_behind,
-                none => none.insert(WriteBehind::start(self.writer.get_ref().as_file().try_clone()?)?),
-            };
-            write_behind.ask();
+            if self.write_behind.is_none() {
+                // Where there is no thread or no file handle to be had, the end of the file waits longer, that is all.
+                self.write_behind =
+                    self.writer.get_ref().as_file().try_clone().and_then(WriteBehind::start).ok();
+            }
+            if let Some(write_behind) = &self.write_behind {
+                write_behind.ask();
+            }
         }
         Ok(num_bytes)
     }
@@ -132,6 +135,19 @@ pub fn write_atomic(path: &Path, bytes: &[u8]) -> io::Result<()> {
     file.commit()
 }
 
+/// Removes a file, unless there is none.
+///
+/// # Errors
+/// If it is there and cannot be removed.
+pub fn remove_if_there(path: &Path) -> io::Result<()> {
+    absent_is_gone(std::fs::remove_file(path))
+}
+
+/// What is not there need not be removed.
+pub(crate) fn absent_is_gone(removed: io::Result<()>) -> io::Result<()> {
+    removed.or_else(|error| if error.kind() == io::ErrorKind::NotFound { Ok(()) } else { Err(error) })
+}
+
 /// Writes `value` as indented JSON with a final newline, as [`write_atomic`] does.
 ///
 /// # Errors
@@ -174,6 +190,18 @@ mod tests {
         write_atomic(&path, b"new").unwrap();
         assert_eq!(std::fs::read(&path).unwrap(), b"new");
         assert_eq!(names(dir.path()), ["a.json"]);
+    }
+
+    #[test]
+    fn only_what_is_there_is_removed() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a");
+        write_atomic(&path, b"x").unwrap();
+        for _ in 0..2 {
+            remove_if_there(&path).unwrap();
+            assert_eq!(names(dir.path()), [""; 0]);
+        }
+        assert!(remove_if_there(dir.path()).is_err(), "a directory is no file");
     }
 
     #[test]

@@ -5,7 +5,8 @@
 //! * a [`Sample`] is one image-text pair: a [`SampleKey`] and its [`Member`]s (`jpg`, `json`, `txt`);
 //! * a *shard* is a WebDataset tar of samples, read in a stream by [`ShardReader`], written by [`ShardWriter`],
 //!   and read at random by [`ShardFile`];
-//! * a [`ScoreTable`] is the parquet sidecar in which a filter leaves its scores beside a shard;
+//! * a [`ScoreTable`] is the parquet sidecar in which a filter leaves its scores beside a shard; where a language model
+//!   scores, [`score_in_answer`] is how its answers, which a sidecar may hold as texts, are read;
 //! * a [`UidSubset`] is a sorted `.npy` list of the 128-bit uids to keep;
 //! * a [`Pack`] is one packed training sequence, stored as a *plan* ([`write_plan`]: image bytes stay in their
 //!   shards) or as a self-contained tar ([`write_pack_tar`]);
@@ -51,6 +52,7 @@
 mod atomic;
 mod digest;
 mod error;
+mod file_end;
 mod file_pattern;
 mod image_files;
 mod manifest;
@@ -61,6 +63,7 @@ mod parquet_table;
 mod plan;
 mod python_json;
 mod sample;
+mod score_answer;
 mod shard_file;
 mod shard_list;
 mod shard_reader;
@@ -70,9 +73,10 @@ mod tar_entries;
 mod tar_writer;
 mod uid_subset;
 
-pub use atomic::{AtomicFile, TEMPORARY_PREFIX, read_json, write_atomic, write_json_atomic};
+pub use atomic::{AtomicFile, TEMPORARY_PREFIX, read_json, remove_if_there, write_atomic, write_json_atomic};
 pub use digest::{digest_bytes, digest_file};
 pub use error::ShardError;
+pub use file_end::is_cut_short;
 pub use file_pattern::FilePattern;
 pub use image_files::ImageFiles;
 pub use manifest::Manifest;
@@ -80,8 +84,9 @@ pub use pack::{ImageEncoding, ImageRef, ImageShrink, Pack, PackInfo};
 pub use pack_tar::{PackTarReader, PackWithImages, index_pack_tar, read_pack_tar, write_pack_tar};
 pub use parquet_table::{TableWriter, open_parquet, without_parquet_panic};
 pub use plan::{PlanWriter, read_plan, write_plan};
-pub use python_json::from_python_json;
+pub use python_json::{PythonJsonReader, from_python_json};
 pub use sample::{IMAGE_EXTENSIONS, Member, Sample, SampleKey};
+pub use score_answer::score_in_answer;
 pub use shard_file::ShardFile;
 pub use shard_list::{list_plans, list_shards};
 pub use shard_reader::{ReadLimits, ShardReader};
@@ -90,5 +95,6 @@ pub use store::{
     Claim, Destination, HubSettings, Mirror, MirrorOptions, MirroredFile, Sent, Store, StoreError,
     StoreSettings, StoreUri,
 };
+pub use tar_entries::TAR_END;
 pub use tar_writer::{MemberLocation, ShardSummary, ShardWriter};
 pub use uid_subset::{Uid, UidReader, UidSubset, UidWriter};

@@ -13,7 +13,7 @@ use std::os::unix::fs::FileExt;
 use parquet::errors::ParquetError;
 
 /// What a file with a plain footer ends with.
-const MAGIC: &[u8] = b"PAR1";
+pub(crate) const PARQUET_MAGIC: [u8; 4] = *b"PAR1";
 /// The length of the footer, and the magic.
 const TAIL_BYTES: usize = 8;
 /// Structures within structures that are followed; real footers have seven.
@@ -56,7 +56,7 @@ fn read_footer(file: &File) -> io::Result<Option<Vec<u8>>> {
     file.read_exact_at(&mut tail, tail_start)?;
     let (length, magic) = tail.split_at(4);
     let length = u32::from_le_bytes(length.try_into().expect("split at four"));
-    let Some(start) = tail_start.checked_sub(u64::from(length)).filter(|_| magic == MAGIC) else {
+    let Some(start) = tail_start.checked_sub(u64::from(length)).filter(|_| magic == PARQUET_MAGIC) else {
         return Ok(None);
     };
     let mut footer = vec![0; length as usize];
@@ -230,10 +230,10 @@ mod tests {
 
     fn check(footer: &[u8]) -> Result<(), String> {
         let mut file = tempfile::tempfile().unwrap();
-        file.write_all(MAGIC).unwrap();
+        file.write_all(&PARQUET_MAGIC).unwrap();
         file.write_all(footer).unwrap();
         file.write_all(&(footer.len() as u32).to_le_bytes()).unwrap();
-        file.write_all(MAGIC).unwrap();
+        file.write_all(&PARQUET_MAGIC).unwrap();
         check_claims(&file).map_err(|error| error.to_string())
     }
 

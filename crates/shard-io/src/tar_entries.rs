@@ -13,6 +13,9 @@ use crate::error::printable;
 /// Tar files are sequences of blocks of this many bytes.
 pub(crate) const BLOCK_BYTES: u64 = 512;
 
+/// What a tar ends with: two blocks of zeros. A piece of one that is read as a tar must end so too.
+pub const TAR_END: [u8; 2 * BLOCK_BYTES as usize] = [0; 2 * BLOCK_BYTES as usize];
+
 /// Longest member name that is believed; GNU and pax names are data and could claim any length.
 const MAX_NAME_BYTES: u64 = 4096;
 

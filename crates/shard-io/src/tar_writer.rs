@@ -4,7 +4,7 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use crate::sample::MAX_EXTENSION_BYTES;
-use crate::tar_entries::{BLOCK_BYTES, padding_bytes};
+use crate::tar_entries::{BLOCK_BYTES, TAR_END, padding_bytes};
 use crate::{AtomicFile, Sample, SampleKey, ShardError};
 
 /// Owner and group of every member, as the Python `webdataset` writer sets them.
@@ -132,7 +132,7 @@ impl ShardWriter {
     /// # Errors
     /// [`ShardError::Io`] if any of that fails.
     pub fn finish(mut self) -> Result<ShardSummary, ShardError> {
-        self.write(&[0; 2 * BLOCK_BYTES as usize])?;
+        self.write(&TAR_END)?;
         self.flush()?;
         let ShardWriter { file, path, buffer: _, hasher, position, num_samples } = self;
         file.commit().map_err(ShardError::io(&path))?;

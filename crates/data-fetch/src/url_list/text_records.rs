@@ -5,13 +5,12 @@
 //! one, which shows if what it swallowed looks like a row, or up to the end of the file. No record may take more than
 //! [`MAX_RECORD_BYTES`]. In a TSV file no field runs over lines, so a quote that is not closed is a letter.
 
-use super::python_words::PythonWords;
 use super::{OnRecord, Record};
 use crate::config::InputFormat;
 use crate::error::DataFetchError;
 use crate::reject::Reject;
 use flate2::read::MultiGzDecoder;
-use oqvl_shard_io::from_python_json;
+use oqvl_shard_io::{PythonJsonReader, from_python_json};
 use serde::de::{Deserializer as _, Error as _, SeqAccess, Visitor};
 use serde_json::{Map, Value};
 use std::cell::Cell;
@@ -189,7 +188,7 @@ impl TextList<'_, '_> {
         let mut stopped = false;
         let wanted = self.wanted;
         let allowance = Rc::clone(&self.allowance);
-        let mut json = serde_json::Deserializer::from_reader(PythonWords::new(&mut self.input));
+        let mut json = serde_json::Deserializer::from_reader(PythonJsonReader::new(&mut self.input));
         let rows = ListVisitor {
             on_value: &mut |value| {
                 allowance.set(MAX_RECORD_BYTES);

@@ -10,7 +10,8 @@
 
 use super::settings::StoreSettings;
 use super::{Backend, Body, Listing, RemoteFile, Shape, Store, StoreError, StoreUri};
-use crate::{digest_bytes, digest_file, write_json_atomic};
+use crate::atomic::absent_is_gone;
+use crate::{digest_bytes, digest_file, remove_if_there, write_json_atomic};
 use futures_util::{StreamExt, TryStreamExt};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
@@ -253,9 +254,9 @@ impl MirrorDir {
         let failed =
             |error: crate::ShardError| StoreError::Io { path: path.clone(), source: io::Error::other(error) };
         write_json_atomic(&path, index).map_err(failed)?;
-        remove(std::fs::remove_file(self.path.join(JOURNAL_FILE)), &self.path)?;
+        remove_if_there(&self.path.join(JOURNAL_FILE)).map_err(StoreError::io(&self.path))?;
         let partial = self.path.join(PARTIAL_DIR);
-        remove(std::fs::remove_dir_all(&partial), &partial)?;
+        absent_is_gone(std::fs::remove_dir_all(&partial)).map_err(StoreError::io(&partial))?;
         let root = self.path.join(FILES_DIR);
         let mut pending = vec![root.clone()];
         while let Some(dir) = pending.pop() {
@@ -267,7 +268,7 @@ impl MirrorDir {
                 }
                 let name = path.strip_prefix(&root).unwrap_or(&path).to_string_lossy().into_owned();
                 if index.files.binary_search_by(|file| file.name.as_str().cmp(&name)).is_err() {
-                    remove(std::fs::remove_file(&path), &path)?;
+                    remove_if_there(&path).map_err(StoreError::io(&path))?;
                 }
             }
         }
@@ -278,14 +279,6 @@ impl MirrorDir {
         let root = self.path.join(FILES_DIR);
         let path = if local.is_empty() { root } else { root.join(local) };
         Mirror { path, files, num_fetched }
-    }
-}
-
-/// What is not there need not be removed.
-fn remove(result: io::Result<()>, path: &Path) -> Result<(), StoreError> {
-    match result {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(StoreError::io(path)(error)),
-        _ => Ok(()),
     }
 }
 
@@ -332,7 +325,7 @@ impl<'a> Download<'a> {
         if let Some(expected) = &file.sha256
             && sha256_of(&partial).map_err(StoreError::io(&partial))? != *expected
         {
-            remove(std::fs::remove_file(&partial), &partial)?;
+            remove_if_there(&partial).map_err(StoreError::io(&partial))?;
             return Err(self.changed(file, "its SHA-256 is not the listed one"));
         }
         let path = self.dir.file(&file.name);

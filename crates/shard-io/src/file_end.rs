@@ -7,10 +7,8 @@ use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
 use std::path::Path;
 
-/// A tar ends with two blocks of zeros.
-const TAR_END: [u8; 1024] = [0; 1024];
-/// A parquet file ends with this.
-const PARQUET_END: [u8; 4] = *b"PAR1";
+use crate::parquet_footer::PARQUET_MAGIC;
+use crate::tar_entries::TAR_END;
 
 /// Whether a tar or a parquet file, told by its name, lacks its end, or cannot be read; of other files nothing is known.
 /// What was changed before the end is not seen.
@@ -18,7 +16,7 @@ const PARQUET_END: [u8; 4] = *b"PAR1";
 pub fn is_cut_short(path: &Path) -> bool {
     match path.extension().and_then(|extension| extension.to_str()) {
         Some("tar") => !ends_with(path, &TAR_END),
-        Some("parquet") => !ends_with(path, &PARQUET_END),
+        Some("parquet") => !ends_with(path, &PARQUET_MAGIC),
         _ => false,
     }
 }
@@ -43,7 +41,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let check = |name: &str, bytes: &[u8]| {
             let path = dir.path().join(name);
-            oqvl_shard_io::write_atomic(&path, bytes).unwrap();
+            crate::write_atomic(&path, bytes).unwrap();
             is_cut_short(&path)
         };
         let tar = [[7; 512], [0; 512], [0; 512]].concat();

@@ -11,7 +11,7 @@ use std::ops::RangeBounds;
 /// Source: `apply_filter.py` of the reference.
 ///
 /// ```
-/// use oqvl_stage::score_in_answer;
+/// use oqvl_shard_io::score_in_answer;
 /// assert_eq!(score_in_answer("120\nA fine caption", ..), Some(120.0));
 /// assert_eq!(score_in_answer("120\nA fine caption", 0.0..=100.0), None);
 /// ```
