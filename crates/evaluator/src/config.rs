@@ -134,11 +134,11 @@ images = "eval/images"
             ("evaluator.benchmark.0.name=../x", "evaluator.benchmark.0.name: must be made of letters"),
             (
                 "evaluator.benchmark.0.imag=blank",
-                "evaluator.benchmark.imag: there is no such key; did you mean `evaluator.benchmark.image`?",
+                "evaluator.benchmark.imag: there is no such key; did you mean `image`?",
             ),
-            ("evaluator.benchmark.0.kind=mmlu", "unknown variant `mmlu`"),
-            ("evaluator.benchmark.0.image=gray", "unknown variant `gray`"),
-            ("evaluator.prompt_style=raw", "unknown variant `raw`"),
+            ("evaluator.benchmark.0.kind=mmlu", "got `mmlu`"),
+            ("evaluator.benchmark.0.image=gray", "got `gray`"),
+            ("evaluator.prompt_style=raw", "got `raw`"),
         ] {
             let error = load(TABLE, &[set]).unwrap_err();
             assert!(error.contains(expected), "{set}: {error}");

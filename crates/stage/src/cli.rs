@@ -3,7 +3,7 @@
 use crate::config::ConfigFile;
 use crate::config_error::ConfigError;
 use crate::logging::LogFormat;
-use crate::shard_range::ShardRange;
+use crate::shard_range::{ARRAY_TASK_VARIABLE, ShardRange};
 use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
 use std::path::PathBuf;
 
@@ -115,8 +115,7 @@ fn flags(matches: &ArgMatches, array_share: Option<ShardRange>) -> Result<Flags,
 /// The share of a Slurm array task, if this process is one.
 fn slurm_range() -> Result<Option<ShardRange>, ConfigError> {
     let variable = |name| std::env::var(name).ok();
-    let (Some(id), Some(count)) = (variable("SLURM_ARRAY_TASK_ID"), variable("SLURM_ARRAY_TASK_COUNT"))
-    else {
+    let (Some(id), Some(count)) = (variable(ARRAY_TASK_VARIABLE), variable("SLURM_ARRAY_TASK_COUNT")) else {
         return Ok(None);
     };
     let min = variable("SLURM_ARRAY_TASK_MIN").unwrap_or_else(|| "0".to_owned());

@@ -2,6 +2,7 @@
 
 use crate::StageConfig;
 use crate::config_error::{ConfigError, no_table};
+use crate::shard_range::ARRAY_TASK_VARIABLE;
 use crate::spelling::nearest;
 use crate::stores::StoresConfig;
 use serde::de::DeserializeOwned;
@@ -11,7 +12,7 @@ use toml::{Table, Value};
 /// Top-level keys that are not stage tables.
 const GENERAL_KEYS: [&str; 3] = ["name", "seed", "threads"];
 /// The table of the object stores, which all stages share.
-const STORES_TABLE: &str = "stores";
+pub(crate) const STORES_TABLE: &str = "stores";
 
 /// Far above, a system cannot start them, and the pool waits for ever.
 const MAX_THREADS: usize = 1024;
@@ -93,7 +94,7 @@ impl ConfigFile {
 
     /// The error with the place where its key was given: on the command line, or in the file.
     pub(crate) fn located(&self, error: ConfigError) -> ConfigError {
-        if error.key().starts_with("--") {
+        if error.key().starts_with("--") || error.key() == ARRAY_TASK_VARIABLE {
             return error;
         }
         // Errors do not know the indices of lists.
@@ -126,10 +127,14 @@ impl ConfigFile {
         if head == stage || is_shared || self.table.contains_key(head) {
             return Ok(());
         }
-        let tables = self.table.keys().map(String::as_str).chain([stage]);
-        let meant = nearest(head, tables).map(|meant| format!("; did you mean `{meant}`?"));
+        // What has a dot behind it is meant as a table.
+        let (kind, keys) =
+            if key.contains('.') { ("table", &[][..]) } else { ("table or key", &GENERAL_KEYS[..]) };
+        let tables = self.table.iter().filter(|(_, value)| value.is_table()).map(|(table, _)| table.as_str());
+        let names = tables.chain([stage, STORES_TABLE]).chain(keys.iter().copied());
+        let meant = nearest(head, names).map(|meant| format!("; did you mean `{meant}`?"));
         let message =
-            format!("the config has no table `{head}`, in `{assignment}`{}", meant.unwrap_or_default());
+            format!("the config has no {kind} `{head}`, in `{assignment}`{}", meant.unwrap_or_default());
         Err(ConfigError::flag("--set", message))
     }
 
@@ -286,8 +291,16 @@ mod tests {
         for set in ["other.x=2", "demo.seq_len=3", "seed=8", "threads=2"] {
             assert_eq!(file.check_owner(set, "demo"), Ok(()), "{set}");
         }
-        let error = file.check_owner("dmeo.seq_len=3", "demo").unwrap_err().to_string();
-        assert_eq!(error, "--set: the config has no table `dmeo`, in `dmeo.seq_len=3`; did you mean `demo`?");
+        for (set, expected) in [
+            ("dmeo.seq_len=3", "no table `dmeo`, in `dmeo.seq_len=3`; did you mean `demo`?"),
+            ("seeds=3", "no table or key `seeds`, in `seeds=3`; did you mean `seed`?"),
+            ("thread=3", "no table or key `thread`, in `thread=3`; did you mean `threads`?"),
+            ("store.offline=true", "no table `store`, in `store.offline=true`; did you mean `stores`?"),
+            ("seeds.x=3", "no table `seeds`, in `seeds.x=3`"),
+        ] {
+            let error = file.check_owner(set, "demo").unwrap_err().to_string();
+            assert_eq!(error, format!("--set: the config has {expected}"));
+        }
     }
 
     #[test]
@@ -305,7 +318,7 @@ mod tests {
             (
                 "[demo]\nseq_len = 4",
                 "demo.seqlen=3",
-                "--set: demo.seqlen: there is no such key; did you mean `demo.seq_len`? the keys here are `seq_len`, `inner`",
+                "--set: demo.seqlen: there is no such key; did you mean `seq_len`? the keys here are `seq_len`, `inner`",
             ),
             ("[demo]\nseq_len = 4", "demo.seq_len=0", "--set: demo.seq_len: must be at least 1, got 0"),
             (
@@ -336,11 +349,13 @@ mod tests {
     #[test]
     fn what_is_wrong_is_said_in_the_words_of_a_config() {
         for (lines, expected) in [
+            ("seq_len = \"long\"", "demo.seq_len: must be an integer, got the string \"long\""),
+            ("seq_len = -1", "demo.seq_len: must be an integer that is not negative, got -1"),
+            ("seq_len = 5000000000", "demo.seq_len: must be a smaller integer, got 5000000000"),
             (
-                "seq_len = \"long\"",
-                "demo.seq_len: must be an integer from 0 to 4294967295, got the string \"long\"",
+                "seq_len = 4\n[[demo.inner]]\nnames = \"a\"",
+                "demo.inner.names: there is no such key; did you mean `name`? the keys here are `name`",
             ),
-            ("seq_len = -1", "demo.seq_len: must be an integer from 0 to 4294967295, got -1"),
             ("", "demo.seq_len: is missing, and has no default"),
             ("seq_len = 4\n[[demo.inner]]", "demo.inner.name: is missing, and has no default"),
             ("seq_len = 4\ninner = 3", "demo.inner: must be a list, got 3"),
@@ -352,14 +367,27 @@ mod tests {
             assert_eq!(check(&format!("[demo]\n{lines}"), &[]).unwrap_err(), expected);
         }
         for (line, expected) in [
-            ("word = \"tow\"", "demo.word: unknown variant `tow`; did you mean `two`? expected `one`, `two`"),
+            ("word = \"tow\"", "demo.word: must be one of `one`, `two`, got `tow` (did you mean `two`?)"),
+            ("word = \"three\"", "demo.word: must be one of `one`, `two`, got `three`"),
             ("word = 3", "demo.word: must be a word in quotes, got 3"),
             ("either = \"yes\"", "demo.either: must be true, false or a number, got \"yes\""),
-            ("pair = [1]", "demo.pair: must be a list of 2 values, got 1 values"),
+            ("pair = [1]", "demo.pair: must be a list of 2 values, got 1 value"),
+            ("pair = []", "demo.pair: must be a list of 2 values, got 0 values"),
+            ("pair = [1, 300]", "demo.pair: must be a smaller integer, got 300"),
+            ("pair = [1, 2, 3]", "demo.pair: must be a shorter list, got 3 values"),
         ] {
             let file = ConfigFile::parse(&format!("[demo]\n{line}")).unwrap();
             assert_eq!(file.stage::<Kinds>("demo").unwrap_err().to_string(), expected);
         }
+    }
+
+    #[test]
+    fn keys_of_stores_are_looked_up_on_their_own_page() {
+        let stores = |line: &str| ConfigFile::parse(&format!("[stores]\n{line}")).unwrap().stores();
+        assert_eq!(
+            stores("upload = 3").unwrap_err().to_string(),
+            "stores.upload: there is no such key; docs/object-stores.md lists the keys and their values"
+        );
     }
 
     #[test]

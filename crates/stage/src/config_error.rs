@@ -1,5 +1,6 @@
 //! What is wrong with a request, in one sentence that names the file, the key and what is expected.
 
+use crate::config::STORES_TABLE;
 use crate::spelling::nearest;
 use toml::{Table, Value};
 
@@ -90,25 +91,27 @@ fn explained(message: &str, place: &str, value: Option<&Value>) -> (Option<Strin
         return (Some(first.clone()), unknown_key(&first, &names[1..], place));
     }
     if message.starts_with("unknown variant `") {
-        let meant = nearest(&first, names[1..].iter().map(String::as_str));
-        let meant = meant.map_or(";".to_owned(), |meant| format!("; did you mean `{meant}`?"));
-        return (None, format!("unknown variant `{first}`{meant} expected {}", listed(&names[1..])));
+        let (choices, one_of) = (&names[1..], if names.len() > 2 { "one of " } else { "" });
+        let meant = nearest(&first, choices.iter().map(String::as_str));
+        let meant = meant.map(|meant| format!(" (did you mean `{meant}`?)")).unwrap_or_default();
+        return (None, format!("must be {one_of}{}, got `{first}`{meant}", listed(choices)));
     }
     for start in ["invalid type: ", "invalid value: ", "invalid length "] {
         let parts = message.strip_prefix(start).and_then(|rest| rest.rsplit_once(", expected "));
         if let Some((found, expected)) = parts {
-            let found = match (start, value) {
+            let shown = match (start, value) {
+                ("invalid length ", _) if found == "1" => "1 value".to_owned(),
                 ("invalid length ", _) => format!("{found} values"),
                 (_, Some(value)) if found == "unit variant" => value.to_string(),
                 _ => found_words(found),
             };
-            return (None, format!("must be {}, got {found}", expected_words(expected)));
+            return (None, format!("must be {}, got {shown}", expected_words(expected, found)));
         }
     }
     if message.starts_with("data did not match any variant")
         && let Some(value) = value
     {
-        let message = format!("cannot be {value}; the stage's page in docs/stages says what it can be");
+        let message = format!("cannot be {value}; {} says what it can be", page_of(place));
         return (None, message);
     }
     if let Some(expected) = message.strip_prefix("expected ")
@@ -127,11 +130,19 @@ fn unknown_key(typed: &str, keys: &[String], place: &str) -> String {
     let wrong = "there is no such key";
     match meant {
         Some(meant) if are_few => {
-            format!("{wrong}; did you mean `{place}.{meant}`? the keys here are {}", listed(keys))
+            format!("{wrong}; did you mean `{meant}`? the keys here are {}", listed(keys))
         }
-        Some(meant) => format!("{wrong}; did you mean `{place}.{meant}`?"),
+        Some(meant) => format!("{wrong}; did you mean `{meant}`?"),
         None if are_few => format!("{wrong}; the keys here are {}", listed(keys)),
-        None => format!("{wrong}; the stage's page in docs/stages lists the keys and their values"),
+        None => format!("{wrong}; {} lists the keys and their values", page_of(place)),
+    }
+}
+
+/// Where the keys of the table `place`, or of the one it is in, are explained.
+fn page_of(place: &str) -> &'static str {
+    match place.split('.').next() {
+        Some(STORES_TABLE) => "docs/object-stores.md",
+        _ => "the stage's page in docs/stages",
     }
 }
 
@@ -139,18 +150,23 @@ fn listed(names: &[String]) -> String {
     names.iter().map(|name| format!("`{name}`")).collect::<Vec<_>>().join(", ")
 }
 
-/// What a Rust type is called in a config.
-fn expected_words(expected: &str) -> String {
+/// What a Rust type is called in a config, where serde has `found` something else.
+fn expected_words(expected: &str, found: &str) -> String {
     let words = match expected {
-        "u8" => "an integer from 0 to 255",
-        "u16" => "an integer from 0 to 65535",
-        "u32" => "an integer from 0 to 4294967295",
-        "u64" | "usize" => "an integer from 0 on",
-        "i8" | "i16" | "i32" | "i64" | "isize" => "an integer",
+        // The type's own limits say nothing of what the key may be: a quality is a `u8`, and from 1 to 100.
+        "u8" | "u16" | "u32" | "u64" | "usize" | "i8" | "i16" | "i32" | "i64" | "isize" => {
+            match found.strip_prefix("integer `") {
+                Some(number) if number.starts_with('-') && expected.starts_with('i') => "a larger integer",
+                Some(number) if number.starts_with('-') => "an integer that is not negative",
+                Some(_) => "a smaller integer",
+                None => "an integer",
+            }
+        }
         "f32" | "f64" => "a number",
         "a boolean" => "true or false",
         "path string" => "a string that is a path",
         "a sequence" => "a list",
+        "fewer elements in array" => "a shorter list",
         "a map" => "a table",
         "string only" | "string or table" | "variant identifier" => "a word in quotes",
         other if other.starts_with("struct ") || other.starts_with("internally tagged enum ") => "a table",

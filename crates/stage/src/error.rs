@@ -57,10 +57,12 @@ pub enum StageError {
     },
     /// A partial run found output of another config.
     #[error(
-        "--shards: {path} holds output of another config or of other inputs, which a share cannot replace: run without --shards \
-         first, or remove it"
+        "{asked_by}: {path} holds output of another config or of other inputs, which a share cannot replace: run the whole \
+         stage first, or remove it"
     )]
     StaleOutput {
+        /// The flag or the variable that asked for a share.
+        asked_by: &'static str,
         /// The directory.
         path: PathBuf,
     },

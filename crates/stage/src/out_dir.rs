@@ -4,9 +4,10 @@
 use crate::error::StageError;
 use crate::fingerprint;
 use crate::replaced;
+use crate::shard_range::ShardRange;
 use crate::voice::Voice;
 use crate::{EarlierOutput, Stage, StageConfig as _};
-use oqvl_shard_io::{Manifest, TEMPORARY_PREFIX, read_json, write_json_atomic};
+use oqvl_shard_io::{Manifest, TEMPORARY_PREFIX, read_json, remove_if_there, write_json_atomic};
 use std::fs::{File, TryLockError};
 use std::path::{Path, PathBuf};
 
@@ -37,8 +38,14 @@ pub(crate) enum Status {
 pub(crate) struct Request<'a, S: Stage> {
     pub(crate) config: &'a S::Config,
     pub(crate) fingerprint: &'a str,
-    /// Whether this process is to make all of it, not a share.
-    pub(crate) is_whole: bool,
+    /// This process's share; `None` if it is to make all of it.
+    pub(crate) shards: Option<ShardRange>,
+}
+
+impl<S: Stage> Request<'_, S> {
+    pub(crate) fn is_whole(&self) -> bool {
+        self.shards.is_none()
+    }
 }
 
 /// `<work_dir>/<stage name>/`.
@@ -119,7 +126,7 @@ impl OutDir {
     pub(crate) fn check_discard<S: Stage>(&self, request: &Request<'_, S>) -> Result<(), StageError> {
         let is_other =
             |stamp: &Stamp| !stamp.fingerprint.is_empty() && stamp.fingerprint != request.fingerprint;
-        if request.is_whole
+        if request.is_whole()
             && request.config.earlier_output() == EarlierOutput::Complete
             && self.standing_stamp()?.as_ref().is_some_and(is_other)
         {
@@ -135,7 +142,8 @@ impl OutDir {
         request: &Request<'_, S>,
         voice: Voice,
     ) -> Result<File, StageError> {
-        let Request { config, fingerprint, is_whole } = *request;
+        let Request { config, fingerprint, shards } = *request;
+        let is_whole = request.is_whole();
         std::fs::create_dir_all(&self.path).map_err(StageError::io(&self.path))?;
         let lock = self.lock(is_whole)?;
         // Partial runs share the lock above, and may start at the same moment: one at a time looks and stamps.
@@ -149,8 +157,8 @@ impl OutDir {
             replaced::restore_seals(&self.path, FINGERPRINT_FILE)?;
         }
         let policy = config.earlier_output();
-        match self.stamp()? {
-            Some(stamp) if stamp.fingerprint == fingerprint && policy != EarlierOutput::Discard => {
+        match (self.stamp()?, shards) {
+            (Some(stamp), _) if stamp.fingerprint == fingerprint && policy != EarlierOutput::Discard => {
                 // Temporary files of a killed run; a partial run must leave those of its neighbours alone.
                 if is_whole {
                     self.reopen::<S>()?;
@@ -160,11 +168,12 @@ impl OutDir {
                 }
                 return Ok(lock);
             }
-            Some(_) if !is_whole => {
-                return Err(StageError::StaleOutput { path: self.path.clone() });
+            (Some(_), Some(share)) => {
+                let asked_by = share.asked_by();
+                return Err(StageError::StaleOutput { asked_by, path: self.path.clone() });
             }
-            Some(_) if policy == EarlierOutput::Extend => self.reopen::<S>()?,
-            Some(stamp) => {
+            (Some(_), None) if policy == EarlierOutput::Extend => self.reopen::<S>()?,
+            (Some(stamp), None) => {
                 // Once more, now that nobody else adds to it.
                 self.check_discard(request)?;
                 if let Some(path) = self.foreign_file()? {
@@ -180,8 +189,8 @@ impl OutDir {
                     remove_content(&self.path)?;
                 }
             }
-            None if has_only_hidden_files(&self.path)? => {}
-            None => return Err(self.foreign_directory()),
+            (None, _) if has_only_hidden_files(&self.path)? => {}
+            (None, _) => return Err(self.foreign_directory()),
         }
         self.write_stamp(fingerprint)?;
         Ok(lock)
@@ -283,10 +292,7 @@ fn remove_content(directory: &Path) -> Result<(), StageError> {
 }
 
 fn remove_file_if_there(path: &Path) -> Result<(), StageError> {
-    match std::fs::remove_file(path) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(StageError::io(path)(error)),
-        _ => Ok(()),
-    }
+    remove_if_there(path).map_err(StageError::io(path))
 }
 
 fn remove_temporary_files(directory: &Path) -> Result<(), StageError> {

@@ -187,7 +187,7 @@ impl<S: Stage> Job<S> {
         let mirrors = self.mirror_inputs(Missing::Fetch, &interrupted)?;
         let (fingerprint, inputs) = self.fingerprint(&mirrors)?;
         let request = self.request(&fingerprint);
-        if request.is_whole
+        if request.is_whole()
             && let Status::UpToDate(manifest) = self.out_dir.status(&request)?
         {
             S::check_report(&self.config, &manifest.report).map_err(of_stage::<S>)?;
@@ -249,7 +249,7 @@ impl<S: Stage> Job<S> {
     }
 
     fn request<'a>(&'a self, fingerprint: &'a str) -> Request<'a, S> {
-        Request { config: &self.config, fingerprint, is_whole: self.flags.shards.is_none() }
+        Request { config: &self.config, fingerprint, shards: self.flags.shards }
     }
 
     /// What the stage gets to run with.
@@ -378,12 +378,14 @@ impl<S: Stage> Job<S> {
 
     /// What concerns the whole output cannot be done to a part of it.
     fn check_share(&self) -> Result<(), ConfigError> {
-        if self.flags.shards.is_some() && self.config.earlier_output() != EarlierOutput::Complete {
-            let message =
-                "a config that discards or extends the output of earlier runs is for whole runs only";
-            return Err(ConfigError::flag("--shards", message));
+        match self.flags.shards {
+            Some(share) if self.config.earlier_output() != EarlierOutput::Complete => {
+                let message =
+                    "a config that discards or extends the output of earlier runs is for whole runs only";
+                Err(ConfigError::flag(share.asked_by(), message))
+            }
+            _ => Ok(()),
         }
-        Ok(())
     }
 
     /// A partial run names no outputs: its neighbours' files come and go meanwhile, and every one of many would read all

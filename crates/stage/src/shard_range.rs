@@ -3,6 +3,9 @@
 use crate::config_error::ConfigError;
 use std::fmt;
 
+/// Slurm sets it in the tasks of a job array.
+pub(crate) const ARRAY_TASK_VARIABLE: &str = "SLURM_ARRAY_TASK_ID";
+
 /// A share of the shards of a stage, for job arrays.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ShardRange {
@@ -49,15 +52,21 @@ impl ShardRange {
                 .parse::<usize>()
                 .map_err(|_| ConfigError::flag(name, format!("not a number: `{text}`")))
         };
-        let (id, min) = (number("SLURM_ARRAY_TASK_ID", id)?, number("SLURM_ARRAY_TASK_MIN", min)?);
+        let (id, min) = (number(ARRAY_TASK_VARIABLE, id)?, number("SLURM_ARRAY_TASK_MIN", min)?);
         let count = number("SLURM_ARRAY_TASK_COUNT", count)?;
         let task = id.checked_sub(min).filter(|task| *task < count).ok_or_else(|| {
-            ConfigError::flag(
-                "SLURM_ARRAY_TASK_ID",
-                format!("{id} is not one of {count} tasks from {min} on"),
-            )
+            let message = format!("{id} is not one of {count} tasks from {min} on");
+            ConfigError::flag(ARRAY_TASK_VARIABLE, message)
         })?;
         Ok(Self::Stride { task, count })
+    }
+
+    /// The flag or the variable that asks for this share: nobody has typed `--shards` in a job array.
+    pub(crate) fn asked_by(self) -> &'static str {
+        match self {
+            Self::Span { .. } => "--shards",
+            Self::Stride { .. } => ARRAY_TASK_VARIABLE,
+        }
     }
 
     /// Whether the shard is in this share.

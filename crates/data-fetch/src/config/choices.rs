@@ -159,10 +159,14 @@ pub(super) fn column_and_hash<'de, D: Deserializer<'de>>(
         fn visit_seq<A: SeqAccess<'de>>(self, mut pair: A) -> Result<Self::Value, A::Error> {
             let column = pair.next_element()?.ok_or_else(|| A::Error::invalid_length(0, &self))?;
             let kind = pair.next_element()?.ok_or_else(|| A::Error::invalid_length(1, &self))?;
-            if pair.next_element::<IgnoredAny>()?.is_some() {
-                return Err(A::Error::invalid_length(3, &self));
+            let mut num_values = 2;
+            while pair.next_element::<IgnoredAny>()?.is_some() {
+                num_values += 1;
             }
-            Ok(Some((column, kind)))
+            match num_values {
+                2 => Ok(Some((column, kind))),
+                _ => Err(A::Error::invalid_length(num_values, &self)),
+            }
         }
     }
 

@@ -128,18 +128,23 @@ fn wrong_values_are_told_in_a_sentence() {
         (
             "verify_hash = [\"digest\"]",
             "data-fetch.verify_hash: must be a list of a column and a kind of digest such as [\"digest\", \"sha256\"], got 1 \
+             value",
+        ),
+        (
+            "verify_hash = [\"a\", \"sha256\", \"x\", \"y\"]",
+            "data-fetch.verify_hash: must be a list of a column and a kind of digest such as [\"digest\", \"sha256\"], got 4 \
              values",
         ),
         (
             "verify_hash = [\"digest\", \"sha265\"]",
-            "data-fetch.verify_hash: unknown variant `sha265`; did you mean `sha256`? expected `none`, `md5`, `sha256`, \
-             `sha512`",
+            "data-fetch.verify_hash: must be one of `none`, `md5`, `sha256`, `sha512`, got `sha265` (did you mean `sha256`?)",
         ),
-        ("retires = 3", "data-fetch.retires: there is no such key; did you mean `data-fetch.retries`?"),
+        ("retires = 3", "data-fetch.retires: there is no such key; did you mean `retries`?"),
         (
             "colour = \"red\"",
             "data-fetch.colour: there is no such key; the stage's page in docs/stages lists the keys and their values",
         ),
+        ("encode_quality = 300", "data-fetch.encode_quality: must be a smaller integer, got 300"),
         ("timeout = \"long\"", "data-fetch.timeout: must be a number, got the string \"long\""),
     ] {
         assert_eq!(check(&format!("url_list = \"u\"\n{line}")).unwrap_err(), expected);

@@ -490,11 +490,18 @@ fn a_share_cannot_do_what_concerns_the_whole() {
         &["data-fetch.incremental_mode=overwrite", "data-fetch.url_list=nowhere.csv"],
         &["data-fetch.image_size=17"],
     ] {
-        let output = command(&world, sets).args(["--shards", "0..1"]).output().unwrap();
-        let text = String::from_utf8(output.stderr).unwrap();
-        assert_eq!(output.status.code(), Some(2), "{sets:?}: {text}");
-        assert!(text.contains("oqvl-data-fetch: --shards: "), "{text}");
-        assert_eq!(world.outputs(), before);
+        let mut by_flag = command(&world, sets);
+        by_flag.args(["--shards", "0..1"]);
+        let mut by_job_array = command(&world, sets);
+        by_job_array.envs([("SLURM_ARRAY_TASK_ID", "0"), ("SLURM_ARRAY_TASK_COUNT", "2")]);
+        for (mut command, asked_by) in [(by_flag, "--shards"), (by_job_array, "SLURM_ARRAY_TASK_ID")] {
+            let output = command.output().unwrap();
+            let text = String::from_utf8(output.stderr).unwrap();
+            assert_eq!(output.status.code(), Some(2), "{sets:?}: {text}");
+            assert!(text.contains(&format!("oqvl-data-fetch: {asked_by}: ")), "{text}");
+            assert_eq!(text.contains("--shards"), asked_by == "--shards", "{text}");
+            assert_eq!(world.outputs(), before);
+        }
     }
 }
 

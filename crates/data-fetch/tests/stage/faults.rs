@@ -226,9 +226,9 @@ fn memory_is_bounded_whatever_the_servers_send() {
     assert_eq!(rejected["bad-response"], 60, "{rejected}");
     assert_eq!(rejected["image-too-large"], 60, "{rejected}");
     let peak = manifest["peak_rss_bytes"].as_u64().unwrap() >> 20;
-    // Read to their ends the bodies would be 2.4 GB. The bound leaves room for an allocator that keeps what it was given
-    // back: 300 MiB were measured, with long bodies still growing by doubling.
-    assert!(peak < 400, "{peak} MiB");
+    // Read to their ends the bodies would be 2.4 GB. The peaks of twelve runs, alone, beside the other tests and beside two busy
+    // loops, were from 218 to 264 MiB; the bound is about twice that.
+    assert!(peak < 528, "{peak} MiB");
 }
 
 #[test]
