@@ -1,9 +1,9 @@
 //! The columns of a pool: one schema over files that need not agree, and the names SQL knows.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use arrow_array::{Array, ArrayRef, Float64Array, RecordBatch, StringArray, cast::AsArray, new_null_array};
-use arrow_schema::{DataType, Field, Schema};
+use arrow_schema::{DataType, Field, Schema, SchemaRef};
 use datafusion::arrow::compute::cast;
 
 use crate::config::ScoreFiles;
@@ -23,7 +23,21 @@ fn common_type(a: &DataType, b: &DataType) -> DataType {
 /// The columns of several files together, in the order in which they are met. A column without any value is text.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct MergedColumns {
-    columns: Vec<(String, DataType)>,
+    columns: Vec<MergedColumn>,
+    num_files: usize,
+    has_rows: bool,
+    /// Made when it is asked for, of the columns there are then.
+    schema: OnceLock<SchemaRef>,
+}
+
+/// One of them.
+#[derive(Debug, Clone)]
+struct MergedColumn {
+    name: String,
+    /// The common type of all files.
+    kind: DataType,
+    /// The types in which files that have rows hold it, with the first such file.
+    held: Vec<(DataType, usize)>,
 }
 
 impl MergedColumns {
@@ -34,34 +48,66 @@ impl MergedColumns {
             "position" => DataType::Int64,
             _ => DataType::Utf8,
         };
-        MergedColumns { columns: FIXED_COLUMNS.map(|name| (name.to_owned(), kind(name))).to_vec() }
+        let columns = FIXED_COLUMNS.map(|name| MergedColumn {
+            name: name.to_owned(),
+            kind: kind(name),
+            held: Vec::new(),
+        });
+        MergedColumns { columns: columns.to_vec(), ..MergedColumns::default() }
     }
 
     /// Adds the columns of another file.
-    pub(crate) fn add(&mut self, schema: &Schema) {
+    pub(crate) fn add(&mut self, schema: &Schema, num_rows: u64) {
+        let _outdated = self.schema.take();
         for field in schema.fields() {
-            let known = self.columns.iter_mut().find(|(name, _)| name == field.name());
-            match known {
-                Some((_, kind)) => *kind = common_type(kind, field.data_type()),
-                None => self.columns.push((field.name().clone(), field.data_type().clone())),
+            let kind = field.data_type();
+            let place = self.columns.iter().position(|column| column.name == *field.name());
+            let place = place.unwrap_or_else(|| {
+                let column =
+                    MergedColumn { name: field.name().clone(), kind: kind.clone(), held: Vec::new() };
+                self.columns.push(column);
+                self.columns.len() - 1
+            });
+            let column = &mut self.columns[place];
+            column.kind = common_type(&column.kind, kind);
+            if num_rows > 0 && !column.held.iter().any(|(known, _)| known == kind) {
+                column.held.push((kind.clone(), self.num_files));
             }
         }
+        self.num_files += 1;
+        self.has_rows |= num_rows > 0;
+    }
+
+    /// Whether any of the files has rows.
+    pub(crate) fn has_rows(&self) -> bool {
+        self.has_rows
+    }
+
+    /// A type that `fits` refuses and in which some file has values of the column `name`, and which file, as they were added.
+    pub(crate) fn held_otherwise(
+        &self,
+        name: &str,
+        fits: impl Fn(&DataType) -> bool,
+    ) -> Option<(&DataType, usize)> {
+        let column = self.columns.iter().find(|column| column.name == name)?;
+        column.held.iter().find(|(kind, _)| !fits(kind)).map(|(kind, file)| (kind, *file))
     }
 
     /// The type of the column `name`; `Null` if no file has a value of it.
     pub(crate) fn kind(&self, name: &str) -> Option<&DataType> {
-        self.columns.iter().find(|(known, _)| known == name).map(|(_, kind)| kind)
+        self.columns.iter().find(|column| column.name == name).map(|column| &column.kind)
     }
 
     /// The schema: every column nullable.
-    pub(crate) fn schema(&self) -> Schema {
-        let kind = |kind: &DataType| match kind {
-            DataType::Null => DataType::Utf8,
-            other => other.clone(),
+    pub(crate) fn schema(&self) -> &SchemaRef {
+        let field = |column: &MergedColumn| {
+            let kind = match &column.kind {
+                DataType::Null => DataType::Utf8,
+                other => other.clone(),
+            };
+            Field::new(&column.name, kind, true)
         };
-        Schema::new(
-            self.columns.iter().map(|(name, it)| Field::new(name, kind(it), true)).collect::<Vec<_>>(),
-        )
+        self.schema.get_or_init(|| Arc::new(Schema::new(self.columns.iter().map(field).collect::<Vec<_>>())))
     }
 }
 
@@ -165,9 +211,12 @@ mod tests {
     #[test]
     fn files_that_disagree_are_held_in_common_types() {
         let mut merged = MergedColumns::default();
-        merged.add(&schema(&[("w", DataType::Int32), ("s", DataType::Float64), ("e", DataType::Null)]));
-        merged.add(&schema(&[("s", DataType::Int64), ("w", DataType::Int64), ("new", DataType::Boolean)]));
-        merged.add(&schema(&[("new", DataType::Int64), ("none", DataType::Null)]));
+        let first = schema(&[("w", DataType::Int32), ("s", DataType::Float64), ("e", DataType::Null)]);
+        merged.add(&first, 2);
+        assert_eq!(merged.schema().field(2).data_type(), &DataType::Utf8);
+        let second = schema(&[("s", DataType::Int64), ("w", DataType::Int64), ("new", DataType::Boolean)]);
+        merged.add(&second, 2);
+        merged.add(&schema(&[("new", DataType::Int64), ("none", DataType::Null)]), 2);
         let expected = [
             ("w", DataType::Int64),
             ("s", DataType::Float64),
@@ -175,15 +224,29 @@ mod tests {
             ("new", DataType::Utf8),
             ("none", DataType::Utf8),
         ];
-        assert_eq!(merged.schema(), schema(&expected));
+        assert_eq!(**merged.schema(), schema(&expected));
         let batch = crate::sample_table::batch_of(vec![
             ("w".into(), Arc::new(Int32Array::from(vec![1, 2])) as ArrayRef),
             ("new".into(), Arc::new(Int64Array::from(vec![5, 6]))),
         ]);
-        let conformed = conform(&batch, &Arc::new(merged.schema()));
+        let conformed = conform(&batch, merged.schema());
         assert_eq!(conformed.column(0).as_ref(), &Int64Array::from(vec![1, 2]));
         assert_eq!(conformed.column(1).null_count(), 2);
         assert_eq!(conformed.column(3).as_ref(), &StringArray::from(vec!["5", "6"]));
+    }
+
+    #[test]
+    fn files_without_rows_hold_nothing() {
+        let mut merged = MergedColumns::default();
+        merged.add(&schema(&[("score", DataType::Utf8)]), 0);
+        assert!(!merged.has_rows());
+        assert_eq!(merged.held_otherwise("score", is_number), None);
+        merged.add(&schema(&[("score", DataType::Int64)]), 3);
+        merged.add(&schema(&[("score", DataType::Boolean)]), 1);
+        assert!(merged.has_rows());
+        assert_eq!(merged.held_otherwise("score", is_number), Some((&DataType::Boolean, 2)));
+        assert_eq!(merged.held_otherwise("score", |_| true), None);
+        assert_eq!(merged.held_otherwise("other", is_number), None);
     }
 
     #[test]

@@ -3,10 +3,10 @@
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{SyncSender, sync_channel};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Mutex, PoisonError};
 
 use arrow_array::{RecordBatch, new_null_array};
-use arrow_schema::{DataType, Schema, SchemaRef};
+use arrow_schema::{DataType, SchemaRef};
 use oqvl_shard_io::{ShardError, open_parquet, without_parquet_panic};
 use oqvl_stage::{ConfigError, RunContext};
 use parquet::arrow::ProjectionMask;
@@ -32,8 +32,6 @@ pub(crate) struct ParquetFiles {
     pub(crate) files: Vec<ParquetFile>,
     /// The columns of all files.
     pub(crate) columns: MergedColumns,
-    /// Their schema.
-    pub(crate) schema: Arc<Schema>,
     pub(crate) num_rows: u64,
 }
 
@@ -76,12 +74,17 @@ impl ParquetFiles {
         let footers = footers.collect::<Result<Vec<_>, MixerError>>()?;
         let (mut files, mut end) = (Vec::with_capacity(paths.len()), 0_u64);
         for (path, (schema, num_rows)) in paths.into_iter().zip(footers) {
-            columns.add(&schema);
+            columns.add(&schema, num_rows);
             let first_row = end;
             end = end.checked_add(num_rows).ok_or_else(|| wrong_row_count(&path))?;
             files.push(ParquetFile { path, first_row, num_rows });
         }
-        Ok(ParquetFiles { files, schema: Arc::new(columns.schema()), columns, num_rows: end })
+        Ok(ParquetFiles { files, columns, num_rows: end })
+    }
+
+    /// The schema of the columns of all files.
+    pub(crate) fn schema(&self) -> &SchemaRef {
+        self.columns.schema()
     }
 
     /// Checks that at least one file has the text column `name`; `key` of the config names the files.
@@ -90,14 +93,14 @@ impl ParquetFiles {
             return Ok(());
         }
         let path = self.files.first().map(|file| file.path.display().to_string()).unwrap_or_default();
-        match self.schema.field_with_name(name).map(|field| field.data_type()) {
+        match self.schema().field_with_name(name).map(|field| field.data_type()) {
             Ok(kind) if is_text(kind) => Ok(()),
             Ok(kind) => {
                 let message = format!("{path}: the column `{name}` is of type {kind}, and must be text");
                 Err(ConfigError::new(key, message))
             }
             Err(_) => {
-                let known = list_names(self.schema.fields().iter().map(|field| field.name().as_str()));
+                let known = list_names(self.schema().fields().iter().map(|field| field.name().as_str()));
                 Err(ConfigError::new(key, format!("{path}: no column `{name}`; it has {known}")))
             }
         }
@@ -340,6 +343,8 @@ pub(crate) fn metadata_files(dir: &Path, pattern: &str, key: &str) -> Result<Vec
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use arrow_array::{ArrayRef, Int64Array, cast::AsArray, types::Int64Type};
     use oqvl_shard_io::TableWriter;
 
@@ -418,7 +423,7 @@ mod tests {
         let run = RunContext::for_test::<Mixer>(dir.path(), 7).unwrap();
         for name in ["bit_width.parquet", "short_page.parquet"] {
             let files = ParquetFiles::open(vec![seeds.join(name)], &run).unwrap();
-            let columns: Vec<&str> = files.schema.fields().iter().map(|it| it.name().as_str()).collect();
+            let columns: Vec<&str> = files.schema().fields().iter().map(|it| it.name().as_str()).collect();
             let error = files.scan(&columns, &run, |_| Ok(()), |()| Ok(())).unwrap_err();
             assert!(matches!(error, MixerError::Table { .. }), "{name}: {error}");
         }

@@ -147,13 +147,13 @@ impl<'a> Database<'a> {
         for (index, table) in config.table.iter().enumerate() {
             let files = ParquetFiles::open(table_files(&run.resolve(&table.path), index)?, run)?;
             let on = table.on.column();
-            let field = files.schema.field_with_name(on).ok();
+            let field = files.schema().field_with_name(on).ok();
             let is_text = |field: &arrow_schema::Field| {
                 use arrow_schema::DataType::{LargeUtf8, Utf8, Utf8View};
                 matches!(field.data_type(), Utf8 | LargeUtf8 | Utf8View)
             };
             if !field.is_some_and(is_text) {
-                let known = list_names(files.schema.fields().iter().map(|field| field.name().as_str()));
+                let known = list_names(files.schema().fields().iter().map(|field| field.name().as_str()));
                 let found =
                     field.map_or("no such column".to_owned(), |it| format!("it is {}", it.data_type()));
                 let message = format!("`{}` has no text column `{on}` ({found}); it has {known}", table.name);
@@ -237,7 +237,7 @@ impl<'a> Database<'a> {
             let lower = word.to_lowercase();
             let is_column = |name: &str| name == word || name == lower;
             let of_pool = pool.iter().any(|name| is_column(name));
-            let of_table = files.schema.fields().iter().any(|field| is_column(field.name()));
+            let of_table = files.schema().fields().iter().any(|field| is_column(field.name()));
             let is_key = lower == format!("{table}_{}", on.column());
             lower == table || is_key || (of_table && !of_pool && lower != on.column())
         })
@@ -246,7 +246,7 @@ impl<'a> Database<'a> {
     fn pool_columns(&self) -> Vec<String> {
         match self.pool {
             PoolTable::Preview { schema, .. } => public_names(schema, &self.sidecars),
-            PoolTable::Files(files) => public_names(&files.schema, &self.sidecars),
+            PoolTable::Files(files) => public_names(files.schema(), &self.sidecars),
         }
     }
 
@@ -291,7 +291,7 @@ impl<'a> Database<'a> {
             PoolTable::Preview { schema, .. } => {
                 (schema, Arc::new(EmptyTable::new(Arc::new(schema.clone()))))
             }
-            PoolTable::Files(files) => (&files.schema, listing(files)?),
+            PoolTable::Files(files) => (files.schema(), listing(files)?),
         };
         let names = schema.fields().iter().zip(self.pool_columns());
         let columns =
@@ -375,7 +375,7 @@ impl<'a> Database<'a> {
     fn refusal(&self, query: &Query, error: &DataFusionError) -> Refusal {
         let mut tables = vec![(POOL.to_owned(), self.pool_columns())];
         for (table, files) in self.config.table.iter().zip(&self.tables) {
-            let columns = files.schema.fields().iter().map(|field| field.name().clone());
+            let columns = files.schema().fields().iter().map(|field| field.name().clone());
             tables.push((table.name.clone(), columns.collect()));
         }
         let Mistake { problem, lacks_column } = explain(error, &query.sql, &tables);
@@ -412,7 +412,7 @@ fn spilled_bytes(plan: &dyn ExecutionPlan) -> usize {
 /// pool's.
 fn left_join(table: &str, on: JoinKey, files: &ParquetFiles) -> String {
     let on = on.column();
-    let others = files.schema.fields().iter().filter(|field| field.name() != on);
+    let others = files.schema().fields().iter().filter(|field| field.name() != on);
     let others: String = others.map(|field| format!(", \"{}\"", field.name())).collect();
     format!(
         " LEFT JOIN (SELECT {on} AS {table}_{on}{others} FROM {table}) AS {table} ON {POOL}.{on} = {table}.{table}_{on}"
@@ -435,12 +435,12 @@ fn table_files(path: &Path, index: usize) -> Result<Vec<PathBuf>, MixerError> {
 fn listing(files: &ParquetFiles) -> Result<Arc<dyn TableProvider>, DataFusionError> {
     let urls = files.files.iter().map(|file| file_url(&file.path)).collect::<Result<Vec<_>, _>>()?;
     if urls.is_empty() {
-        return Ok(Arc::new(EmptyTable::new(files.schema.clone())));
+        return Ok(Arc::new(EmptyTable::new(files.schema().clone())));
     }
     let options = ListingOptions::new(Arc::new(ParquetFormat::default())).with_file_extension("");
     let config = ListingTableConfig::new_with_multi_paths(urls)
         .with_listing_options(options)
-        .with_schema(files.schema.clone());
+        .with_schema(files.schema().clone());
     Ok(Arc::new(ListingTable::try_new(config)?))
 }
 

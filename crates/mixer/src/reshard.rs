@@ -81,7 +81,7 @@ impl<'a> Resharder<'a> {
         run: &'a RunContext,
     ) -> Resharder<'a> {
         let counts = (0..pool.parts.len()).map(|part| kept.count_range(pool.rows_of(part))).collect();
-        let schema = pool.files.schema.clone();
+        let schema = pool.files.schema().clone();
         let names = public_names(&schema, sidecars);
         let samples_per_shard = samples_per_shard as u64;
         Resharder { pool, index, kept, counts, samples_per_shard, schema, names, run }

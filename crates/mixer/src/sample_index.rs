@@ -206,7 +206,7 @@ impl SampleIndex {
             all_have_tables &= indexer.own_table.as_ref().is_some_and(|it| it.knows(&indexer.rows.keys));
             if indexer.rows.len() > 0 {
                 let batch = indexer.take_batch()?;
-                preview.columns.add(&batch.schema());
+                preview.columns.add(&batch.schema(), batch.num_rows() as u64);
             }
         }
         preview.is_certain = has_seen_all || all_have_tables;

@@ -4,9 +4,10 @@ use oqvl_shard_io::UidReader;
 use oqvl_stage::{RunContext, Stage, StageConfig, Tally};
 use serde::{Deserialize, Serialize};
 
+use crate::baseline::KnownColumns;
 use crate::benchmark_images::{BenchmarkImages, Contamination};
 use crate::config::PoolSource;
-use crate::earlier_output::unmark_if_cut;
+use crate::earlier_output::unmark_if_unsound;
 use crate::parquet_scan::{ParquetFiles, metadata_files};
 use crate::pool::{Pool, index_dir};
 use crate::query::{Database, PoolTable, warn_of_absence};
@@ -198,14 +199,14 @@ fn share_of(total: u64, samples_per_shard: u64, run: &RunContext) -> Result<Shar
             let num_samples = samples_per_shard.min(total - shard * samples_per_shard);
             share.output_shards += 1;
             share.samples += num_samples;
-            unmark_if_cut(run, shard as usize, num_samples)?;
+            unmark_if_unsound(run, shard as usize, num_samples)?;
         }
     }
     Ok(share)
 }
 
 /// Opens the lists and the assets of baselines, and looks for the columns rules go by: in the first samples of some shards,
-/// or the columns of the folder. Writes nothing but in the scratch space.
+/// or in the files of the folder. Writes nothing but in the scratch space.
 fn check_rules(
     config: &MixerConfig,
     rules: &[Rule],
@@ -218,35 +219,38 @@ fn check_rules(
     for rule in rules {
         match rule {
             Rule::Uids(path) => drop(UidReader::open(&run.resolve(path))?),
-            Rule::Where(_) | Rule::Sql(_) | Rule::Score { .. } => goes_by_columns = true,
-            Rule::Baseline(_) => {}
+            Rule::Where(_) | Rule::Sql(_) | Rule::Score { .. } | Rule::Baseline(_) => goes_by_columns = true,
         }
     }
     crate::baseline::check_assets(rules, run)?;
     if !goes_by_columns {
         return Ok(());
     }
-    let (columns, is_certain, has_places) = match source {
+    let (columns, is_certain, files) = match source {
         PoolSource::Shards(dir) => {
             // The preview reads what the first pass will read and writes nothing.
             let index = SampleIndex::create(scratch.dir(), plan, &run.resolve(dir))?;
             let preview = index.preview(plan, run)?;
-            (preview.columns, preview.is_certain, true)
+            (preview.columns, preview.is_certain, None)
         }
         PoolSource::Metadata(dir, pattern) => {
             let paths = metadata_files(&run.resolve(dir), pattern, "metadata_files")?;
             let files = ParquetFiles::open(paths, run)?;
             files.require_text("uid", "metadata_dir")?;
-            (files.columns, true, false)
+            (files.columns, true, Some(files.files))
         }
     };
     let schema = columns.schema();
-    let pool = PoolTable::Preview { schema: &schema, is_certain };
-    let database = Database::open(config, pool, has_places, scratch, run)?;
+    let pool = PoolTable::Preview { schema, is_certain };
+    let database = Database::open(config, pool, files.is_none(), scratch, run)?;
+    let known = KnownColumns { columns: &columns, is_certain, files: files.as_deref() };
     for (index, rule) in rules.iter().enumerate() {
         database.check(index, rule)?;
+        if let Rule::Baseline(rule) = rule {
+            crate::baseline::check_columns(index, rule, known, config, run)?;
+        }
         if let Rule::Score { source: ScoreSource::Column(name), .. } = rule {
-            match metric_column(index, name, &schema, &config.sidecars()) {
+            match metric_column(index, name, schema, &config.sidecars()) {
                 Err(error) if !is_certain => warn_of_absence(&error),
                 found => {
                     // What is text in some samples is text in all.
@@ -608,18 +612,22 @@ mod tests {
     #[test]
     fn what_an_earlier_run_left_cut_short_is_written_again() {
         let undisturbed = run_rich(|_, _| {});
-        for (name, keep) in
-            [("00000001.tar", 3), ("00000001.tar", 1), ("00000000.parquet", 2), ("00000000_stats.json", 2)]
-        {
+        type Keep = fn(usize) -> usize;
+        let damages: [(&str, Keep); 4] = [
+            ("00000001.tar", |len| len / 3),
+            // At a block, in front of the two that close it.
+            ("00000001.tar", |len| len - 1024),
+            ("00000000.parquet", |len| len / 2),
+            ("00000000_stats.json", |len| len / 2),
+        ];
+        for (case, (name, keep)) in damages.into_iter().enumerate() {
             let resumed = run_rich(|config, run| {
                 Mixer::run(config, run).unwrap();
                 let path = run.out_dir.join(name);
                 let bytes = std::fs::read(&path).unwrap();
-                // Without its end, and at half its length.
-                let len = if keep == 1 { bytes.len() - 1024 } else { bytes.len() / keep };
-                oqvl_shard_io::write_atomic(&path, &bytes[..len]).unwrap();
+                oqvl_shard_io::write_atomic(&path, &bytes[..keep(bytes.len())]).unwrap();
             });
-            assert!(resumed == undisturbed, "{name}, {keep}");
+            assert!(resumed == undisturbed, "{case}: {name}");
         }
     }
 

@@ -188,7 +188,7 @@ fn by_score(
             let sidecar = sidecars.iter().position(|it| it == files).expect("it is one of the config's");
             score_column(sidecar, metric)
         }
-        ScoreSource::Column(name) => metric_column(index, name, &pool.files.schema, &sidecars)?,
+        ScoreSource::Column(name) => metric_column(index, name, pool.files.schema(), &sidecars)?,
     };
     if let (ScoreSource::Column(name), Some(kind)) = (source, pool.files.columns.kind(&column)) {
         check_is_number(index, name, kind)?;
@@ -212,7 +212,7 @@ fn by_score(
     };
     let mut rows = RowSet::none(pool.num_rows);
     let threshold = report.threshold.unwrap_or(f64::INFINITY);
-    let field = pool.files.schema.field_with_name(&column);
+    let field = pool.files.schema().field_with_name(&column);
     let threshold = field.map_or(threshold, |field| rounded_as(field.data_type(), threshold));
     scores.for_each(|row, score| {
         if score.is_some_and(|score| score >= threshold) {

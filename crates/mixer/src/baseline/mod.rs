@@ -11,27 +11,30 @@ mod asset;
 mod caption;
 mod embeddings;
 mod language;
+mod needed_columns;
 mod numpy_array;
 mod wordnet;
 
 use arrow_array::{Array, Float64Array, StringArray};
 use oqvl_shard_io::{Uid, score_in_answer};
-use oqvl_stage::{ConfigError, RunContext};
+use oqvl_stage::RunContext;
 
 use crate::baseline_config::{Baseline, BasicVariant};
-use crate::columns::{list_names, numbers, public_names, rounded_as, texts};
+use crate::columns::{MergedColumns, numbers, rounded_as, texts};
 use crate::config::{DEFAULT_METADATA_FILES, PoolSource};
 use crate::external_sort::{Sorter, number_of, ordered_bytes};
-use crate::parquet_scan::{ParquetFiles, Rows, metadata_files};
+use crate::parquet_scan::{ParquetFile, ParquetFiles, Rows, metadata_files};
 use crate::pool::{Pool, scan_uids};
+use crate::query::warn_of_absence;
 use crate::row_set::RowSet;
 use crate::subset::{Subset, Surroundings, fraction_threshold};
 use crate::subset_config::{BaselineRule, Cut, Rule};
 use crate::uid_order::{FoundRows, UidSorter};
-use crate::{MixerError, SubsetReport};
+use crate::{MixerConfig, MixerError, SubsetReport};
 
 use caption::CaptionLists;
 use language::LanguageModel;
+use needed_columns::{NeededColumns, score_column};
 use wordnet::WordNet;
 
 /// LAION-2B's bar for the score of CLIP ViT-B/32.
@@ -62,6 +65,58 @@ pub(crate) fn check_assets(rules: &[Rule], run: &RunContext) -> Result<(), Mixer
     Ok(())
 }
 
+/// What is known of the columns of the pool before it is read.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct KnownColumns<'a> {
+    pub(crate) columns: &'a MergedColumns,
+    /// Whether there are no others.
+    pub(crate) is_certain: bool,
+    /// The files they were met in; none for shards, whose index users do not know.
+    pub(crate) files: Option<&'a [ParquetFile]>,
+}
+
+/// Looks for the columns that the baseline of the subset at `index` goes by: in the pool, or in files of its own. What only
+/// the first samples lack is warned of.
+pub(crate) fn check_columns(
+    index: usize,
+    rule: &BaselineRule,
+    pool: KnownColumns<'_>,
+    config: &MixerConfig,
+    run: &RunContext,
+) -> Result<(), MixerError> {
+    let own_files = own_files(index, rule, config, run)?;
+    let (columns, files) = match &own_files {
+        Some(own) => (&own.columns, Some(&*own.files)),
+        None => (pool.columns, pool.files),
+    };
+    match NeededColumns::find(index, rule, columns, &config.sidecars(), files) {
+        Ok(_columns) => Ok(()),
+        Err(lack) if pool.is_certain || lack.is_final => Err(lack.error.into()),
+        Err(lack) => {
+            warn_of_absence(&lack.error);
+            Ok(())
+        }
+    }
+}
+
+/// The files of a metadata folder that a baseline reads instead of those of the pool.
+fn own_files(
+    index: usize,
+    rule: &BaselineRule,
+    config: &MixerConfig,
+    run: &RunContext,
+) -> Result<Option<ParquetFiles>, MixerError> {
+    let pattern = file_pattern(rule);
+    let dir = match config.source()? {
+        PoolSource::Metadata(dir, pool_pattern) if pattern != pool_pattern => dir,
+        _ => return Ok(None),
+    };
+    let key = format!("subset.{index}.baseline");
+    let files = ParquetFiles::open(metadata_files(&run.resolve(dir), &pattern, &key)?, run)?;
+    files.require_text("uid", &key)?;
+    Ok(Some(files))
+}
+
 /// The subset of the config's entry at `index`.
 pub(crate) fn decide(
     index: usize,
@@ -69,18 +124,12 @@ pub(crate) fn decide(
     pool: &Pool,
     around: Surroundings<'_>,
 ) -> Result<Subset, MixerError> {
-    let pattern = file_pattern(rule);
-    let own_files = match around.config.source()? {
-        PoolSource::Metadata(dir, pool_pattern) if pattern != pool_pattern => {
-            let key = format!("subset.{index}.baseline");
-            let paths = metadata_files(&around.run.resolve(dir), &pattern, &key)?;
-            Some(ParquetFiles::open(paths, around.run)?)
-        }
-        _ => None,
-    };
+    let own_files = own_files(index, rule, around.config, around.run)?;
     let files = own_files.as_ref().unwrap_or(&pool.files);
-    let names = public_names(&files.schema, &around.config.sidecars());
-    let evaluation = Evaluation { index, rule, files, names, around };
+    let known_files = pool.index.is_none().then_some(&*files.files);
+    let columns = NeededColumns::find(index, rule, &files.columns, &around.config.sidecars(), known_files)
+        .map_err(|lack| lack.error)?;
+    let evaluation = Evaluation { rule, files, columns, around };
     let (rows, threshold) = evaluation.rows()?;
     let found = match &own_files {
         Some(files) => evaluation.in_pool(files, &rows, pool)?,
@@ -108,12 +157,9 @@ fn file_pattern(rule: &BaselineRule) -> String {
 
 /// A baseline over the rows of some files.
 struct Evaluation<'a> {
-    /// The place of its subset in the config.
-    index: usize,
     rule: &'a BaselineRule,
     files: &'a ParquetFiles,
-    /// What the config calls the columns of the files, scores of sidecars among them.
-    names: Vec<String>,
+    columns: NeededColumns,
     around: Surroundings<'a>,
 }
 
@@ -134,7 +180,7 @@ impl Evaluation<'_> {
             Laion2b => {
                 // The original asks gcld3; here fastText answers, as in DataComp's other baselines.
                 let language = LanguageModel::open(&self.rule.assets, self.around.run)?;
-                let mut rows = self.reaching(crate::ClipArch::B32.column(), LAION_MIN_SCORE)?;
+                let mut rows = self.reaching(LAION_MIN_SCORE)?;
                 rows.intersect(&self.keep_captions(|caption| language.is_english(caption))?);
                 Ok((rows, Some(LAION_MIN_SCORE)))
             }
@@ -152,12 +198,11 @@ impl Evaluation<'_> {
                 let (rows, threshold) = self.clip_score()?;
                 Ok((self.image_based(Some(rows))?, Some(threshold)))
             }
-            LlavaImageTextMatchingScore => self.mlm_score("image_text_matching_score"),
-            LlavaObjectDetailFulfillmentScore => self.mlm_score("object_detail_fulfillment_score"),
-            LlavaCaptionTextQualityScore => self.mlm_score("caption_text_quality_score"),
-            LlavaSemanticUnderstandingScore => self.mlm_score("semantic_understanding_score"),
-            RewardQualityScore => self.score_and_captions("quality_score"),
-            DfnClipScore => self.score_and_captions("dfn_clipscore"),
+            LlavaImageTextMatchingScore
+            | LlavaObjectDetailFulfillmentScore
+            | LlavaCaptionTextQualityScore
+            | LlavaSemanticUnderstandingScore => self.mlm_score(),
+            RewardQualityScore | DfnClipScore => self.score_and_captions(),
         }
     }
 
@@ -165,7 +210,6 @@ impl Evaluation<'_> {
     fn in_pool(&self, files: &ParquetFiles, rows: &RowSet, pool: &Pool) -> Result<FoundRows, MixerError> {
         let mut uids = UidSorter::new(self.around.scratch);
         let mut row = 0;
-        files.require_text("uid", &self.key())?;
         scan_uids(files, self.around.run, |uid| {
             row += 1;
             match uid {
@@ -182,7 +226,7 @@ impl Evaluation<'_> {
         names: &[&str],
         mask: impl Fn(&Rows) -> Result<Vec<bool>, MixerError> + Sync,
     ) -> Result<RowSet, MixerError> {
-        let names = names.iter().map(|name| self.column(name)).collect::<Result<Vec<_>, _>>()?;
+        let names: Vec<&str> = names.iter().map(|name| self.columns.own_name(name)).collect();
         let mut kept = RowSet::none(self.files.num_rows);
         self.files.scan(
             &names,
@@ -197,38 +241,20 @@ impl Evaluation<'_> {
         Ok(kept)
     }
 
-    /// What the files call the column `name`.
-    fn column(&self, name: &str) -> Result<&str, MixerError> {
-        let Some(place) = self.names.iter().position(|known| known == name) else {
-            // Without rows there may be no columns.
-            if self.files.num_rows == 0 {
-                return Ok("");
-            }
-            let known = list_names(self.names.iter().map(String::as_str));
-            let message = format!("it goes by a column `{name}`, and {} has {known}", self.files_name(0));
-            return Err(ConfigError::new(self.key(), message).into());
-        };
-        Ok(self.files.schema.field(place).name())
-    }
-
     /// The rows whose caption passes.
     fn keep_captions(&self, passes: impl Fn(&str) -> bool + Sync) -> Result<RowSet, MixerError> {
-        self.keep(&[self.text_column()], |rows| {
+        self.keep(&[self.columns.text_column()], |rows| {
             let captions = self.text(rows, 0)?;
             Ok(captions.iter().map(|caption| caption.is_some_and(&passes)).collect())
         })
     }
 
-    fn text_column(&self) -> &'static str {
-        if self.names.iter().any(|name| name == "text") { "text" } else { "caption" }
-    }
-
     fn text(&self, rows: &Rows, column: usize) -> Result<StringArray, MixerError> {
-        texts(rows.batch.column(column)).ok_or_else(|| self.wrong_type(rows, column, "text"))
+        texts(rows.batch.column(column)).ok_or_else(|| self.changed(rows))
     }
 
     fn number(&self, rows: &Rows, column: usize) -> Result<Float64Array, MixerError> {
-        numbers(rows.batch.column(column)).ok_or_else(|| self.wrong_type(rows, column, "numbers"))
+        numbers(rows.batch.column(column)).ok_or_else(|| self.changed(rows))
     }
 
     /// The scores of MLM-Filter: read off its answers, any integer as in the original, or numbers, as our own filter has
@@ -241,28 +267,9 @@ impl Evaluation<'_> {
         Ok(answers.iter().map(|answer| score_in_answer(answer?, ..)).collect())
     }
 
-    fn wrong_type(&self, rows: &Rows, column: usize, expected: &str) -> MixerError {
-        let schema = rows.batch.schema();
-        let field = schema.field(column);
-        let (name, kind) = (field.name(), field.data_type());
-        let where_from = self.files_name(rows.file);
-        let message =
-            format!("it goes by the column `{name}`, which in {where_from} holds no {expected} but {kind}");
-        ConfigError::new(self.key(), message).into()
-    }
-
-    fn key(&self) -> String {
-        format!("subset.{}.baseline", self.index)
-    }
-
-    /// What users know a file by: those of the index are the pool to them.
-    fn files_name(&self, file: usize) -> String {
-        match self.around.config.source() {
-            Ok(PoolSource::Metadata(..)) => {
-                self.files.files.get(file).map(|file| file.path.display().to_string()).unwrap_or_default()
-            }
-            _ => "the pool".to_owned(),
-        }
+    /// Types were looked at when the files were opened.
+    fn changed(&self, rows: &Rows) -> MixerError {
+        MixerError::InputChanged { path: self.files.files[rows.file].path.clone() }
     }
 
     /// `basic_filter`. The fork's variant also computes masks of the caption and uses none (oddity D10); so does this one,
@@ -277,7 +284,7 @@ impl Evaluation<'_> {
             });
         }
         let language = LanguageModel::open(&self.rule.assets, self.around.run)?;
-        self.keep(&[sides[0], sides[1], self.text_column()], |rows| {
+        self.keep(&[sides[0], sides[1], self.columns.text_column()], |rows| {
             let captions = self.text(rows, 2)?;
             let good = |caption: &str| {
                 caption.split_whitespace().nth(2).is_some()
@@ -302,14 +309,18 @@ impl Evaluation<'_> {
     }
 
     fn clip_score(&self) -> Result<(RowSet, f64), MixerError> {
-        let column = self.rule.arch.expect("checked with the config").column();
-        let threshold = self.threshold(column)?;
-        Ok((self.reaching(column, threshold)?, threshold))
+        let threshold = self.threshold()?;
+        Ok((self.reaching(threshold)?, threshold))
     }
 
-    /// The score to reach in `column`. For a fraction, as in the original, every row counts: one without a score
+    /// What the config calls the column with the scores.
+    fn score_column(&self) -> &'static str {
+        score_column(self.rule).expect("only baselines that have scores ask for their column")
+    }
+
+    /// The score to reach. For a fraction, as in the original, every row counts: one without a score
     /// comes last. Where the original ends at such a row, at nan, it keeps nothing; here every row with a score stays.
-    fn threshold(&self, column: &str) -> Result<f64, MixerError> {
+    fn threshold(&self) -> Result<f64, MixerError> {
         let fraction = match self.rule.cut.expect("checked with the config") {
             Cut::MinScore(min_score) => return Ok(min_score),
             Cut::Fraction(fraction) => fraction,
@@ -317,7 +328,7 @@ impl Evaluation<'_> {
         };
         let mut sorter = Sorter::<8>::new(self.around.scratch);
         self.files.scan(
-            &[self.column(column)?],
+            &[self.columns.own_name(self.score_column())],
             self.around.run,
             |rows| self.number(&rows, 0),
             |scores| {
@@ -329,8 +340,8 @@ impl Evaluation<'_> {
     }
 
     /// The rows with a score of at least `threshold`.
-    fn reaching(&self, column: &str, threshold: f64) -> Result<RowSet, MixerError> {
-        self.keep(&[column], |rows| {
+    fn reaching(&self, threshold: f64) -> Result<RowSet, MixerError> {
+        self.keep(&[self.score_column()], |rows| {
             let threshold = rounded_as(rows.batch.column(0).data_type(), threshold);
             let passes = |score: Option<f64>| score.is_some_and(|score| score >= threshold);
             Ok(self.number(rows, 0)?.iter().map(passes).collect())
@@ -348,13 +359,13 @@ impl Evaluation<'_> {
         embeddings::near_targets(&self.rule.assets, self.files, &candidates, self.around.run)
     }
 
-    fn mlm_score(&self, column: &str) -> Result<(RowSet, Option<f64>), MixerError> {
+    fn mlm_score(&self) -> Result<(RowSet, Option<f64>), MixerError> {
         let (threshold, tie_share) = match self.rule.cut.expect("checked with the config") {
             Cut::MinScore(min_score) => (min_score, 1.0),
-            Cut::Fraction(fraction) => self.mlm_threshold(column, fraction)?,
+            Cut::Fraction(fraction) => self.mlm_threshold(fraction)?,
             Cut::Quantile(_) => unreachable!("refused with the config"),
         };
-        let rows = self.keep(&[column, "status", "uid"], |rows| {
+        let rows = self.keep(&[self.score_column(), "status", "uid"], |rows| {
             let (scores, status) = (self.answers(rows, 0)?, self.text(rows, 1)?);
             let uids = self.text(rows, 2)?;
             let passes = |row: usize| {
@@ -375,10 +386,10 @@ impl Evaluation<'_> {
 
     /// The score at index `int(N * fraction)` of the readable ones in descending order, and which share of those that
     /// equal it is to be kept, so that the fraction is met on average.
-    fn mlm_threshold(&self, column: &str, fraction: f64) -> Result<(f64, f64), MixerError> {
+    fn mlm_threshold(&self, fraction: f64) -> Result<(f64, f64), MixerError> {
         let mut sorter = Sorter::<8>::new(self.around.scratch);
         self.files.scan(
-            &[self.column(column)?],
+            &[self.columns.own_name(self.score_column())],
             self.around.run,
             |rows| self.answers(&rows, 0),
             |scores| scores.into_iter().flatten().try_for_each(|score| sorter.push(ordered_bytes(score))),
@@ -395,10 +406,10 @@ impl Evaluation<'_> {
         Ok((threshold, wanted.saturating_sub(above) as f64 / equal as f64))
     }
 
-    fn score_and_captions(&self, column: &str) -> Result<(RowSet, Option<f64>), MixerError> {
+    fn score_and_captions(&self) -> Result<(RowSet, Option<f64>), MixerError> {
         let lists = CaptionLists::open(&self.rule.assets, self.around.run)?;
-        let threshold = self.threshold(column)?;
-        let mut rows = self.reaching(column, threshold)?;
+        let threshold = self.threshold()?;
+        let mut rows = self.reaching(threshold)?;
         rows.intersect(&self.keep_captions(|caption| lists.accept(caption))?);
         Ok((rows, Some(threshold)))
     }
