@@ -136,23 +136,23 @@ impl OutDir {
     }
 
     /// Creates or cleans the output directory. What an interrupted run of the same fingerprint left stays; what
-    /// another one left goes; what somebody else left is not touched. The file is the lock.
-    pub(crate) fn prepare<S: Stage>(
-        &self,
-        request: &Request<'_, S>,
-        voice: Voice,
-    ) -> Result<File, StageError> {
+    /// another one left goes; what somebody else left is not touched. Under the [`lock`](OutDir::lock).
+    pub(crate) fn prepare<S: Stage>(&self, request: &Request<'_, S>, voice: Voice) -> Result<(), StageError> {
         let Request { config, fingerprint, shards } = *request;
         let is_whole = request.is_whole();
-        std::fs::create_dir_all(&self.path).map_err(StageError::io(&self.path))?;
-        let lock = self.lock(is_whole)?;
-        // Partial runs share the lock above, and may start at the same moment: one at a time looks and stamps.
+        // Partial runs share the lock, and may start at the same moment: one at a time looks and stamps.
         let stamp_lock_path = self.path.join(STAMP_LOCK_FILE);
         let stamp_lock = File::create(&stamp_lock_path).map_err(StageError::io(&stamp_lock_path))?;
         stamp_lock.lock().map_err(StageError::io(&stamp_lock_path))?;
         if is_whole {
             self.restore_replaced()?;
-        } else if self.standing_stamp()?.is_some_and(|stamp| stamp.fingerprint == fingerprint) {
+        } else if replaced::stamp_aside(&self.path, FINGERPRINT_FILE).is_some() {
+            // What is aside comes back with the next whole run, and what a share of another request did would go.
+            if let Some(share) = shards
+                && self.standing_stamp()?.is_none_or(|stamp| stamp.fingerprint != fingerprint)
+            {
+                return Err(self.stale_output(share));
+            }
             // A manifest that came back later would not know what this share does.
             replaced::restore_seals(&self.path, FINGERPRINT_FILE)?;
         }
@@ -166,12 +166,9 @@ impl OutDir {
                     // What this share changes is no longer what the manifest says.
                     remove_file_if_there(&self.manifest())?;
                 }
-                return Ok(lock);
+                return Ok(());
             }
-            (Some(_), Some(share)) => {
-                let asked_by = share.asked_by();
-                return Err(StageError::StaleOutput { asked_by, path: self.path.clone() });
-            }
+            (Some(_), Some(share)) => return Err(self.stale_output(share)),
             (Some(_), None) if policy == EarlierOutput::Extend => self.reopen::<S>()?,
             (Some(stamp), None) => {
                 // Once more, now that nobody else adds to it.
@@ -192,8 +189,7 @@ impl OutDir {
             (None, _) if has_only_hidden_files(&self.path)? => {}
             (None, _) => return Err(self.foreign_directory()),
         }
-        self.write_stamp(fingerprint)?;
-        Ok(lock)
+        self.write_stamp(fingerprint)
     }
 
     fn tell_of_removal(&self, policy: EarlierOutput, stamp: &Stamp, voice: Voice) -> Result<(), StageError> {
@@ -238,6 +234,10 @@ impl OutDir {
         Ok(files.into_iter().find(|(name, _)| !manifest.outputs.contains_key(name)).map(|(_, path)| path))
     }
 
+    fn stale_output(&self, share: ShardRange) -> StageError {
+        StageError::StaleOutput { asked_by: share.asked_by(), path: self.path.clone() }
+    }
+
     fn foreign_directory(&self) -> StageError {
         StageError::ForeignDirectory { path: self.path.clone(), stage: self.stage }
     }
@@ -253,8 +253,10 @@ impl OutDir {
         })
     }
 
-    /// Whole runs exclude each other and partial runs; partial runs share.
-    fn lock(&self, is_whole: bool) -> Result<File, StageError> {
+    /// Makes the directory if it is not there. Whole runs exclude each other and partial runs; partial runs share. The
+    /// file is the lock.
+    pub(crate) fn lock(&self, is_whole: bool) -> Result<File, StageError> {
+        std::fs::create_dir_all(&self.path).map_err(StageError::io(&self.path))?;
         let path = self.path.join(LOCK_FILE);
         let file = File::create(&path).map_err(StageError::io(&path))?;
         let locked = if is_whole { file.try_lock() } else { file.try_lock_shared() };

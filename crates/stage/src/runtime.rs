@@ -15,7 +15,7 @@ use crate::stores::StoresConfig;
 use crate::voice::Voice;
 use crate::{EarlierOutput, RunContext, Stage, StageConfig as _};
 use anyhow::Context as _;
-use oqvl_shard_io::{Claim, FilePattern, Manifest, StoreSettings, StoreUri, write_json_atomic};
+use oqvl_shard_io::{Claim, FilePattern, Manifest, StoreError, StoreSettings, StoreUri, write_json_atomic};
 use std::collections::BTreeMap;
 use std::io::Write as _;
 use std::path::Path;
@@ -84,6 +84,7 @@ fn exit_code(error: &anyhow::Error) -> u8 {
                         | StageError::ForeignDirectory { .. }
                         | StageError::ForeignFile { .. }
                         | StageError::StaleOutput { .. }
+                        | StageError::Store(StoreError::ForeignDestination { .. })
                 )
             )
     });
@@ -141,6 +142,14 @@ fn of_stage<S: Stage>(error: S::Error) -> anyhow::Error {
         }
         _ => error,
     }
+}
+
+/// The marks of earlier runs whose place in a store may be taken.
+#[derive(Debug, Default)]
+struct Marks {
+    replaces: Option<Stamp>,
+    /// Only if nothing else is there.
+    replaces_alone: Option<Stamp>,
 }
 
 impl<S: Stage> Job<S> {
@@ -201,9 +210,14 @@ impl<S: Stage> Job<S> {
         }
         self.out_dir.check_discard(&request)?;
         survive_file_size_limit()?;
-        // Before anything here is removed: a place that is taken is a wrong request.
+        let _lock = self.out_dir.lock(request.is_whole())?;
+        // Before anything here is removed, and by nobody but who has the lock: a place that is taken is a wrong request.
         let publisher = self.publisher(&fingerprint, &interrupted)?;
-        let _lock = self.out_dir.prepare(&request, self.voice)?;
+        let found = self.out_dir.standing_stamp()?;
+        if let Err(error) = self.out_dir.prepare(&request, self.voice) {
+            self.give_place_back(found, &fingerprint);
+            return Err(error.into());
+        }
         let queue = publisher.as_ref().map(Publisher::queue);
         let run = self.context(threads, &fingerprint, mirrors, interrupted, queue);
 
@@ -288,26 +302,40 @@ impl<S: Stage> Job<S> {
         interrupted: &Arc<AtomicBool>,
     ) -> anyhow::Result<Option<Publisher>> {
         let Some(uri) = self.stores.destination(S::NAME) else { return Ok(None) };
-        // Output that is added to keeps its place there too.
-        let is_extended = self.config.earlier_output() == EarlierOutput::Extend;
-        let earlier = self.out_dir.standing_stamp()?.filter(|_| is_extended);
-        let earlier = earlier.as_ref().map(|stamp| stamp.fingerprint.as_str());
-        self.claim(&uri, fingerprint, earlier, interrupted).map(Some)
+        let (standing, outside) = (self.out_dir.standing_stamp()?, self.out_dir.stamp()?);
+        let mut marks = Marks::default();
+        if self.config.earlier_output() == EarlierOutput::Extend {
+            // Output that is added to keeps its place there too.
+            marks.replaces = standing;
+        } else if standing.as_ref().is_some_and(|stamp| stamp.fingerprint == fingerprint) {
+            // An extension was killed before it began.
+            marks.replaces = outside;
+        } else if self.flags.shards.is_none() && fingerprint::output_files(&self.out_dir.path)?.is_empty() {
+            // A run ended before it had made anything.
+            marks.replaces_alone = outside;
+        }
+        self.claim(&uri, fingerprint, &marks, interrupted).map(Some)
     }
 
     fn claim(
         &self,
         uri: &StoreUri,
         fingerprint: &str,
-        replaces: Option<&str>,
+        marks: &Marks,
         interrupted: &Arc<AtomicBool>,
     ) -> anyhow::Result<Publisher> {
-        let bytes = |fingerprint: &str| {
-            let stamp = Stamp { stage: S::NAME.to_owned(), fingerprint: fingerprint.to_owned() };
-            serde_json::to_vec_pretty(&stamp).context("the stamp cannot be written as JSON")
+        let bytes =
+            |stamp: &Stamp| serde_json::to_vec_pretty(stamp).context("the stamp cannot be written as JSON");
+        let stamp = Stamp { stage: S::NAME.to_owned(), fingerprint: fingerprint.to_owned() };
+        let content = bytes(&stamp)?;
+        let replaces = marks.replaces.as_ref().map(bytes).transpose()?;
+        let replaces_alone = marks.replaces_alone.as_ref().map(bytes).transpose()?;
+        let claim = Claim {
+            name: FINGERPRINT_FILE,
+            content: &content,
+            replaces: replaces.as_deref(),
+            replaces_alone: replaces_alone.as_deref(),
         };
-        let (content, replaces) = (bytes(fingerprint)?, replaces.map(bytes).transpose()?);
-        let claim = Claim { name: FINGERPRINT_FILE, content: &content, replaces: replaces.as_deref() };
         let settings = self.store_settings.clone();
         Ok(Publisher::start(settings, uri, &self.out_dir.path, claim, interrupted)?)
     }
@@ -318,14 +346,21 @@ impl<S: Stage> Job<S> {
             return Ok(());
         }
         self.voice.info(&format!("{}: {} is as it was before", S::NAME, self.out_dir.path.display()));
-        if let Some(uri) = self.stores.destination(S::NAME)
-            && self.config.earlier_output() == EarlierOutput::Extend
-            && let Some(stamp) = self.out_dir.stamp()?
-            && let Err(error) = self.claim(&uri, &stamp.fingerprint, Some(fingerprint), &Arc::default())
-        {
+        self.give_place_back(self.out_dir.stamp()?, fingerprint);
+        Ok(())
+    }
+
+    /// An extension that has not begun leaves the place in the store to the output that it was to extend.
+    fn give_place_back(&self, found: Option<Stamp>, fingerprint: &str) {
+        let (Some(uri), Some(found)) = (self.stores.destination(S::NAME), found) else { return };
+        if self.config.earlier_output() != EarlierOutput::Extend {
+            return;
+        }
+        let ours = Stamp { stage: S::NAME.to_owned(), fingerprint: fingerprint.to_owned() };
+        let marks = Marks { replaces: Some(ours), replaces_alone: None };
+        if let Err(error) = self.claim(&uri, &found.fingerprint, &marks, &Arc::default()) {
             tracing::warn!("{uri} still has the mark of the run that failed: {error}");
         }
-        Ok(())
     }
 
     /// Sends what the stage has not handed in and, when all of it has arrived, report and manifest. A share sends only

@@ -178,7 +178,8 @@ fn json_list_is_streamed_and_syntax_errors_are_fatal() {
 fn json_lists_of_python_are_read() {
     let text = br#"[{"url": "http://a/1", "caption": "NaN, which Python writes", "clip": NaN},
         {"url": "http://a/2", "caption": "two", "clip": -Infinity}, {"url": "http://a/3", "caption": "three", "clip": 0.5}]"#;
-    let mut case = Case::new(&[("urls.json", text)]);
+    let marked = [b"\xef\xbb\xbf", &text[..]].concat();
+    let mut case = Case::new(&[("urls.json", &marked)]);
     case.config.save_additional_columns = vec!["clip".to_owned()];
     let rows =
         ["http://a/1|NaN, which Python writes|[null]", "http://a/2|two|[null]", "http://a/3|three|[0.5]"];
@@ -601,6 +602,11 @@ fn two_stray_quotes_do_not_swallow_rows() {
     check("url,caption\nhttp://a/1,one\nhttp://a/2,\"5 inch\nhttp://a/3,three\nhttp://a/4,\"6 inch\n", 3);
     // In neighbouring rows; and with a column behind.
     check("url,caption\nhttp://a/2,\"5 inch\nhttp://a/3,\"6 inch\n", 2);
+    // Behind blank lines, and with both kinds of line ends.
+    for ends in ["\n", "\r\n"] {
+        let list = "url,caption\nhttp://a/1,one\n\n\nhttp://a/2,\"5 inch\nhttp://a/3,\"6 inch\n";
+        check(&list.replace('\n', ends), 5);
+    }
     check("url,caption,n\nhttp://a/2,\"5 inch,1\nhttp://a/3,\"6 inch,2\n", 2);
     check("caption,url,n\n\"5 inch,http://a/2,1\n\"6 inch,http://a/3,2\n", 2);
     check("caption,n,url\n\"5 inch,1,http://a/2\n\"6 inch,2,http://a/3\n", 2);

@@ -129,7 +129,8 @@ impl TextList<'_, '_> {
     }
 
     fn comma_separated(self) -> Result<Vec<String>, String> {
-        let Self { input, allowance, wanted, on_record } = self;
+        let Self { mut input, allowance, wanted, on_record } = self;
+        let ends_with_cr = ends_with_cr(input.fill_buf().map_err(|error| error.to_string())?);
         // Flexible, so that a row with a comma too many is a bad row and not the end of the list.
         let mut reader = csv::ReaderBuilder::new().flexible(true).from_reader(input.chain(END_OF_LIST));
         let header = reader.byte_headers().map_err(|error| error.to_string())?.clone();
@@ -143,13 +144,16 @@ impl TextList<'_, '_> {
             allowance.set(MAX_RECORD_BYTES);
             let start = reader.position().line();
             let read = reader.read_byte_record(&mut fields);
-            if !read.map_err(|error| format!("the row of line {start}: {error}"))? || is_end(&fields) {
+            if !read.map_err(|error| format!("the row in or after line {start}: {error}"))? || is_end(&fields)
+            {
                 return Ok(columns.names);
             }
             check_closed(&fields, reader.position())?;
             if columns.has_swallowed_row(&fields) {
+                let num_lines = fields.iter().map(num_line_ends).sum::<u64>() + u64::from(!ends_with_cr);
+                let line = reader.position().line().saturating_sub(num_lines);
                 return Err(format!(
-                    "a quote is opened in the row of line {start} and closed rows later, after what looks like another row"
+                    "a quote is opened in the row of line {line} and closed rows later, after what looks like another row"
                 ));
             }
             if on_record(columns.record(&fields)).is_break() {
@@ -179,8 +183,12 @@ impl TextList<'_, '_> {
 
     /// A list of objects; or, in files that are called `.json` all the same, one object per line.
     fn json_list(mut self) -> Result<Vec<String>, String> {
+        const MARK: &[u8] = b"\xef\xbb\xbf";
         let start = self.input.fill_buf().map_err(|error| error.to_string())?;
-        let start = start.strip_prefix(b"\xef\xbb\xbf").unwrap_or(start);
+        if start.starts_with(MARK) {
+            self.input.consume(MARK.len());
+        }
+        let start = self.input.fill_buf().map_err(|error| error.to_string())?;
         if start.trim_ascii_start().first() == Some(&b'{') {
             return self.json_lines();
         }
@@ -321,8 +329,18 @@ fn check_closed(fields: &csv::ByteRecord, after: &csv::Position) -> Result<(), S
     if !last.ends_with(END_OF_LIST) {
         return Ok(());
     }
-    let num_lines = last.iter().filter(|byte| **byte == b'\n').count() as u64;
-    Err(format!("a quote is opened in line {} and never closed", after.line().saturating_sub(num_lines)))
+    let line = after.line().saturating_sub(num_line_ends(last));
+    Err(format!("a quote is opened in line {line} and never closed"))
+}
+
+fn num_line_ends(text: &[u8]) -> u64 {
+    text.iter().filter(|byte| **byte == b'\n').count() as u64
+}
+
+/// Whether lines end with `\r\n`, as far as the first does: of these the reader leaves the `\n` to the next record.
+fn ends_with_cr(start: &[u8]) -> bool {
+    let end = start.iter().position(|byte| *byte == b'\n');
+    end.is_some_and(|end| start[..end].ends_with(b"\r"))
 }
 
 /// A reader that gives up when its allowance is used; the consumer renews it with every record.

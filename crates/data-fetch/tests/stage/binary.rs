@@ -368,18 +368,8 @@ fn a_wrong_request_costs_nothing_of_what_is_there() {
             assert_eq!(world.outputs(), before, "{sets:?}");
         }
     }
-    // Killed in between, by the state it then leaves: all of the output aside, none of the new request's there.
-    let (out_dir, aside) = (world.out_dir(), world.out_dir().join(".replaced"));
-    std::fs::create_dir(&aside).unwrap();
-    for entry in std::fs::read_dir(&out_dir).unwrap() {
-        let name = entry.unwrap().file_name();
-        if !name.to_string_lossy().starts_with('.') {
-            std::fs::rename(out_dir.join(&name), aside.join(&name)).unwrap();
-        }
-    }
-    let stamp = br#"{"stage": "data-fetch", "fingerprint": "of the request that was killed"}"#;
-    write_atomic(&out_dir.join("fingerprint.json"), stamp).unwrap();
-    write_atomic(&out_dir.join("00000.tar"), b"new").unwrap();
+    set_aside(&world, br#"{"stage": "data-fetch", "fingerprint": "of the request that was killed"}"#);
+    write_atomic(&world.out_dir().join("00000.tar"), b"new").unwrap();
     let num_requests = world.server.requests().len();
     finish(&world, &[]);
     assert_eq!((results(&world), world.server.requests().len()), {
@@ -399,6 +389,19 @@ fn a_wrong_request_costs_nothing_of_what_is_there() {
             assert_eq!(world.outputs(), before);
         }
     }
+}
+
+/// The state that a run leaves which is killed before it begins: all of the output aside, none of the new request's there.
+fn set_aside(world: &World, new_stamp: &[u8]) {
+    let (out_dir, aside) = (world.out_dir(), world.out_dir().join(".replaced"));
+    std::fs::create_dir(&aside).unwrap();
+    for entry in std::fs::read_dir(&out_dir).unwrap() {
+        let name = entry.unwrap().file_name();
+        if !name.to_string_lossy().starts_with('.') {
+            std::fs::rename(out_dir.join(&name), aside.join(&name)).unwrap();
+        }
+    }
+    write_atomic(&out_dir.join("fingerprint.json"), new_stamp).unwrap();
 }
 
 #[test]
@@ -477,6 +480,28 @@ fn a_limit_on_failures_holds_for_finished_output_too() {
     }
     finish(&world, &[&limit("0.5")]);
     assert_eq!(world.outputs(), before);
+}
+
+/// The output that was set aside comes back with the next whole run, and all that shares had done would go.
+#[test]
+fn shares_do_not_work_beside_output_that_was_set_aside() {
+    let (world, _ill) = slow_world();
+    let share = || {
+        let mut command = command(&world, &["data-fetch.image_size=17"]);
+        command.args(["--shards", "0..1"]).output().unwrap()
+    };
+    assert!(share().status.success());
+    let stamp = std::fs::read(world.out_dir().join("fingerprint.json")).unwrap();
+    std::fs::remove_dir_all(world.out_dir()).unwrap();
+    finish(&world, &[]);
+    let before = results(&world);
+    set_aside(&world, &stamp);
+    let output = share();
+    let text = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(2), "{text}");
+    assert!(text.contains("run the whole stage first"), "{text}");
+    finish(&world, &[]);
+    assert_eq!(results(&world), before);
 }
 
 #[test]

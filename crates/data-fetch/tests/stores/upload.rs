@@ -62,19 +62,48 @@ fn all_output_is_sent_and_only_once() {
     program.set("data-fetch.incremental_mode", "incremental");
     assert!(program.succeed().stderr.contains("up to date"));
 
+    // So does one that finds a file of somebody else's here.
+    let notes = program.out_dir().join("notes.txt");
+    write_atomic(&notes, b"mine").unwrap();
+    program.set("data-fetch.incremental_mode", "extend");
+    program.set("data-fetch.min_image_size", "1");
+    assert!(program.fail(2).contains("notes.txt was not written by stage"));
+    std::fs::remove_file(&notes).unwrap();
+    program.unset("data-fetch.min_image_size");
+    program.set("data-fetch.incremental_mode", "incremental");
+    assert!(program.succeed().stderr.contains("up to date"));
+
     // Another run's place is left alone.
     program.set("data-fetch.encode_quality", "80");
     program.set("data-fetch.incremental_mode", "overwrite");
-    let last = program.fail(1);
+    let last = program.fail(2);
     assert!(last.contains("s3://sent/run 1/data-fetch: holds the output of another run"), "{last}");
     bucket.put("mine/data-fetch/notes.txt", b"mine");
     program.set("stores.upload_to", "\"s3://sent/mine\"");
-    let last = program.fail(1);
+    let last = program.fail(2);
     assert!(last.contains("s3://sent/mine/data-fetch: holds files that no run of ours put there"), "{last}");
     program.set("stores.upload_to", "\"s3://no-such-bucket/x\"");
     assert!(program.fail(1).contains("there is no bucket `no-such-bucket`"));
     program.set("stores.upload_to", "\"http://host/x\"");
     assert!(program.fail(2).contains("stores.upload_to: expected s3://bucket/prefix"));
+}
+
+/// A run that ends before it has made anything leaves its mark. The next one from here has another, and takes the place.
+#[test]
+fn a_place_that_was_only_marked_goes_to_the_corrected_run() {
+    let Some(server) = S3Server::get() else { return };
+    let bucket = server.bucket("marked");
+    let mut program = program(12, Duration::ZERO, server.address, "s3://marked/run");
+    program.set("data-fetch.caption_col", "nope");
+    assert!(program.fail(2).contains("data-fetch.caption_col: names column `nope`"));
+    assert_eq!(bucket.keys().len(), 1, "the mark");
+    // A neighbour's run of the same place is not ours to take it from.
+    bucket.put("run/data-fetch/00000.tar", b"theirs");
+    program.unset("data-fetch.caption_col");
+    assert!(program.fail(2).contains("holds the output of another run"));
+    bucket.delete("run/data-fetch/00000.tar");
+    program.succeed();
+    assert_eq!(objects(&bucket, "run/data-fetch/"), program.outputs());
 }
 
 #[test]
@@ -185,7 +214,7 @@ fn large_files_go_in_parts_and_come_back_whole() {
         .map(|(idx, num_bytes)| (format!("{idx:05}.tar"), noise(*num_bytes)))
         .collect();
     let uri = || StoreUri::parse("s3://large/shards").unwrap();
-    let claim = Claim { name: "mark", content: b"run 1", replaces: None };
+    let claim = Claim { name: "mark", content: b"run 1", replaces: None, replaces_alone: None };
     let never = || false;
     for expected in [Sent::Now, Sent::Before] {
         let destination = Destination::claim(settings(server.address), uri(), claim, &never).unwrap();
@@ -201,7 +230,8 @@ fn large_files_go_in_parts_and_come_back_whole() {
     let destination = Destination::claim(settings(server.address), uri(), claim, &never).unwrap();
     assert_eq!(destination.send(&changed, "00005.tar", &never).unwrap(), Sent::Now);
     assert!(bucket.get("shards/00005.tar") == noise((50 << 20) + 1)[1..]);
-    let other = Claim { name: "mark", content: b"run 2", replaces: Some(b"run 0") };
+    let other =
+        Claim { content: b"run 2", replaces: Some(b"run 0"), replaces_alone: Some(b"run 1"), ..claim };
     let error = Destination::claim(settings(server.address), uri(), other, &never).unwrap_err();
     assert!(matches!(error, StoreError::ForeignDestination { .. }), "{error}");
     let heir = Claim { replaces: Some(b"run 1"), ..other };

@@ -36,6 +36,8 @@ pub struct Claim<'a> {
     pub content: &'a [u8],
     /// Content of an earlier mark that this one takes the place of.
     pub replaces: Option<&'a [u8]>,
+    /// The same, if nothing but the mark is there.
+    pub replaces_alone: Option<&'a [u8]>,
 }
 
 /// What became of a file that was to be sent.
@@ -114,7 +116,10 @@ impl Destination {
         if mark == claim.content {
             return Ok(known);
         }
-        if claim.replaces != Some(mark.as_slice()) {
+        let is_alone = known.len() == 1;
+        let is_replaced = claim.replaces == Some(mark.as_slice())
+            || is_alone && claim.replaces_alone == Some(mark.as_slice());
+        if !is_replaced {
             return Err(foreign("holds the output of another run: of other inputs or another config"));
         }
         let path = self.objects.path(self.key(claim.name).as_str())?;
