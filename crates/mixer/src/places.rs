@@ -125,15 +125,18 @@ impl Places {
     }
 
     /// Reads one sample; `None` if the file is not one of these, or has no such sample.
-    pub(crate) fn read_one(path: &Path, position: u64) -> Option<Place> {
-        let (num_samples, _) = Places::read_summary(path)?;
-        if position >= num_samples {
-            return None;
-        }
+    pub(crate) fn read_one(path: &Path, position: u64) -> Result<Option<Place>, MixerError> {
+        let failed = |source| MixerError::Shard(ShardError::Io { path: path.to_path_buf(), source });
+        let file = std::fs::File::open(path).map_err(failed)?;
+        let mut header = [0; MAGIC.len()];
         let mut record = [0; RECORD_BYTES];
         let start = HEADER_BYTES as u64 + position * RECORD_BYTES as u64;
-        std::fs::File::open(path).ok()?.read_exact_at(&mut record, start).ok()?;
-        Some(Place::decode(&record))
+        let read = file.read_exact_at(&mut header, 0).and_then(|()| file.read_exact_at(&mut record, start));
+        match read {
+            Ok(()) => Ok((header == *MAGIC).then(|| Place::decode(&record))),
+            Err(error) if error.kind() == std::io::ErrorKind::UnexpectedEof => Ok(None),
+            Err(error) => Err(failed(error)),
+        }
     }
 
     /// The number of samples in the file and how the tar ends, without reading all of it.
@@ -223,13 +226,16 @@ mod tests {
         for end in [ShardEnd::Whole, ShardEnd::Damaged, ShardEnd::Unterminated] {
             let places = Places { samples: samples.clone(), end };
             places.write(&path).unwrap();
-            let one_by_one = (0..4).map(|position| Places::read_one(&path, position));
+            let one_by_one = (0..4).map(|position| Places::read_one(&path, position).unwrap());
             assert!(one_by_one.eq(places.samples.iter().copied().map(Some).chain([None])));
             assert_eq!(Places::read(&path).unwrap(), Some(places));
             assert_eq!(Places::read_summary(&path), Some((3, end)));
         }
         write_atomic(&path, b"something else").unwrap();
         assert_eq!(Places::read(&path).unwrap(), None);
-        assert_eq!((Places::read_summary(&path), Places::read_one(&path, 0)), (None, None));
+        assert_eq!((Places::read_summary(&path), Places::read_one(&path, 0).unwrap()), (None, None));
+        write_atomic(&path, &[7; 1000]).unwrap();
+        assert_eq!(Places::read_one(&path, 0).unwrap(), None);
+        assert!(matches!(Places::read_one(&dir.path().join("y"), 0), Err(MixerError::Shard(_))));
     }
 }

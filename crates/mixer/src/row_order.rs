@@ -3,7 +3,7 @@
 use datafusion::common::tree_node::{TreeNode, TreeNodeRecursion};
 use datafusion::logical_expr::expr::{AggregateFunction, WindowFunction};
 use datafusion::logical_expr::{
-    Distinct, DistinctOn, Expr, ExprSchemable, LogicalPlan, WindowFunctionDefinition,
+    Distinct, DistinctOn, Expr, ExprSchemable, LogicalPlan, Volatility, WindowFunctionDefinition,
 };
 
 /// Whether the result of a query depends on the order in which it meets rows.
@@ -54,11 +54,12 @@ fn order_of_node(node: &LogicalPlan) -> Result<RowOrder, String> {
     };
     let mut problem = None;
     for expression in node.expressions() {
-        if expression.is_volatile() {
-            return Err("a function that gives another value each time has no place here".into());
-        }
         let visited = expression.apply(|part| {
             let needed = match part {
+                // `random()`; but `now()` too: the same within a query, not in a run that goes on tomorrow, or in a share.
+                Expr::ScalarFunction(it) if it.func.signature().volatility != Volatility::Immutable => Err(
+                    format!("{}() gives another value in another run and has no place here", it.func.name()),
+                ),
                 Expr::AggregateFunction(it) => order_of_aggregate(it, node),
                 Expr::WindowFunction(it) => order_of_window(it, node),
                 _ => Ok(RowOrder::Any),

@@ -1,11 +1,13 @@
 //! What is wrong with a query, in words for whoever wrote it.
 
+use std::ops::ControlFlow;
+
 use arrow_array::StringArray;
 use datafusion::arrow::compute::regexp_is_match_scalar;
 use datafusion::common::tree_node::{TreeNode, TreeNodeRecursion};
 use datafusion::common::{DataFusionError, SchemaError};
 use datafusion::logical_expr::{Expr, LogicalPlan, Operator};
-use datafusion::sql::sqlparser::ast::Statement;
+use datafusion::sql::sqlparser::ast::{Query, Select, Statement, TableFactor, Visit, Visitor};
 use datafusion::sql::sqlparser::dialect::GenericDialect;
 use datafusion::sql::sqlparser::parser::{Parser, ParserError};
 use datafusion::sql::sqlparser::tokenizer::Token;
@@ -24,10 +26,10 @@ pub(crate) struct Mistake {
 pub(crate) fn check_condition(condition: &str) -> Result<(), String> {
     let parse = || {
         let mut parser = Parser::new(&GenericDialect {}).try_with_sql(condition)?;
-        let _expression = parser.parse_expr()?;
-        Ok(parser.peek_token())
+        Ok((parser.parse_expr()?, parser.peek_token()))
     };
-    let rest = parse().map_err(|error| not_sql(&error))?;
+    let (expression, rest) = parse().map_err(|error| not_sql(&error))?;
+    check_clauses(&expression)?;
     if rest.token == Token::EOF {
         return Ok(());
     }
@@ -42,9 +44,52 @@ pub(crate) fn check_condition(condition: &str) -> Result<(), String> {
 pub(crate) fn check_query(sql: &str) -> Result<(), String> {
     let statements = Parser::parse_sql(&GenericDialect {}, sql).map_err(|error| not_sql(&error))?;
     match &statements[..] {
-        [Statement::Query(_)] => Ok(()),
+        [Statement::Query(query)] => check_clauses(query),
         [_] => Err("must be a query, that is, begin with SELECT or WITH".to_owned()),
         several => Err(format!("must be one query, and has {} statements", several.len())),
+    }
+}
+
+/// Refuses clauses that are read and then left out of the plan.
+fn check_clauses(sql: &impl Visit) -> Result<(), String> {
+    match sql.visit(&mut IgnoredClauses) {
+        ControlFlow::Continue(()) => Ok(()),
+        ControlFlow::Break(clause) => Err(format!("must do without {clause}, which would have no effect")),
+    }
+}
+
+struct IgnoredClauses;
+
+impl Visitor for IgnoredClauses {
+    type Break = &'static str;
+
+    fn pre_visit_query(&mut self, query: &Query) -> ControlFlow<&'static str> {
+        let clauses = [
+            (!query.locks.is_empty(), "FOR UPDATE and FOR SHARE"),
+            (query.settings.is_some(), "SETTINGS"),
+            (query.for_clause.is_some(), "FOR"),
+            (query.format_clause.is_some(), "FORMAT"),
+        ];
+        first_of(clauses)
+    }
+
+    fn pre_visit_select(&mut self, select: &Select) -> ControlFlow<&'static str> {
+        first_of([(select.prewhere.is_some(), "PREWHERE")])
+    }
+
+    fn pre_visit_table_factor(&mut self, table: &TableFactor) -> ControlFlow<&'static str> {
+        let sample = match table {
+            TableFactor::Table { sample, .. } | TableFactor::Derived { sample, .. } => sample,
+            _ => &None,
+        };
+        first_of([(sample.is_some(), "SAMPLE and TABLESAMPLE")])
+    }
+}
+
+fn first_of<const N: usize>(clauses: [(bool, &'static str); N]) -> ControlFlow<&'static str> {
+    match clauses.into_iter().find(|(is_there, _)| *is_there) {
+        Some((_, clause)) => ControlFlow::Break(clause),
+        None => ControlFlow::Continue(()),
     }
 }
 
@@ -143,7 +188,11 @@ fn pattern_of(expression: &Expr) -> Option<&str> {
             &it.right
         }
         Expr::SimilarTo(it) => &it.pattern,
-        Expr::ScalarFunction(it) if it.func.name().starts_with("regexp_") => it.args.get(1)?,
+        Expr::ScalarFunction(it) if it.func.name().starts_with("regexp_") => {
+            let num_arguments_before_flags = if it.func.name() == "regexp_replace" { 3 } else { 2 };
+            // Flags may make another expression of it; the query will say.
+            it.args.get(1).filter(|_| it.args.len() <= num_arguments_before_flags)?
+        }
         _ => return None,
     };
     match pattern {
@@ -209,6 +258,17 @@ mod tests {
             ("EXPLAIN SELECT uid FROM pool", "must be a query, that is, begin with SELECT or WITH"),
         ] {
             assert_eq!(check_query(sql), Err(expected.to_owned()), "{sql}");
+        }
+        for (sql, clause) in [
+            ("SELECT uid FROM pool PREWHERE width > 3", "PREWHERE"),
+            ("SELECT uid FROM pool TABLESAMPLE BERNOULLI (10 PERCENT)", "SAMPLE and TABLESAMPLE"),
+            ("SELECT uid FROM pool SAMPLE 0.1 UNION SELECT uid FROM pool", "SAMPLE and TABLESAMPLE"),
+            ("SELECT uid FROM (SELECT uid FROM pool SETTINGS a = 1)", "SETTINGS"),
+            ("SELECT uid FROM pool FOR UPDATE", "FOR UPDATE and FOR SHARE"),
+        ] {
+            let expected = format!("must do without {clause}, which would have no effect");
+            assert_eq!(check_query(sql), Err(expected.clone()), "{sql}");
+            assert_eq!(check_condition(&format!("uid IN ({sql})")), Err(expected), "{sql}");
         }
         assert_eq!(check_condition("width > 3 -- a comment at the end"), Ok(()));
         assert_eq!(check_query("WITH w AS (SELECT uid FROM pool) SELECT uid FROM w;"), Ok(()));

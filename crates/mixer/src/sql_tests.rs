@@ -105,6 +105,8 @@ fn conditions_see_metadata_scores_and_tables() {
     check_where("caption ILIKE '%red%' AND num_words(caption) > 3", &[5]);
     check_where("lower(caption) ~ '^a red' OR length(original_key) <> 9", &[1]);
     check_where("nsfw -- a comment at the end", &[6]);
+    // With this flag the bracket stands in a comment.
+    check_where("regexp_like(caption, 'red #(', 'x') AND width > 350", &[]);
     check_where("num_faces > 1", &[1, 2]);
     check_where("faces.num_faces IS NULL AND label = 'good'", &[5]);
     check_where("label = 'bad' OR num_faces = 1", &[3, 6]);
@@ -142,7 +144,12 @@ fn mistakes_are_found_before_the_work_and_say_what_there_is() {
     check(by_where("width > "), &[&at_where("is no SQL: expected an expression, found the end")]);
     check(by_where("width > 3) OR (1 = 1"), &[&at_where("is no SQL condition")]);
     check(by_where("width > 'wide' + 1"), &[&at_where("")]);
-    check(by_where("random() < 0.5"), &[&at_where("")]);
+    for (condition, function) in
+        [("random() < 0.5", "random"), ("now() > timestamp '2020-01-01 00:00:00'", "now")]
+    {
+        check(by_where(condition), &[&at_where(&format!("{function}() gives another value in another run"))]);
+    }
+    check(by_where("uid IN (SELECT uid FROM pool SAMPLE 0.1)"), &[&at_where("must do without SAMPLE")]);
     check(by_where("caption = \"red\""), &[&at_where("no column `red`; text goes in single quotes: 'red'")]);
     check(by_where("nowhere.x > 3"), &[&at_where("no table `nowhere`; there are `pool`, `faces`, `labels`")]);
     for regex in ["caption ~ '(a'", "regexp_like(caption, '(a')", "caption SIMILAR TO '(a'"] {
