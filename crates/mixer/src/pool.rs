@@ -135,7 +135,7 @@ impl Pool {
     pub(crate) fn place(&self, row: u64) -> Result<Place, MixerError> {
         let (part, position) = self.locate(row);
         let path = self.index.as_ref().expect("only shards have places").places_path(part);
-        Places::read_one(&path, position).ok_or(MixerError::InputChanged { path })
+        Places::read_one(&path, position)?.ok_or(MixerError::InputChanged { path })
     }
 
     /// The uid of every usable row, as a number, with the row, by uid, then row.
