@@ -13,6 +13,7 @@ mod jpeg_file;
 mod png_file;
 mod raster_file;
 mod samples;
+mod tiff_claims;
 mod webp_frames;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};

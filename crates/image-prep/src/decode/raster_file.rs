@@ -5,7 +5,7 @@ use std::io::Cursor;
 use image::codecs::{bmp::BmpDecoder, tiff::TiffDecoder, webp::WebPDecoder};
 use image::{ColorType, ImageDecoder};
 
-use super::{Channels, DecodeLimits, Samples, Size, from_image_error, webp_frames};
+use super::{Channels, DecodeLimits, Samples, Size, from_image_error, tiff_claims, webp_frames};
 use crate::{DecodeError, ImageFormat};
 
 /// Bytes of a pixel in the least that a frame is decoded to.
@@ -51,6 +51,10 @@ fn is_gray(samples: &Samples) -> bool {
 }
 
 fn open(format: ImageFormat, bytes: &[u8]) -> Result<Box<dyn ImageDecoder + '_>, DecodeError> {
+    if format == ImageFormat::Tiff && tiff_claims::exceed_file(bytes) {
+        let source = "a tag has more values than the file has room for".into();
+        return Err(DecodeError::Corrupt { format, source });
+    }
     let file = Cursor::new(bytes);
     let decoder: Result<Box<dyn ImageDecoder>, _> = match format {
         ImageFormat::WebP => WebPDecoder::new(file).map(|decoder| Box::new(decoder) as _),
