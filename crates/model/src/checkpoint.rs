@@ -1,20 +1,20 @@
-//! Checkpoint directories: `config.json`, `model.safetensors`, `tokenizer.json`.
+//! Checkpoint directories: `config.json`, weights, `tokenizer.json`.
 
 use crate::ModelError;
-use crate::params::{Missing, ParamStore, Trainable, read_safetensors};
+use crate::params::{Missing, ParamStore, Trainable};
 use crate::siglip::{Siglip, SiglipConfig};
 use crate::vlm::{Vlm, VlmConfig};
-use candle_core::Device;
+use crate::weights::{Network, WEIGHTS_FILE, drop_tied_head, read_weights, weight_files};
+use candle_core::{Device, Tensor};
 use oqvl_shard_io::{digest_bytes, digest_file, write_atomic};
 use oqvl_text_prep::Tokenizer;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use std::collections::BTreeMap;
 use std::path::Path;
 
 /// The network's shape.
 pub const CONFIG_FILE: &str = "config.json";
-/// The parameters.
-pub const WEIGHTS_FILE: &str = "model.safetensors";
 /// The tokenizer.
 pub const TOKENIZER_FILE: &str = "tokenizer.json";
 
@@ -30,12 +30,18 @@ pub struct VlmCheckpoint {
 }
 
 impl VlmCheckpoint {
-    /// Reads a checkpoint for inference.
+    /// Reads a checkpoint for inference. The weights may come in any form that [`read_weights`] reads, under any names
+    /// that [`Network::Vlm`] knows.
     ///
     /// # Errors
     /// If a file is missing or malformed, or the weights do not fit the config.
     pub fn load(dir: &Path, device: &Device) -> Result<Self, ModelError> {
-        let (config, mut store) = open::<VlmConfig>(dir, device)?;
+        let config = read_config::<VlmConfig>(dir)?;
+        let mut given = Network::Vlm.rename(read_weights(dir, device)?)?;
+        if config.text_config.tie_word_embeddings {
+            drop_tied_head(&mut given, "language_model.")?;
+        }
+        let mut store = for_inference(given, device);
         let vlm = Vlm::new(&config, store.root(), device)?;
         store.finish()?;
         Ok(Self { vlm, tokenizer: tokenizer(dir)?, digest: checkpoint_digest(dir)? })
@@ -56,21 +62,22 @@ pub struct SiglipCheckpoint {
 }
 
 impl SiglipCheckpoint {
-    /// Reads a checkpoint for inference.
+    /// Reads a checkpoint for inference. The weights may come in any form that [`read_weights`] reads, under any names
+    /// that [`Network::Siglip`] knows.
     ///
     /// # Errors
     /// If a file is missing or malformed, or the weights do not fit the config.
     pub fn load(dir: &Path, device: &Device) -> Result<Self, ModelError> {
-        let (config, mut store) = open::<SiglipConfig>(dir, device)?;
+        let config = read_config::<SiglipConfig>(dir)?;
+        let mut store = for_inference(Network::Siglip.rename(read_weights(dir, device)?)?, device);
         let siglip = Siglip::new(&config, store.root())?;
         store.finish()?;
         Ok(Self { siglip, config, tokenizer: tokenizer(dir)?, digest: checkpoint_digest(dir)? })
     }
 }
 
-fn open<C: DeserializeOwned>(dir: &Path, device: &Device) -> Result<(C, ParamStore), ModelError> {
-    let given = read_safetensors(&dir.join(WEIGHTS_FILE), device)?;
-    Ok((read_config(dir)?, ParamStore::new(given, Missing::Refuse, Trainable::None, device)))
+fn for_inference(given: BTreeMap<String, Tensor>, device: &Device) -> ParamStore {
+    ParamStore::new(given, Missing::Refuse, Trainable::None, device)
 }
 
 /// Reads `config.json` of a checkpoint.
@@ -87,9 +94,10 @@ fn tokenizer(dir: &Path) -> Result<Tokenizer, ModelError> {
 }
 
 fn checkpoint_digest(dir: &Path) -> Result<String, ModelError> {
+    let weights = weight_files(dir)?;
+    let files = std::iter::once(dir.join(CONFIG_FILE)).chain(weights);
     let mut all = String::new();
-    for name in [CONFIG_FILE, WEIGHTS_FILE, TOKENIZER_FILE] {
-        let path = dir.join(name);
+    for path in files.chain([dir.join(TOKENIZER_FILE)]) {
         let digest =
             digest_file(&path).map_err(|error| ModelError::Read { path, source: Box::new(error) })?;
         all += &digest;

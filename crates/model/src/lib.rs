@@ -4,8 +4,9 @@
 //! - [`Qwen2`]: the language model
 //! - [`AvgPoolProjector`]: patches to image tokens
 //! - [`Vlm`]: the three assembled; [`Vlm::loss`] to train, [`Vlm::generate`] to answer
-//! - [`ParamStore`]: parameters under their checkpoint names, drawn from a seed or read from safetensors
-//! - [`VlmCheckpoint`], [`SiglipCheckpoint`]: directories with `config.json`, `model.safetensors`, `tokenizer.json`
+//! - [`ParamStore`]: parameters under their checkpoint names, drawn from a seed or read from files
+//! - [`read_weights`]: tensors from safetensors and torch files, and [`Network::rename`]: their names here
+//! - [`VlmCheckpoint`], [`SiglipCheckpoint`]: directories with `config.json`, weights, `tokenizer.json`
 //!
 //! ```
 //! use candle_core::Device;
@@ -49,16 +50,20 @@ mod projector;
 mod qwen2;
 mod siglip;
 mod vlm;
+mod weights;
 
 pub use checkpoint::{
-    CONFIG_FILE, SiglipCheckpoint, TOKENIZER_FILE, VlmCheckpoint, WEIGHTS_FILE, read_config, save_checkpoint,
+    CONFIG_FILE, SiglipCheckpoint, TOKENIZER_FILE, VlmCheckpoint, read_config, save_checkpoint,
 };
 pub use error::ModelError;
 pub use generate::GenerateConfig;
-pub use params::{Init, Missing, ParamBuilder, ParamStore, Trainable, read_safetensors};
+pub use params::{Init, Missing, ParamBuilder, ParamStore, Trainable};
 pub use projector::AvgPoolProjector;
 pub use qwen2::{Qwen2, Qwen2Config};
 pub use siglip::{
     HiddenAct, Siglip, SiglipConfig, SiglipTextConfig, SiglipTextTower, SiglipVisionConfig, SiglipVisionTower,
 };
 pub use vlm::{Example, LossOutput, Prompt, Vlm, VlmConfig};
+pub use weights::{
+    Network, WEIGHTS_FILE, WeightsError, drop_tied_head, read_safetensors, read_weights, weight_files,
+};

@@ -1,4 +1,4 @@
-//! Named parameters: drawn from a seed or read from safetensors, trainable or frozen.
+//! Named parameters: drawn from a seed or read from files, trainable or frozen.
 
 use crate::ModelError;
 use candle_core::{DType, Device, Result, Tensor, Var};
@@ -6,7 +6,6 @@ use rand::SeedableRng as _;
 use rand_distr::Distribution as _;
 use safetensors::tensor::{Dtype, TensorView};
 use std::collections::BTreeMap;
-use std::path::Path;
 
 /// How a parameter starts when nobody gives its value.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -225,22 +224,10 @@ impl ParamBuilder<'_> {
     }
 }
 
-/// Reads all tensors of a safetensors file.
-///
-/// # Errors
-/// If the file cannot be read or is not safetensors.
-pub fn read_safetensors(
-    path: &Path,
-    device: &Device,
-) -> std::result::Result<BTreeMap<String, Tensor>, ModelError> {
-    let tensors = candle_core::safetensors::load(path, device)
-        .map_err(|error| ModelError::Read { path: path.to_path_buf(), source: Box::new(error) })?;
-    Ok(tensors.into_iter().collect())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::read_safetensors;
 
     #[test]
     fn a_parameter_depends_on_seed_and_name_only() {

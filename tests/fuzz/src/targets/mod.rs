@@ -5,6 +5,7 @@ mod npy;
 mod parquet;
 mod tar;
 mod url_list;
+mod weights;
 
 use std::fmt;
 
@@ -35,8 +36,17 @@ impl fmt::Debug for Fixup {
 }
 
 /// All targets.
-pub static TARGETS: [Target; 6] =
-    [tar::TARGET, npy::TARGET, parquet::SCORES, parquet::PLAN, url_list::TARGET, image::TARGET];
+pub static TARGETS: [Target; 9] = [
+    tar::TARGET,
+    npy::TARGET,
+    parquet::SCORES,
+    parquet::PLAN,
+    url_list::TARGET,
+    image::TARGET,
+    weights::TORCH,
+    weights::PICKLES,
+    weights::SAFETENSORS,
+];
 
 /// The target of that name.
 #[must_use]

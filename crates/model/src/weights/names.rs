@@ -1,0 +1,330 @@
+//! What tensors are called elsewhere, and what they are called here. The tables are the whole of it.
+//!
+//! Our names are those of Hugging Face's `SiglipModel` and `Qwen2ForCausalLM`, below `vision_tower.`, `projector.` and
+//! `language_model.` in a VLM. A name no rule knows stays as it is, so that [`ParamStore::finish`] lists it.
+//!
+//! [`ParamStore::finish`]: crate::ParamStore::finish
+
+use crate::ModelError;
+use candle_core::{DType, Result, Tensor};
+use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
+
+/// The networks whose tensors have other names elsewhere.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Network {
+    /// [`SiglipVisionTower`](crate::SiglipVisionTower) alone; the tensors of the text tower and of the loss are left out.
+    SiglipVision,
+    /// [`Siglip`](crate::Siglip), both towers.
+    Siglip,
+    /// [`Qwen2`](crate::Qwen2).
+    Qwen2,
+    /// [`Vlm`](crate::Vlm).
+    Vlm,
+}
+
+/// A part of a network: names that start with `from` start with `to` here, and what follows obeys the rules.
+struct Part {
+    from: &'static str,
+    to: &'static str,
+    rules: &'static [&'static [Rule]],
+}
+
+/// In names, `#` stands for a number and a `*` at the end for whatever follows, on both sides.
+struct Rule {
+    from: &'static str,
+    to: &'static str,
+    then: Then,
+}
+
+/// What else becomes of a tensor.
+#[derive(Clone, Copy)]
+enum Then {
+    /// Nothing.
+    Keep,
+    /// It is left out.
+    Drop,
+    /// `(1, a, b)` becomes `(a, b)`.
+    DropFirst,
+    /// A scalar becomes a vector of one element.
+    Vector,
+    /// Its rows are this many equal blocks, one for each name that stands for `{}`.
+    Split(&'static [&'static str]),
+    /// It is this block of the rows of a tensor that several make up.
+    Block(usize),
+}
+
+const fn keep(from: &'static str, to: &'static str) -> Rule {
+    Rule { from, to, then: Then::Keep }
+}
+
+const fn leave_out(from: &'static str) -> Rule {
+    Rule { from, to: "", then: Then::Drop }
+}
+
+const fn then(from: &'static str, to: &'static str, then: Then) -> Rule {
+    Rule { from, to, then }
+}
+
+const QKV: Then = Then::Split(&["q_proj", "k_proj", "v_proj"]);
+
+/// timm's `VisionTransformer` with attention pooling.
+///
+/// Source: timm `models/vision_transformer.py` and `layers/attention_pool.py` (`kv` is keys, then values).
+static TIMM_VISION: &[Rule] = &[
+    then("pos_embed", "vision_model.embeddings.position_embedding.weight", Then::DropFirst),
+    keep("patch_embed.proj.*", "vision_model.embeddings.patch_embedding.*"),
+    keep("blocks.#.norm1.*", "vision_model.encoder.layers.#.layer_norm1.*"),
+    then("blocks.#.attn.qkv.*", "vision_model.encoder.layers.#.self_attn.{}.*", QKV),
+    keep("blocks.#.attn.proj.*", "vision_model.encoder.layers.#.self_attn.out_proj.*"),
+    keep("blocks.#.norm2.*", "vision_model.encoder.layers.#.layer_norm2.*"),
+    keep("blocks.#.mlp.*", "vision_model.encoder.layers.#.mlp.*"),
+    keep("norm.*", "vision_model.post_layernorm.*"),
+    keep("attn_pool.latent", "vision_model.head.probe"),
+    then("attn_pool.q.weight", "vision_model.head.attention.in_proj_weight", Then::Block(0)),
+    then("attn_pool.kv.weight", "vision_model.head.attention.in_proj_weight", Then::Block(1)),
+    then("attn_pool.q.bias", "vision_model.head.attention.in_proj_bias", Then::Block(0)),
+    then("attn_pool.kv.bias", "vision_model.head.attention.in_proj_bias", Then::Block(1)),
+    keep("attn_pool.proj.*", "vision_model.head.attention.out_proj.*"),
+    keep("attn_pool.norm.*", "vision_model.head.layernorm.*"),
+    keep("attn_pool.mlp.*", "vision_model.head.mlp.*"),
+];
+
+/// open_clip's text tower as SigLIP uses it.
+///
+/// Source: open_clip `transformer.py`, `TextTransformer`.
+static OPEN_CLIP_TEXT: &[Rule] = &[
+    keep("token_embedding.weight", "text_model.embeddings.token_embedding.weight"),
+    keep("positional_embedding", "text_model.embeddings.position_embedding.weight"),
+    keep("transformer.resblocks.#.ln_1.*", "text_model.encoder.layers.#.layer_norm1.*"),
+    then(
+        "transformer.resblocks.#.attn.in_proj_weight",
+        "text_model.encoder.layers.#.self_attn.{}.weight",
+        QKV,
+    ),
+    then("transformer.resblocks.#.attn.in_proj_bias", "text_model.encoder.layers.#.self_attn.{}.bias", QKV),
+    keep("transformer.resblocks.#.attn.out_proj.*", "text_model.encoder.layers.#.self_attn.out_proj.*"),
+    keep("transformer.resblocks.#.ln_2.*", "text_model.encoder.layers.#.layer_norm2.*"),
+    keep("transformer.resblocks.#.mlp.c_fc.*", "text_model.encoder.layers.#.mlp.fc1.*"),
+    keep("transformer.resblocks.#.mlp.c_proj.*", "text_model.encoder.layers.#.mlp.fc2.*"),
+    keep("ln_final.*", "text_model.final_layer_norm.*"),
+    keep("text_projection.*", "text_model.head.*"),
+];
+
+/// Tensors of Hugging Face's SigLIP that are counted out, not learnt; the rest has our names.
+static SIGLIP_EXTRA: &[Rule] =
+    &[leave_out("vision_model.embeddings.position_ids"), leave_out("text_model.embeddings.position_ids")];
+
+/// The sigmoid loss: scalars in open_clip.
+static SIGLIP_LOSS: &[Rule] =
+    &[then("logit_scale", "logit_scale", Then::Vector), then("logit_bias", "logit_bias", Then::Vector)];
+
+/// What else is in a file of both towers.
+static NOT_VISION: &[Rule] =
+    &[leave_out("text.*"), leave_out("text_model.*"), leave_out("logit_scale"), leave_out("logit_bias")];
+
+/// Rotary tables, which older versions of transformers saved.
+static QWEN2_EXTRA: &[Rule] =
+    &[leave_out("model.layers.#.self_attn.rotary_emb.inv_freq"), leave_out("model.rotary_emb.inv_freq")];
+
+static SIGLIP_VISION_PARTS: &[Part] = &[
+    Part { from: "visual.trunk.", to: "", rules: &[TIMM_VISION] },
+    Part { from: "", to: "", rules: &[SIGLIP_EXTRA, NOT_VISION, TIMM_VISION] },
+];
+
+static SIGLIP_PARTS: &[Part] = &[
+    Part { from: "visual.trunk.", to: "", rules: &[TIMM_VISION] },
+    Part { from: "text.", to: "", rules: &[OPEN_CLIP_TEXT] },
+    Part { from: "", to: "", rules: &[SIGLIP_EXTRA, SIGLIP_LOSS] },
+];
+
+static QWEN2_PARTS: &[Part] = &[Part { from: "", to: "", rules: &[QWEN2_EXTRA] }];
+
+/// First the layout of the released `latest-checkpoint.pt`, then our own.
+static VLM_PARTS: &[Part] = &[
+    Part { from: "model.projector.", to: "projector.", rules: &[] },
+    Part { from: "model.llm_backbone.llm.", to: "language_model.", rules: &[QWEN2_EXTRA] },
+    Part { from: "model.vision_backbone.featurizer.", to: "vision_tower.", rules: &[TIMM_VISION] },
+    Part { from: "language_model.", to: "language_model.", rules: &[QWEN2_EXTRA] },
+    Part { from: "vision_tower.", to: "vision_tower.", rules: &[SIGLIP_EXTRA] },
+];
+
+impl Network {
+    fn parts(self) -> &'static [Part] {
+        match self {
+            Self::SiglipVision => SIGLIP_VISION_PARTS,
+            Self::Siglip => SIGLIP_PARTS,
+            Self::Qwen2 => QWEN2_PARTS,
+            Self::Vlm => VLM_PARTS,
+        }
+    }
+
+    /// Gives tensors the names they have here, whichever of the known layouts they come in.
+    ///
+    /// Known are Hugging Face's SigLIP and Qwen2, timm's SigLIP vision tower (bare, or as `visual.trunk.` of an
+    /// open_clip file, whose text tower is known too), and the reference's checkpoints
+    /// (`model.{projector,llm_backbone,vision_backbone}.…`). Fused `qkv` matrices are cut into three.
+    ///
+    /// # Errors
+    /// Lists every tensor that cannot be cut as its rule says, and every name that two tensors would have.
+    pub fn rename(
+        self,
+        tensors: BTreeMap<String, Tensor>,
+    ) -> std::result::Result<BTreeMap<String, Tensor>, ModelError> {
+        let mut renamed = Renamed::default();
+        for (name, tensor) in tensors {
+            let (prefix, rest, rules) = part_of(self.parts(), &name);
+            let rule = rules.iter().flat_map(|table| table.iter()).find_map(|rule| {
+                let found = find(rule.from, rest)?;
+                Some((format!("{prefix}{}", fill(rule.to, found)), rule.then))
+            });
+            let (to, then) = rule.unwrap_or_else(|| (format!("{prefix}{rest}"), Then::Keep));
+            renamed.add(&name, to, tensor, then)?;
+        }
+        renamed.finish()
+    }
+}
+
+/// The prefix a name gets, what follows its own, and the rules for that.
+fn part_of<'n>(parts: &'static [Part], name: &'n str) -> (&'static str, &'n str, &'static [&'static [Rule]]) {
+    let found = parts.iter().find_map(|part| Some((part, name.strip_prefix(part.from)?)));
+    found.map_or(("", name, &[]), |(part, rest)| (part.to, rest, part.rules))
+}
+
+/// The number and the rest of a name that fits the pattern.
+fn find<'n>(pattern: &str, name: &'n str) -> Option<(&'n str, &'n str)> {
+    let (mut number, mut rest) = ("", name);
+    let mut pieces = pattern.split('.').peekable();
+    while let Some(piece) = pieces.next() {
+        if piece == "*" {
+            return (!rest.is_empty()).then_some((number, rest));
+        }
+        let (head, tail) = match pieces.peek() {
+            Some(_) => rest.split_once('.')?,
+            None => (rest, ""),
+        };
+        match piece {
+            "#" if !head.is_empty() && head.bytes().all(|byte| byte.is_ascii_digit()) => number = head,
+            _ if piece == head => {}
+            _ => return None,
+        }
+        rest = tail;
+    }
+    Some((number, ""))
+}
+
+fn fill(pattern: &str, (number, rest): (&str, &str)) -> String {
+    pattern.replace('#', number).replace('*', rest)
+}
+
+/// Tensors under their new names, and what was wrong.
+#[derive(Default)]
+struct Renamed {
+    tensors: BTreeMap<String, Tensor>,
+    blocks: BTreeMap<String, BTreeMap<usize, Tensor>>,
+    problems: Vec<String>,
+}
+
+impl Renamed {
+    fn add(&mut self, from: &str, to: String, tensor: Tensor, then: Then) -> Result<()> {
+        match then {
+            Then::Drop => {}
+            Then::Keep => self.insert(from, to, tensor),
+            Then::DropFirst if tensor.rank() > 1 && tensor.dim(0)? == 1 => {
+                self.insert(from, to, tensor.squeeze(0)?);
+            }
+            Then::Vector if tensor.rank() == 0 => self.insert(from, to, tensor.reshape(1)?),
+            // In another shape already: whether it fits is for the network to say.
+            Then::DropFirst | Then::Vector => self.insert(from, to, tensor),
+            Then::Split(names) => {
+                let rows = tensor.dims().first().copied().unwrap_or(0);
+                if rows == 0 || !rows.is_multiple_of(names.len()) {
+                    let problem =
+                        format!("`{from}` is {:?}, expected {} blocks of rows", tensor.dims(), names.len());
+                    self.problems.push(problem);
+                    return Ok(());
+                }
+                let block = rows / names.len();
+                for (index, name) in names.iter().enumerate() {
+                    let part = tensor.narrow(0, index * block, block)?.force_contiguous()?;
+                    self.insert(from, to.replace("{}", name), part);
+                }
+            }
+            Then::Block(index) => {
+                if self.blocks.entry(to.clone()).or_default().insert(index, tensor).is_some() {
+                    self.problems.push(format!("`{to}` is there twice, once as `{from}`"));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn insert(&mut self, from: &str, to: String, tensor: Tensor) {
+        match self.tensors.entry(to) {
+            Entry::Vacant(place) => drop(place.insert(tensor)),
+            Entry::Occupied(place) => {
+                self.problems.push(format!("`{}` is there twice, once as `{from}`", place.key()));
+            }
+        }
+    }
+
+    fn finish(mut self) -> std::result::Result<BTreeMap<String, Tensor>, ModelError> {
+        for (to, blocks) in std::mem::take(&mut self.blocks) {
+            let blocks: Vec<&Tensor> = blocks.values().collect();
+            match Tensor::cat(&blocks, 0) {
+                Ok(whole) => self.insert("blocks of its rows", to, whole),
+                Err(_) => {
+                    let shapes: Vec<&[usize]> = blocks.iter().map(|block| block.dims()).collect();
+                    self.problems.push(format!("`{to}` cannot be put together from {shapes:?}"));
+                }
+            }
+        }
+        match self.problems {
+            problems if problems.is_empty() => Ok(self.tensors),
+            problems => Err(ModelError::Weights { problems }),
+        }
+    }
+}
+
+/// Leaves out the output head of a language model that is tied to its embedding. `prefix` is what stands before
+/// `lm_head.weight` and `model.embed_tokens.weight`: nothing, or `language_model.`.
+///
+/// # Errors
+/// If the head differs from the embedding in any bit: such a model is not tied, and its head would be lost.
+pub fn drop_tied_head(
+    tensors: &mut BTreeMap<String, Tensor>,
+    prefix: &str,
+) -> std::result::Result<(), ModelError> {
+    let (head_name, table_name) =
+        (format!("{prefix}lm_head.weight"), format!("{prefix}model.embed_tokens.weight"));
+    let (Some(head), Some(table)) = (tensors.get(&head_name), tensors.get(&table_name)) else {
+        return Ok(());
+    };
+    if !are_equal(head, table)? {
+        let problem =
+            format!("`{head_name}` differs from `{table_name}`, but the config says that they are one");
+        return Err(ModelError::Weights { problems: vec![problem] });
+    }
+    tensors.remove(&head_name);
+    Ok(())
+}
+
+fn are_equal(a: &Tensor, b: &Tensor) -> Result<bool> {
+    if a.dims() != b.dims() {
+        return Ok(false);
+    }
+    /// A part at a time: these are the largest tensors of a model.
+    const CHUNK: usize = 1 << 20;
+    let (a, b) = (a.flatten_all()?, b.flatten_all()?);
+    let count = a.elem_count();
+    for start in (0..count).step_by(CHUNK) {
+        let bits = |tensor: &Tensor| -> Result<Vec<u32>> {
+            let part = tensor.narrow(0, start, CHUNK.min(count - start))?.to_dtype(DType::F32)?;
+            Ok(part.to_vec1::<f32>()?.into_iter().map(f32::to_bits).collect())
+        };
+        if bits(&a)? != bits(&b)? {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
