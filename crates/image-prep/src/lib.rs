@@ -8,7 +8,7 @@
 //!   [`DecodeLimits`] before it is allocated.
 //! - [`resize`]: Pillow's resampling, bit for bit.
 //! - [`ImageGeometry`]: how many patches and how many language-model tokens an image becomes.
-//! - [`pixel_values`]: what the vision tower reads.
+//! - [`pixel_values`]: what the vision tower reads; [`clip_pixel_values`] for CLIP's.
 //!
 //! # Example
 //!
@@ -58,6 +58,7 @@
 //! has vector code, which makes it faster and changes no pixel.
 
 mod blur;
+mod clip_transform;
 mod decode;
 mod encode;
 mod error;
@@ -82,6 +83,7 @@ mod vector;
 pub const JPEG_SIMD: bool = cfg!(jpeg_simd);
 
 pub use blur::{NormalizedBox, blur_boxes};
+pub use clip_transform::{CLIP_MEAN, CLIP_STD, clip_pixel_values};
 pub use decode::{
     DEFAULT_DECODE_LIMITS, DecodeLimits, MattedImage, decode, decode_on_white, draft_on_white, probe,
 };

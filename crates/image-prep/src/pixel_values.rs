@@ -1,4 +1,4 @@
-//! What the vision tower reads.
+//! What the vision tower of SigLIP reads.
 
 use crate::{Filter, RgbImage, resize};
 
@@ -14,12 +14,18 @@ use crate::{Filter, RgbImage, resize};
 pub fn pixel_values(image: &RgbImage, image_size: u32) -> Vec<f32> {
     let resized = resize(image, image_size, image_size, Filter::Bicubic);
     let value_of: [f32; 256] = std::array::from_fn(|level| (level as f32 / 255.0 - 0.5) / 0.5);
-    let pixels = resized.pixels().as_chunks::<3>().0;
+    planes(&resized, &[value_of; 3])
+}
+
+/// The three planes of `image`, one after another, each level replaced by what its channel has for it.
+pub(crate) fn planes(image: &RgbImage, value_of: &[[f32; 256]; 3]) -> Vec<f32> {
+    let pixels = image.pixels().as_chunks::<3>().0;
     let mut values = vec![0.0; 3 * pixels.len()];
     let (red, rest) = values.split_at_mut(pixels.len());
     let (green, blue) = rest.split_at_mut(pixels.len());
     for (((pixel, red), green), blue) in pixels.iter().zip(red).zip(green).zip(blue) {
-        [*red, *green, *blue] = pixel.map(|level| value_of[usize::from(level)]);
+        let value = |channel: usize| value_of[channel][usize::from(pixel[channel])];
+        (*red, *green, *blue) = (value(0), value(1), value(2));
     }
     values
 }

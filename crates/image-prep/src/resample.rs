@@ -12,6 +12,7 @@ mod avx2;
 mod portable;
 
 use serde::{Deserialize, Serialize};
+use std::ops::Range;
 
 use crate::RgbImage;
 
@@ -72,14 +73,43 @@ fn sinc(x: f64) -> f64 {
 /// # Panics
 /// If a side is 0 or over [`crate::MAX_SIDE`].
 pub fn resize(image: &RgbImage, width: u32, height: u32, filter: Filter) -> RgbImage {
-    let (source_width, source_height) = (image.width() as usize, image.height() as usize);
-    let mut pixels = std::borrow::Cow::Borrowed(image.pixels());
-    if width != image.width() {
-        let kernels = Kernels::new(source_width, width as usize, filter);
-        pixels = resample_rows(&pixels, source_width, &kernels).into();
+    let columns = Scaled { len: width, part: 0..width };
+    resize_part(image, &columns, &Scaled { len: height, part: 0..height }, filter)
+}
+
+/// One direction of an image that is resized and of which a part is kept.
+pub(crate) struct Scaled {
+    /// Length of the whole.
+    pub(crate) len: u32,
+    /// What is kept of it.
+    pub(crate) part: Range<u32>,
+}
+
+impl Scaled {
+    /// The pass that changes `source_len` to this, unless that is nothing at all.
+    fn kernels(&self, source_len: u32, filter: Filter) -> Option<Kernels> {
+        let part = self.part.start as usize..self.part.end as usize;
+        let changes = self.len != source_len || self.part != (0..source_len);
+        changes.then(|| Kernels::part(source_len as usize, self.len as usize, part, filter))
     }
-    if height != image.height() {
-        let kernels = Kernels::new(source_height, height as usize, filter);
+}
+
+/// A part of what [`resize`] gives, at the price of the part: the whole may be of any size.
+///
+/// # Panics
+/// If a side of the part is 0 or over [`crate::MAX_SIDE`].
+pub(crate) fn resize_part(image: &RgbImage, columns: &Scaled, rows: &Scaled, filter: Filter) -> RgbImage {
+    let (width, height) = (columns.part.len() as u32, rows.part.len() as u32);
+    let mut vertical = rows.kernels(image.height(), filter);
+    let mut pixels = std::borrow::Cow::Borrowed(image.pixels());
+    if let Some(kernels) = &mut vertical {
+        let (row_len, needed) = (image.width() as usize * 3, kernels.drop_unused_inputs());
+        pixels = (&image.pixels()[needed.start * row_len..needed.end * row_len]).into();
+    }
+    if let Some(kernels) = columns.kernels(image.width(), filter) {
+        pixels = resample_rows(&pixels, image.width() as usize, &kernels).into();
+    }
+    if let Some(kernels) = vertical {
         pixels = resample_columns(&pixels, width as usize * 3, &kernels).into();
     }
     RgbImage::new(width, height, pixels.into_owned())
@@ -109,19 +139,20 @@ fn resample_columns(pixels: &[u8], row_len: usize, kernels: &Kernels) -> Vec<u8>
 /// The weights of one pass: for each output position, a run of inputs and a fixed-point weight for each.
 struct Kernels {
     /// First input, and where the weights lie in `weights`.
-    runs: Vec<(usize, std::ops::Range<usize>)>,
+    runs: Vec<(usize, Range<usize>)>,
     weights: Vec<i32>,
 }
 
 impl Kernels {
-    fn new(num_inputs: usize, num_outputs: usize, filter: Filter) -> Self {
+    /// The weights of a part of the outputs.
+    fn part(num_inputs: usize, num_outputs: usize, outputs: Range<usize>, filter: Filter) -> Self {
         let scale = num_inputs as f64 / num_outputs as f64;
         let filter_scale = scale.max(1.0);
         let support = filter.support() * filter_scale;
         let inverse_filter_scale = 1.0 / filter_scale;
 
-        let mut kernels = Self { runs: Vec::with_capacity(num_outputs), weights: Vec::new() };
-        for output in 0..num_outputs {
+        let mut kernels = Self { runs: Vec::with_capacity(outputs.len()), weights: Vec::new() };
+        for output in outputs {
             let center = (output as f64 + 0.5) * scale;
             // `as` truncates towards 0 as C does, and maps what is below 0 to 0.
             let first = (center - support + 0.5) as usize;
@@ -137,6 +168,14 @@ impl Kernels {
             kernels.runs.push((first, start..kernels.weights.len()));
         }
         kernels
+    }
+
+    /// Counts inputs from the first that has a weight; those that have one were these.
+    fn drop_unused_inputs(&mut self) -> Range<usize> {
+        let unused = self.runs.iter().map(|(first, _)| *first).min().unwrap_or(0);
+        let end = self.runs.iter().map(|(first, weights)| first + weights.len()).max().unwrap_or(0);
+        self.runs.iter_mut().for_each(|(first, _)| *first -= unused);
+        unused..end
     }
 
     fn iter(&self) -> impl Iterator<Item = (usize, &[i32])> {
@@ -204,11 +243,11 @@ mod tests {
             let num_rows = bytes.len().div_ceil(row_len);
             let pixels: Vec<u8> = bytes.iter().copied().cycle().take(num_rows * row_len).collect();
             for filter in FILTERS {
-                let kernels = Kernels::new(width, outputs, filter);
+                let kernels = Kernels::part(width, outputs, 0..outputs, filter);
                 prop_assert_eq!(
                     resample_rows(&pixels, width, &kernels), portable::resample_rows(&pixels, width, &kernels)
                 );
-                let kernels = Kernels::new(num_rows, outputs, filter);
+                let kernels = Kernels::part(num_rows, outputs, 0..outputs, filter);
                 prop_assert_eq!(
                     resample_columns(&pixels, row_len, &kernels), portable::resample_columns(&pixels, row_len, &kernels)
                 );
