@@ -67,4 +67,10 @@ pub enum ModelError {
         /// Number of positions.
         max: usize,
     },
+    /// A text that CLIP's text tower cannot tell the end of.
+    #[error("text {row} has no token that ends it")]
+    NoEndOfText {
+        /// Index of the text in its batch.
+        row: usize,
+    },
 }

@@ -1,7 +1,7 @@
 //! Layers that more than one network uses.
 
 use crate::params::{Init, ParamBuilder};
-use candle_core::{Result, Tensor};
+use candle_core::{D, Result, Tensor};
 use oqvl_kernels::{Mask, attention, layer_norm, linear};
 
 /// How matrices start when they are drawn (LeCun): normal with variance `1 / fan_in`, as SigLIP's big_vision. At the
@@ -82,8 +82,19 @@ pub(crate) fn join_heads(x: &Tensor) -> Result<Tensor> {
     x.transpose(1, 2)?.reshape((b, s, heads * d))
 }
 
-/// Multi-head attention of `queries` over `context`, both already projected.
-pub(crate) fn full_attention(q: &Tensor, k: &Tensor, v: &Tensor, num_heads: usize) -> Result<Tensor> {
+/// Multi-head attention of `q` over `k` and `v`, all three already projected, `(b, s, heads * d)`.
+pub(crate) fn multi_head_attention(
+    q: &Tensor,
+    k: &Tensor,
+    v: &Tensor,
+    num_heads: usize,
+    mask: Mask,
+) -> Result<Tensor> {
     let (q, k, v) = (split_heads(q, num_heads)?, split_heads(k, num_heads)?, split_heads(v, num_heads)?);
-    join_heads(&attention(&q, &k, &v, Mask::Full)?)
+    join_heads(&attention(&q, &k, &v, mask)?)
+}
+
+/// Rows of length one.
+pub(crate) fn normalize(x: &Tensor) -> Result<Tensor> {
+    x.broadcast_div(&(x.sqr()?.sum_keepdim(D::Minus1)? + 1e-12)?.sqrt()?)
 }

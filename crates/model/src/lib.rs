@@ -1,6 +1,7 @@
 //! The networks of Open-Qwen2VL on candle, single-device and differentiable end to end.
 //!
 //! - [`SiglipVisionTower`] and [`Siglip`]: the vision tower, and the image-text pair that clip-filter scores with
+//! - [`Clip`]: the other image-text pair, OpenAI's and open_clip's
 //! - [`Qwen2`]: the language model
 //! - [`AvgPoolProjector`]: patches to image tokens
 //! - [`Vlm`]: the three assembled; [`Vlm::loss`] to train, [`Vlm::generate`] to answer
@@ -42,6 +43,8 @@
 //! This crate knows no rank, no config file of a run and no command line. Training is `oqvl-trainer`.
 
 mod checkpoint;
+mod clip;
+mod encoder;
 mod error;
 mod generate;
 mod layers;
@@ -55,13 +58,18 @@ mod weights;
 pub use checkpoint::{
     CONFIG_FILE, SiglipCheckpoint, TOKENIZER_FILE, VlmCheckpoint, read_config, save_checkpoint,
 };
+pub use clip::{
+    Clip, ClipConfig, ClipTextConfig, ClipTextTower, ClipVisionConfig, ClipVisionTower,
+    hugging_face_clip_names,
+};
+pub use encoder::HiddenAct;
 pub use error::ModelError;
 pub use generate::GenerateConfig;
 pub use params::{Init, Missing, ParamBuilder, ParamStore, Trainable};
 pub use projector::AvgPoolProjector;
 pub use qwen2::{Qwen2, Qwen2Config};
 pub use siglip::{
-    HiddenAct, Siglip, SiglipConfig, SiglipTextConfig, SiglipTextTower, SiglipVisionConfig, SiglipVisionTower,
+    Siglip, SiglipConfig, SiglipTextConfig, SiglipTextTower, SiglipVisionConfig, SiglipVisionTower,
 };
 pub use vlm::{Example, LossOutput, Prompt, Vlm, VlmConfig};
 pub use weights::{

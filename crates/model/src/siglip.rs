@@ -3,31 +3,12 @@
 //! Shape letters: `b` batch, `n` patches, `s` text positions, `v` hidden size.
 
 use crate::ModelError;
-use crate::layers::{Bias, LayerNorm, Linear, full_attention, lecun};
+use crate::encoder::{BlockSizes, EncoderLayer, HiddenAct, Mlp, PatchEmbedding, PatchSizes, encoder, run};
+use crate::layers::{Bias, LayerNorm, Linear, lecun, multi_head_attention, normalize};
 use crate::params::{Init, ParamBuilder};
-use candle_core::{D, Result, Tensor};
-use oqvl_kernels::linear;
+use candle_core::{Result, Tensor};
+use oqvl_kernels::{Mask, linear};
 use serde::{Deserialize, Serialize};
-
-/// GELU variants of SigLIP checkpoints.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub enum HiddenAct {
-    /// Exact GELU, as timm's `vit_so400m_patch14_siglip_384` (the reference's tower).
-    #[serde(rename = "gelu")]
-    Gelu,
-    /// The tanh approximation, as Hugging Face's SigLIP configs.
-    #[serde(rename = "gelu_pytorch_tanh")]
-    GeluPytorchTanh,
-}
-
-impl HiddenAct {
-    fn forward(self, x: &Tensor) -> Result<Tensor> {
-        match self {
-            Self::Gelu => x.gelu_erf(),
-            Self::GeluPytorchTanh => x.gelu(),
-        }
-    }
-}
 
 /// Vision half, with the keys of Hugging Face's `SiglipVisionConfig`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -108,91 +89,11 @@ pub struct SiglipConfig {
     pub text_config: SiglipTextConfig,
 }
 
-/// One pre-norm transformer block.
-#[derive(Debug)]
-struct EncoderLayer {
-    layer_norm1: LayerNorm,
-    q_proj: Linear,
-    k_proj: Linear,
-    v_proj: Linear,
-    out_proj: Linear,
-    layer_norm2: LayerNorm,
-    mlp: Mlp,
-    num_heads: usize,
-}
-
-/// Width, MLP width, heads, epsilon, activation of a block.
-#[derive(Clone, Copy)]
-struct BlockSizes {
-    hidden: usize,
-    intermediate: usize,
-    num_heads: usize,
-    eps: f64,
-    act: HiddenAct,
-}
-
-#[derive(Debug)]
-struct Mlp {
-    fc1: Linear,
-    fc2: Linear,
-    act: HiddenAct,
-}
-
-impl Mlp {
-    fn new(mut p: ParamBuilder<'_>, sizes: BlockSizes) -> Result<Self> {
-        let (hidden, intermediate) = (sizes.hidden, sizes.intermediate);
-        Ok(Self {
-            fc1: Linear::new(p.pp("fc1"), hidden, intermediate, Bias::Yes, lecun(hidden))?,
-            fc2: Linear::new(p.pp("fc2"), intermediate, hidden, Bias::Yes, lecun(intermediate))?,
-            act: sizes.act,
-        })
-    }
-
-    fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        self.fc2.forward(&self.act.forward(&self.fc1.forward(x)?)?)
-    }
-}
-
-impl EncoderLayer {
-    fn new(mut p: ParamBuilder<'_>, sizes: BlockSizes) -> Result<Self> {
-        let init = lecun(sizes.hidden);
-        let mut attention = p.pp("self_attn");
-        let mut projection =
-            |name: &str| Linear::new(attention.pp(name), sizes.hidden, sizes.hidden, Bias::Yes, init);
-        let (q_proj, k_proj) = (projection("q_proj")?, projection("k_proj")?);
-        let (v_proj, out_proj) = (projection("v_proj")?, projection("out_proj")?);
-        Ok(Self {
-            layer_norm1: LayerNorm::new(p.pp("layer_norm1"), sizes.hidden, sizes.eps)?,
-            q_proj,
-            k_proj,
-            v_proj,
-            out_proj,
-            layer_norm2: LayerNorm::new(p.pp("layer_norm2"), sizes.hidden, sizes.eps)?,
-            mlp: Mlp::new(p.pp("mlp"), sizes)?,
-            num_heads: sizes.num_heads,
-        })
-    }
-
-    fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        let normal = self.layer_norm1.forward(x)?;
-        let (q, k) = (self.q_proj.forward(&normal)?, self.k_proj.forward(&normal)?);
-        let mixed = full_attention(&q, &k, &self.v_proj.forward(&normal)?, self.num_heads)?;
-        let x = (x + self.out_proj.forward(&mixed)?)?;
-        &x + self.mlp.forward(&self.layer_norm2.forward(&x)?)?
-    }
-}
-
-fn encoder(mut p: ParamBuilder<'_>, num_layers: usize, sizes: BlockSizes) -> Result<Vec<EncoderLayer>> {
-    let mut layers = p.pp("layers");
-    (0..num_layers).map(|layer| EncoderLayer::new(layers.pp(layer), sizes)).collect()
-}
-
 /// The vision tower.
 #[derive(Debug)]
 pub struct SiglipVisionTower {
     config: SiglipVisionConfig,
-    patch_weight: Tensor,
-    patch_bias: Tensor,
+    patch_embedding: PatchEmbedding,
     position_embedding: Tensor,
     layers: Vec<EncoderLayer>,
     post_layernorm: LayerNorm,
@@ -210,26 +111,24 @@ impl SiglipVisionTower {
     ) -> std::result::Result<Self, ModelError> {
         config.validate()?;
         let mut p = p.pp("vision_model");
-        let (hidden, patch, grid) = (config.hidden_size, config.patch_size, config.grid());
+        let (hidden, grid) = (config.hidden_size, config.grid());
         let mut embeddings = p.pp("embeddings");
-        let mut conv = embeddings.pp("patch_embedding");
-        let patch_weight = conv.get("weight", &[hidden, 3, patch, patch], lecun(3 * patch * patch))?;
-        let patch_bias = conv.get("bias", &[hidden], Init::Constant(0.0))?;
-        let positions = (grid * grid, hidden);
-        let init = lecun(hidden);
+        let patches = PatchSizes { hidden, image_size: config.image_size, patch_size: config.patch_size };
+        let patch_embedding = PatchEmbedding::new(embeddings.pp("patch_embedding"), patches, Bias::Yes)?;
+        let positions = [grid * grid, hidden];
         let position_embedding =
-            embeddings.pp("position_embedding").get("weight", &[positions.0, positions.1], init)?;
+            embeddings.pp("position_embedding").get("weight", &positions, lecun(hidden))?;
         let sizes = BlockSizes {
             hidden,
             intermediate: config.intermediate_size,
             num_heads: config.num_attention_heads,
             eps: config.layer_norm_eps,
             act: config.hidden_act,
+            mask: Mask::Full,
         };
         Ok(Self {
             config: config.clone(),
-            patch_weight,
-            patch_bias,
+            patch_embedding,
             position_embedding,
             layers: encoder(p.pp("encoder"), config.num_hidden_layers, sizes)?,
             post_layernorm: LayerNorm::new(p.pp("post_layernorm"), hidden, config.layer_norm_eps)?,
@@ -245,20 +144,7 @@ impl SiglipVisionTower {
 
     /// `(b, 3, image_size, image_size)` in [-1, 1] to patch embeddings `(b, n, v)`, row-major over the grid.
     fn embed(&self, pixel_values: &Tensor) -> Result<Tensor> {
-        let (b, channels, height, width) = pixel_values.dims4()?;
-        let edge = self.config.image_size;
-        if channels != 3 || height != edge || width != edge {
-            candle_core::bail!("expected pixel_values (b, 3, {edge}, {edge}), got {:?}", pixel_values.dims());
-        }
-        let (grid, patch) = (self.config.grid(), self.config.patch_size);
-        // The convolution has stride = kernel, so it is one product over unfolded patches.
-        let used = pixel_values.narrow(2, 0, grid * patch)?.narrow(3, 0, grid * patch)?.contiguous()?;
-        let patches = used
-            .reshape(vec![b, 3, grid, patch, grid, patch])?
-            .permute(vec![0, 2, 4, 1, 3, 5])?
-            .reshape((b, grid * grid, 3 * patch * patch))?;
-        let weight = self.patch_weight.reshape((self.config.hidden_size, 3 * patch * patch))?;
-        linear(&patches, &weight, Some(&self.patch_bias))?.broadcast_add(&self.position_embedding)
+        self.patch_embedding.forward(pixel_values)?.broadcast_add(&self.position_embedding)
     }
 
     /// Patch features for the language model: the output of the second to last block, without the final norm.
@@ -270,8 +156,7 @@ impl SiglipVisionTower {
     ///
     /// Source: timm `get_intermediate_layers(n={depth - 2}, norm=False)`, as Prismatic calls it.
     pub fn patch_features(&self, pixel_values: &Tensor) -> Result<Tensor> {
-        let used = &self.layers[..self.layers.len() - 1];
-        used.iter().try_fold(self.embed(pixel_values)?, |x, layer| layer.forward(&x))
+        run(&self.layers[..self.layers.len() - 1], self.embed(pixel_values)?)
     }
 
     /// One vector per image, `(b, v)`: all blocks, final norm, attention pooling.
@@ -279,7 +164,7 @@ impl SiglipVisionTower {
     /// # Errors
     /// If the shape does not fit.
     pub fn pooled(&self, pixel_values: &Tensor) -> Result<Tensor> {
-        let x = self.layers.iter().try_fold(self.embed(pixel_values)?, |x, layer| layer.forward(&x))?;
+        let x = run(&self.layers, self.embed(pixel_values)?)?;
         self.head.forward(&self.post_layernorm.forward(&x)?)
     }
 }
@@ -319,8 +204,8 @@ impl PoolingHead {
             linear(x, &weight, Some(&self.in_proj_bias.narrow(0, part * hidden, hidden)?))
         };
         let probe = self.probe.expand((b, 1, hidden))?.contiguous()?;
-        let mixed =
-            full_attention(&project(&probe, 0)?, &project(x_bnv, 1)?, &project(x_bnv, 2)?, self.num_heads)?;
+        let (q, k, v) = (project(&probe, 0)?, project(x_bnv, 1)?, project(x_bnv, 2)?);
+        let mixed = multi_head_attention(&q, &k, &v, self.num_heads, Mask::Full)?;
         let x = self.out_proj.forward(&mixed)?;
         let x = (&x + self.mlp.forward(&self.layernorm.forward(&x)?)?)?;
         x.squeeze(1)
@@ -356,6 +241,7 @@ impl SiglipTextTower {
             num_heads: config.num_attention_heads,
             eps: config.layer_norm_eps,
             act: config.hidden_act,
+            mask: Mask::Full,
         };
         Ok(Self {
             token_embedding,
@@ -377,7 +263,7 @@ impl SiglipTextTower {
         let tokens =
             self.token_embedding.index_select(&input_ids.flatten_all()?, 0)?.reshape((b, s, hidden))?;
         let x = tokens.broadcast_add(&self.position_embedding)?;
-        let x = self.layers.iter().try_fold(x, |x, layer| layer.forward(&x))?;
+        let x = run(&self.layers, x)?;
         let last = self.final_layer_norm.forward(&x)?.narrow(1, s - 1, 1)?.squeeze(1)?.contiguous()?;
         self.head.forward(&last)
     }
@@ -459,8 +345,4 @@ impl Siglip {
         let loss = (margin.neg()?.relu()? + (margin.abs()?.neg()?.exp()? + 1.0)?.log()?)?;
         loss.sum_all()? / b as f64
     }
-}
-
-fn normalize(x: &Tensor) -> Result<Tensor> {
-    x.broadcast_div(&(x.sqr()?.sum_keepdim(D::Minus1)? + 1e-12)?.sqrt()?)
 }
