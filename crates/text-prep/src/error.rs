@@ -30,6 +30,14 @@ pub enum TextError {
         /// The token looked for.
         token: &'static str,
     },
+    /// A tokenizer file that is not CLIP's.
+    #[error("{origin}: not a CLIP tokenizer: {reason}")]
+    NotClip {
+        /// The file, or `in memory`.
+        origin: String,
+        /// What it lacks.
+        reason: String,
+    },
     /// The tokenizer refused a text.
     #[error("cannot tokenize a text of {num_bytes} bytes")]
     Encode {

@@ -6,9 +6,10 @@
 //!   later replaces each of those by the image's embeddings, and [`expanded_len`] says how long the result is.
 //! - [`caption_document`] and [`interleaved_document`]: the pre-training documents that the packer packs.
 //! - [`ChatTemplate`]: conversations as fine-tuning sees them, with labels, and the prompt that generation starts from.
+//! - [`ClipTokenizer`]: captions as CLIP's text towers take them, cleaned by [`clean_clip_text`].
 //! - [`BpeTrainer`]: learns a small tokenizer of the same kind from text, for runs that bring no public one.
 //!
-//! Nothing here knows of images, models or files other than `tokenizer.json`; how many embeddings an image takes is
+//! Nothing here knows of images, models or files other than tokenizers; how many embeddings an image takes is
 //! the business of `oqvl-image-prep`.
 //!
 //! # Example
@@ -40,15 +41,21 @@
 mod bpe_merges;
 mod bpe_trainer;
 mod chat;
+mod clip;
 mod document;
 mod error;
+mod ftfy;
+mod html;
 mod placeholder;
 mod tokenizer;
 
 pub use bpe_trainer::{BpeTrainer, DEFAULT_MIN_FREQUENCY, DEFAULT_MUST_INCLUDE, TrainedTokenizer};
 pub use chat::{ChatExample, ChatTemplate, Role, Turn};
+pub use clip::{CLIP_CONTEXT_LENGTH, ClipInput, ClipTextStyle, ClipTokenizer, clean_clip_text};
 pub use document::{ESCAPED_PLACEHOLDER, InterleavedItem, TextEnd, caption_document, interleaved_document};
 pub use error::TextError;
+pub use ftfy::fix_text;
+pub use html::unescape_html;
 pub use placeholder::{
     IGNORE_INDEX, IMAGE_PLACEHOLDER, IMAGE_TOKEN_ID, expanded_len, fitting_len, tokenize_with_images,
 };
