@@ -3,14 +3,12 @@
 //! Shape letters: `b` batch, `n` patches, `s` text positions, `v` hidden size, `p` size of the shared space.
 //!
 //! Source: Radford et al., "Learning Transferable Visual Models From Natural Language Supervision", 2021; parameters are
-//! named as in Hugging Face's `CLIPModel`, and [`hugging_face_clip_names`] turns the names of openai/CLIP and open_clip
-//! into these.
+//! named as in Hugging Face's `CLIPModel`; [`Network::Clip`](crate::Network::Clip) knows the names of openai/CLIP and
+//! open_clip.
 
 mod config;
-mod names;
 
 pub use config::{ClipConfig, ClipTextConfig, ClipVisionConfig};
-pub use names::hugging_face_clip_names;
 
 use crate::ModelError;
 use crate::encoder::{BlockSizes, EncoderLayer, PatchEmbedding, PatchSizes, encoder, run};

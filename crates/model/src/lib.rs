@@ -58,10 +58,7 @@ mod weights;
 pub use checkpoint::{
     CONFIG_FILE, SiglipCheckpoint, TOKENIZER_FILE, VlmCheckpoint, read_config, save_checkpoint,
 };
-pub use clip::{
-    Clip, ClipConfig, ClipTextConfig, ClipTextTower, ClipVisionConfig, ClipVisionTower,
-    hugging_face_clip_names,
-};
+pub use clip::{Clip, ClipConfig, ClipTextConfig, ClipTextTower, ClipVisionConfig, ClipVisionTower};
 pub use encoder::HiddenAct;
 pub use error::ModelError;
 pub use generate::GenerateConfig;

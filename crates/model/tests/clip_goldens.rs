@@ -3,8 +3,8 @@
 
 use candle_core::{DType, Device, Tensor};
 use oqvl_model::{
-    Clip, ClipConfig, HiddenAct, Missing, ModelError, ParamStore, Trainable, WEIGHTS_FILE,
-    hugging_face_clip_names, read_config, read_safetensors,
+    Clip, ClipConfig, HiddenAct, Missing, ModelError, Network, ParamStore, Trainable, WEIGHTS_FILE,
+    read_config, read_safetensors,
 };
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -24,7 +24,7 @@ fn weights(name: &str) -> Tensors {
 }
 
 fn build(config: &ClipConfig, weights: Tensors) -> Result<Clip, ModelError> {
-    let given = hugging_face_clip_names(weights)?;
+    let given = Network::Clip.rename(weights)?;
     let mut store = ParamStore::new(given, Missing::Refuse, Trainable::None, &Device::Cpu);
     let clip = Clip::new(config, store.root())?;
     store.finish()?;
@@ -177,20 +177,23 @@ fn the_same_network_under_other_names_is_the_same() {
 #[test]
 fn tensors_of_other_networks_are_all_named() {
     let zeros = |dims: &[usize]| Tensor::zeros(dims, DType::F32, &Device::Cpu).unwrap();
-    let mut given = weights("open_clip_quick_gelu");
+    let config: ClipConfig = read_config(&folder("open_clip_quick_gelu")).unwrap();
+    let with = |added: &[(&str, &[usize])]| {
+        let mut given = weights("open_clip_quick_gelu");
+        given.extend(added.iter().map(|(name, dims)| ((*name).to_owned(), zeros(dims))));
+        build(&config, given).unwrap_err().to_string()
+    };
     let cut = "visual.transformer.resblocks.1.attn.in_proj_bias";
-    given.insert(cut.to_owned(), zeros(&[95]));
-    given.insert("visual.proj".to_owned(), zeros(&[32]));
-    given.insert("logit_bias".to_owned(), zeros(&[]));
-    given.insert("transformer.resblocks.0.ls_1.gamma".to_owned(), zeros(&[24]));
-    let error = hugging_face_clip_names(given).unwrap_err().to_string();
+    let error = with(&[(cut, &[95])]);
+    assert!(error.contains(&format!("`{cut}` is [95], expected 3 blocks")), "{error}");
+    let error =
+        with(&[("visual.proj", &[32]), ("logit_bias", &[]), ("transformer.resblocks.0.ls_1.gamma", &[24])]);
     for part in [
-        &format!("`{cut}` cannot be [95]"),
-        "`visual.proj` cannot be [32]",
+        "`visual_projection.weight` is [32], expected [20, 32]",
         "`logit_bias` is not in the network",
         "`transformer.resblocks.0.ls_1.gamma` is not in the network",
     ] {
         assert!(error.contains(part), "{error}");
     }
-    assert_eq!(error.matches('`').count(), 8, "{error}");
+    assert_eq!(error.matches('`').count(), 6, "{error}");
 }

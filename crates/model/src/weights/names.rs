@@ -1,6 +1,6 @@
 //! What tensors are called elsewhere, and what they are called here. The tables are the whole of it.
 //!
-//! Our names are those of Hugging Face's `SiglipModel` and `Qwen2ForCausalLM`, below `vision_tower.`, `projector.` and
+//! Our names are those of Hugging Face's `SiglipModel`, `CLIPModel` and `Qwen2ForCausalLM`, below `vision_tower.`, `projector.` and
 //! `language_model.` in a VLM. A name no rule knows stays as it is, so that [`ParamStore::finish`] lists it.
 //!
 //! [`ParamStore::finish`]: crate::ParamStore::finish
@@ -17,6 +17,8 @@ pub enum Network {
     SiglipVision,
     /// [`Siglip`](crate::Siglip), both towers.
     Siglip,
+    /// [`Clip`](crate::Clip), both towers.
+    Clip,
     /// [`Qwen2`](crate::Qwen2).
     Qwen2,
     /// [`Vlm`](crate::Vlm).
@@ -48,6 +50,10 @@ enum Then {
     DropFirst,
     /// A scalar becomes a vector of one element.
     Vector,
+    /// A vector of one element becomes a scalar.
+    Scalar,
+    /// `(a, b)` becomes `(b, a)`.
+    Transpose,
     /// Its rows are this many equal blocks, one for each name that stands for `{}`.
     Split(&'static [&'static str]),
     /// It is this block of the rows of a tensor that several make up.
@@ -90,7 +96,7 @@ static TIMM_VISION: &[Rule] = &[
     keep("attn_pool.mlp.*", "vision_model.head.mlp.*"),
 ];
 
-/// open_clip's text tower as SigLIP uses it.
+/// The text tower of openai/CLIP and of open_clip, for CLIP and SigLIP alike.
 ///
 /// Source: open_clip `transformer.py`, `TextTransformer`.
 static OPEN_CLIP_TEXT: &[Rule] = &[
@@ -108,11 +114,46 @@ static OPEN_CLIP_TEXT: &[Rule] = &[
     keep("transformer.resblocks.#.mlp.c_fc.*", "text_model.encoder.layers.#.mlp.fc1.*"),
     keep("transformer.resblocks.#.mlp.c_proj.*", "text_model.encoder.layers.#.mlp.fc2.*"),
     keep("ln_final.*", "text_model.final_layer_norm.*"),
-    keep("text_projection.*", "text_model.head.*"),
 ];
 
-/// Tensors of Hugging Face's SigLIP that are counted out, not learnt; the rest has our names.
-static SIGLIP_EXTRA: &[Rule] =
+/// What follows the text tower in open_clip's SigLIP.
+static SIGLIP_TEXT_HEAD: &[Rule] = &[keep("text_projection.*", "text_model.head.*")];
+
+/// The vision tower of openai/CLIP and of open_clip.
+///
+/// Source: `VisionTransformer` in openai/CLIP `clip/model.py`; our names: `convert_clip_original_pytorch_to_hf.py` of
+/// transformers.
+static OPENAI_VISION: &[Rule] = &[
+    keep("class_embedding", "vision_model.embeddings.class_embedding"),
+    keep("conv1.weight", "vision_model.embeddings.patch_embedding.weight"),
+    keep("positional_embedding", "vision_model.embeddings.position_embedding.weight"),
+    keep("ln_pre.*", "vision_model.pre_layrnorm.*"),
+    keep("transformer.resblocks.#.ln_1.*", "vision_model.encoder.layers.#.layer_norm1.*"),
+    then(
+        "transformer.resblocks.#.attn.in_proj_weight",
+        "vision_model.encoder.layers.#.self_attn.{}.weight",
+        QKV,
+    ),
+    then("transformer.resblocks.#.attn.in_proj_bias", "vision_model.encoder.layers.#.self_attn.{}.bias", QKV),
+    keep("transformer.resblocks.#.attn.out_proj.*", "vision_model.encoder.layers.#.self_attn.out_proj.*"),
+    keep("transformer.resblocks.#.ln_2.*", "vision_model.encoder.layers.#.layer_norm2.*"),
+    keep("transformer.resblocks.#.mlp.c_fc.*", "vision_model.encoder.layers.#.mlp.fc1.*"),
+    keep("transformer.resblocks.#.mlp.c_proj.*", "vision_model.encoder.layers.#.mlp.fc2.*"),
+    keep("ln_post.*", "vision_model.post_layernorm.*"),
+    then("proj", "visual_projection.weight", Then::Transpose),
+];
+
+/// What else is in CLIP; OpenAI's archives hold three sizes as tensors.
+static OPENAI_REST: &[Rule] = &[
+    then("text_projection", "text_projection.weight", Then::Transpose),
+    then("logit_scale", "logit_scale", Then::Scalar),
+    leave_out("input_resolution"),
+    leave_out("context_length"),
+    leave_out("vocab_size"),
+];
+
+/// Tensors of Hugging Face's SigLIP and CLIP that are counted out, not learnt; the rest has our names.
+static POSITION_IDS: &[Rule] =
     &[leave_out("vision_model.embeddings.position_ids"), leave_out("text_model.embeddings.position_ids")];
 
 /// The sigmoid loss: scalars in open_clip.
@@ -129,13 +170,24 @@ static QWEN2_EXTRA: &[Rule] =
 
 static SIGLIP_VISION_PARTS: &[Part] = &[
     Part { from: "visual.trunk.", to: "", rules: &[TIMM_VISION] },
-    Part { from: "", to: "", rules: &[SIGLIP_EXTRA, NOT_VISION, TIMM_VISION] },
+    Part { from: "", to: "", rules: &[POSITION_IDS, NOT_VISION, TIMM_VISION] },
 ];
 
 static SIGLIP_PARTS: &[Part] = &[
     Part { from: "visual.trunk.", to: "", rules: &[TIMM_VISION] },
-    Part { from: "text.", to: "", rules: &[OPEN_CLIP_TEXT] },
-    Part { from: "", to: "", rules: &[SIGLIP_EXTRA, SIGLIP_LOSS] },
+    Part { from: "text.", to: "", rules: &[OPEN_CLIP_TEXT, SIGLIP_TEXT_HEAD] },
+    Part { from: "", to: "", rules: &[POSITION_IDS, SIGLIP_LOSS] },
+];
+
+/// open_clip's models have `text.` in front where the text tower is not OpenAI's own class, and `module.` where several
+/// devices trained them.
+static CLIP_PARTS: &[Part] = &[
+    Part { from: "module.visual.", to: "", rules: &[OPENAI_VISION] },
+    Part { from: "module.text.", to: "", rules: &[OPEN_CLIP_TEXT, OPENAI_REST] },
+    Part { from: "module.", to: "", rules: &[OPEN_CLIP_TEXT, OPENAI_REST] },
+    Part { from: "visual.", to: "", rules: &[OPENAI_VISION] },
+    Part { from: "text.", to: "", rules: &[OPEN_CLIP_TEXT, OPENAI_REST] },
+    Part { from: "", to: "", rules: &[POSITION_IDS, OPEN_CLIP_TEXT, OPENAI_REST] },
 ];
 
 static QWEN2_PARTS: &[Part] = &[Part { from: "", to: "", rules: &[QWEN2_EXTRA] }];
@@ -146,7 +198,7 @@ static VLM_PARTS: &[Part] = &[
     Part { from: "model.llm_backbone.llm.", to: "language_model.", rules: &[QWEN2_EXTRA] },
     Part { from: "model.vision_backbone.featurizer.", to: "vision_tower.", rules: &[TIMM_VISION] },
     Part { from: "language_model.", to: "language_model.", rules: &[QWEN2_EXTRA] },
-    Part { from: "vision_tower.", to: "vision_tower.", rules: &[SIGLIP_EXTRA] },
+    Part { from: "vision_tower.", to: "vision_tower.", rules: &[POSITION_IDS] },
 ];
 
 impl Network {
@@ -154,6 +206,7 @@ impl Network {
         match self {
             Self::SiglipVision => SIGLIP_VISION_PARTS,
             Self::Siglip => SIGLIP_PARTS,
+            Self::Clip => CLIP_PARTS,
             Self::Qwen2 => QWEN2_PARTS,
             Self::Vlm => VLM_PARTS,
         }
@@ -161,9 +214,9 @@ impl Network {
 
     /// Gives tensors the names they have here, whichever of the known layouts they come in.
     ///
-    /// Known are Hugging Face's SigLIP and Qwen2, timm's SigLIP vision tower (bare, or as `visual.trunk.` of an
-    /// open_clip file, whose text tower is known too), and the reference's checkpoints
-    /// (`model.{projector,llm_backbone,vision_backbone}.…`). Fused `qkv` matrices are cut into three.
+    /// Known are Hugging Face's SigLIP, CLIP and Qwen2; CLIP as openai/CLIP and open_clip have it; timm's SigLIP vision
+    /// tower (bare, or as `visual.trunk.` of an open_clip file, whose text tower is known too); and the reference's
+    /// checkpoints (`model.{projector,llm_backbone,vision_backbone}.…`). Fused `qkv` matrices are cut into three.
     ///
     /// # Errors
     /// Lists every tensor that cannot be cut as its rule says, and every name that two tensors would have.
@@ -234,8 +287,10 @@ impl Renamed {
                 self.insert(from, to, tensor.squeeze(0)?);
             }
             Then::Vector if tensor.rank() == 0 => self.insert(from, to, tensor.reshape(1)?),
+            Then::Scalar if tensor.dims() == [1] => self.insert(from, to, tensor.reshape(())?),
+            Then::Transpose if tensor.rank() == 2 => self.insert(from, to, tensor.t()?.contiguous()?),
             // In another shape already: whether it fits is for the network to say.
-            Then::DropFirst | Then::Vector => self.insert(from, to, tensor),
+            Then::DropFirst | Then::Vector | Then::Scalar | Then::Transpose => self.insert(from, to, tensor),
             Then::Split(names) => {
                 let rows = tensor.dims().first().copied().unwrap_or(0);
                 if rows == 0 || !rows.is_multiple_of(names.len()) {
