@@ -130,7 +130,7 @@ fn run(name: &str, input: &[u8]) -> String {
             Some(WeightsError::Archive { problem }) => {
                 problem.split('`').next_back().unwrap_or("").to_owned()
             }
-            Some(error) => error.to_string().split('`').next().unwrap_or("").to_owned(),
+            Some(error) => error.to_string().split(['`', '"', '\\']).next().unwrap_or("").to_owned(),
             None => source.to_string(),
         },
         Err(other) => panic!("a damaged file is reported as {other:?}"),
