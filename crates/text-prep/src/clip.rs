@@ -104,7 +104,7 @@ impl ClipTokenizer {
         let json = match bytes {
             [0x1F, 0x8B, ..] => {
                 let text = unpack(bytes).map_err(|source| not_clip(source.to_string()))?;
-                let json = tokenizer_json(&text).map_err(not_clip)?;
+                let json = tokenizer_json(&used_merges(&text).map_err(not_clip)?);
                 Cow::Owned(
                     serde_json::to_vec(&json).expect("a JSON value with string keys always serialises"),
                 )
@@ -257,9 +257,8 @@ fn unpack(gzip: &[u8]) -> std::io::Result<String> {
     Ok(text)
 }
 
-/// openai/CLIP's merge list as the `tokenizer.json` that Hugging Face made of it. Ids: 256 bytes, the same at the ends
-/// of words, merges, start token, end token. The first line is a comment; merges after the ones CLIP uses are left.
-fn tokenizer_json(merge_list: &str) -> Result<Value, String> {
+/// The merges that CLIP uses of openai/CLIP's list: the first line is a comment, and those at the end are left.
+fn used_merges(merge_list: &str) -> Result<Vec<(&str, &str)>, String> {
     let merges: Vec<(&str, &str)> = merge_list
         .lines()
         .enumerate()
@@ -270,6 +269,12 @@ fn tokenizer_json(merge_list: &str) -> Result<Value, String> {
     if merges.len() < NUM_MERGES {
         return Err(format!("it has {} merges of {NUM_MERGES}", merges.len()));
     }
+    Ok(merges)
+}
+
+/// Merges as the `tokenizer.json` that Hugging Face made of CLIP's. Ids: 256 bytes, the same at the ends of words,
+/// merges, start token, end token.
+fn tokenizer_json(merges: &[(&str, &str)]) -> Value {
     let bytes: Vec<String> = symbols_by_id().into_iter().map(|(_, symbol)| symbol.to_string()).collect();
     let tokens = bytes
         .iter()
@@ -284,7 +289,7 @@ fn tokenizer_json(merge_list: &str) -> Result<Value, String> {
                "normalized": normalized, "special": true})
     };
     let pattern = format!(r"<\|startoftext\|>|<\|endoftext\|>|{CONTRACTIONS}|{LETTERS_AND_NUMBERS}|{OTHERS}");
-    Ok(json!({
+    json!({
         "version": "1.0",
         "truncation": null,
         "padding": null,
@@ -302,7 +307,7 @@ fn tokenizer_json(merge_list: &str) -> Result<Value, String> {
         "decoder": null,
         "model": {"type": "BPE", "dropout": null, "unk_token": END_TOKEN, "continuing_subword_prefix": "",
                   "end_of_word_suffix": END_OF_WORD, "fuse_unk": false, "vocab": vocab, "merges": merges},
-    }))
+    })
 }
 
 /// Bytes and their symbols in the order of GPT-2's and CLIP's ids: first the printable bytes, which stand for
@@ -318,4 +323,107 @@ fn byte_symbols() -> Vec<char> {
     let mut symbols = symbols_by_id();
     symbols.sort_unstable();
     symbols.into_iter().map(|(_, symbol)| symbol).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const MERGES: [(&str, &str); 4] = [("t", "h"), ("th", "e</w>"), ("'", "s</w>"), ("c", "a")];
+
+    fn small_json() -> Vec<u8> {
+        serde_json::to_vec(&tokenizer_json(&MERGES)).unwrap()
+    }
+
+    fn small(style: ClipTextStyle) -> ClipTokenizer {
+        ClipTokenizer::from_bytes(&small_json(), style).unwrap()
+    }
+
+    /// Ids by the rule: printable ASCII from `!` on is 0 and up, 256 more at the end of a word, then the merges.
+    #[test]
+    fn ids_are_bytes_then_merges_then_start_and_end() {
+        let at_end = |byte: u8| i64::from(byte - b'!') + 256;
+        let within = |byte: u8| i64::from(byte - b'!');
+        for style in [ClipTextStyle::OpenAi, ClipTextStyle::OpenClip, ClipTextStyle::HuggingFace] {
+            let ids = small(style).encode(" The\n CAT's 42").unwrap();
+            let cat = [515, at_end(b't')];
+            assert_eq!(ids, [&[516, 513][..], &cat, &[514, at_end(b'4'), at_end(b'2'), 517]].concat());
+            assert_eq!(small(style).encode("th").unwrap(), [516, within(b't'), at_end(b'h'), 517]);
+        }
+    }
+
+    #[test]
+    fn styles_differ_in_cleaning_padding_and_written_tokens() {
+        let input = |style, text| small(style).input(text, 4).unwrap().ids;
+        let straight = [516, 514, 517, 0];
+        assert_eq!(input(ClipTextStyle::OpenAi, "&rsquo;S"), straight);
+        assert_eq!(input(ClipTextStyle::OpenClip, "’s"), straight);
+        assert_eq!(input(ClipTextStyle::HuggingFace, "'S"), [516, 514, 517, 517]);
+        assert_ne!(input(ClipTextStyle::HuggingFace, "’s"), [516, 514, 517, 517]);
+        assert_eq!(input(ClipTextStyle::OpenAi, "<|endOfText|>"), [516, 517, 517, 0]);
+        assert_eq!(input(ClipTextStyle::OpenClip, "<END_of_text>"), [516, 517, 517, 0]);
+        assert_ne!(input(ClipTextStyle::OpenClip, "<|endoftext|>"), [516, 517, 517, 0]);
+    }
+
+    #[test]
+    fn what_clip_cannot_do_without_is_named() {
+        let refuse = |change: &dyn Fn(&mut Value)| {
+            let mut json = tokenizer_json(&MERGES);
+            change(&mut json);
+            ClipTokenizer::from_bytes(&serde_json::to_vec(&json).unwrap(), ClipTextStyle::OpenAi)
+                .unwrap_err()
+                .to_string()
+        };
+        let no_byte = refuse(&|json| {
+            json["model"]["vocab"].as_object_mut().unwrap().remove("#</w>");
+        });
+        assert_eq!(no_byte, "in memory: not a CLIP tokenizer: its vocabulary lacks `#</w>`");
+        let by_chance = refuse(&|json| json["model"]["dropout"] = json!(0.5));
+        assert!(by_chance.contains("dropout"), "{by_chance}");
+        let no_end = refuse(&|json| {
+            json["added_tokens"].as_array_mut().unwrap().pop();
+            json["model"]["vocab"].as_object_mut().unwrap().remove(END_TOKEN);
+        });
+        assert!(no_end.contains(END_TOKEN), "{no_end}");
+    }
+
+    proptest! {
+        /// The tokens are the cleaned text, byte for byte, without its blanks.
+        #[test]
+        fn nothing_of_a_text_is_lost(text in any::<String>()) {
+            let tokenizer = small(ClipTextStyle::OpenAi);
+            let ids = tokenizer.encode(&text).unwrap();
+            let bytes: Vec<u8> = ids[1..ids.len() - 1]
+                .iter()
+                .map(|&id| tokenizer.inner.id_to_token(u32::try_from(id).unwrap()).unwrap())
+                .flat_map(|token| token.trim_end_matches(END_OF_WORD).chars().collect::<Vec<_>>())
+                .map(|symbol| {
+                    let byte = tokenizer.byte_symbols.iter().position(|&known| known == symbol);
+                    u8::try_from(byte.unwrap()).unwrap()
+                })
+                .collect();
+            let expected: String =
+                clean_clip_text(&text).chars().filter(|&c| !c.is_whitespace() && c != '\u{345}').collect();
+            prop_assert_eq!(String::from_utf8(bytes).unwrap(), expected);
+        }
+
+        #[test]
+        fn a_damaged_file_is_an_error_or_works(
+            damage in proptest::collection::vec((any::<proptest::sample::Index>(), any::<u8>()), 1..6),
+            cut in any::<proptest::sample::Index>(),
+        ) {
+            let mut json = small_json();
+            for (position, byte) in damage {
+                let position = position.index(json.len());
+                json[position] = byte;
+            }
+            for bytes in [&json[..], &json[..cut.index(json.len())]] {
+                if let Ok(tokenizer) = ClipTokenizer::from_bytes(bytes, ClipTextStyle::OpenAi) {
+                    let _ = tokenizer.input("the cat's &amp; 42", 8);
+                }
+            }
+        }
+    }
 }
