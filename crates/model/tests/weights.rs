@@ -4,10 +4,11 @@
 use candle_core::{DType, Device, Tensor};
 use oqvl_model::{
     Example, HiddenAct, Missing, ModelError, Network, ParamStore, Prompt, Qwen2Config, Siglip, SiglipConfig,
-    SiglipTextConfig, SiglipVisionConfig, SiglipVisionTower, Trainable, Vlm, VlmConfig, drop_tied_head,
-    read_weights, weight_files,
+    SiglipTextConfig, SiglipVisionConfig, SiglipVisionTower, Trainable, Vlm, VlmCheckpoint, VlmConfig,
+    drop_tied_head, read_weights, weight_files,
 };
 use oqvl_shard_io::write_atomic;
+use oqvl_text_prep::BpeTrainer;
 use std::collections::BTreeMap;
 use std::io::{Cursor, Write as _};
 use std::path::{Path, PathBuf};
@@ -181,6 +182,52 @@ fn the_released_layout_becomes_the_same_network() {
     // Our own names stay as they are.
     let again = Network::Vlm.rename(all.frozen().clone()).unwrap();
     assert!(again.keys().eq(all.frozen().keys()));
+}
+
+#[test]
+fn a_checkpoint_may_hold_its_weights_in_any_form() {
+    let trained = BpeTrainer::new(300).train(["a red cube".to_owned()].into_iter()).unwrap();
+    let released = std::fs::read(fixture("latest-checkpoint.pt")).unwrap();
+    let mut files = vec![
+        ("config.json", serde_json::to_vec(&released_config()).unwrap()),
+        ("tokenizer.json", trained.json().to_vec()),
+        ("pytorch_model.bin", released),
+    ];
+    let alone = VlmCheckpoint::load(folder(&files).path(), &Device::Cpu).unwrap();
+
+    // The same again in two shards, whose digest is of all files.
+    let part = |keep: &dyn Fn(&str) -> bool| safetensors::serialize(&released_tensors(keep), None).unwrap();
+    let is_first = |name: &str| name < "model.projector.";
+    let names = released_tensors(&|_| true).into_keys().collect::<Vec<_>>();
+    let places: Vec<(&str, &str)> = names
+        .iter()
+        .map(|name| (name.as_str(), if is_first(name) { "1.safetensors" } else { "2.safetensors" }))
+        .collect();
+    files[2] = index(&places);
+    files.push(("1.safetensors", part(&is_first)));
+    files.push(("2.safetensors", part(&|name| !is_first(name))));
+    let shards = folder(&files);
+    let sharded = VlmCheckpoint::load(shards.path(), &Device::Cpu).unwrap();
+    let ids = vec![3, 1, 4, 1, 5];
+    let prompt = Prompt { input_ids: ids.clone(), images: Vec::new() };
+    let example = Example { prompt, labels: ids };
+    let loss = |checkpoint: &VlmCheckpoint| {
+        checkpoint.vlm.loss(&[&example]).unwrap().loss.to_scalar::<f32>().unwrap().to_bits()
+    };
+    assert_eq!(loss(&alone), loss(&sharded));
+    let mut changed = files[3].1.clone();
+    *changed.last_mut().unwrap() ^= 1;
+    write_atomic(&shards.path().join("1.safetensors"), &changed).unwrap();
+    let other =
+        VlmCheckpoint::load(shards.path(), &Device::Cpu).unwrap_or_else(|error| panic!("{}", chain(&error)));
+    assert_ne!(other.digest, sharded.digest);
+}
+
+/// Some tensors of the released layout.
+fn released_tensors(keep: &dyn Fn(&str) -> bool) -> Tensors {
+    let mut tensors = read(&fixture("latest-checkpoint.pt"));
+    tensors.retain(|name, _| keep(name));
+    tensors
 }
 
 #[test]
