@@ -322,6 +322,7 @@ fn wrong_safetensors_are_refused_with_the_reason() {
     let twice = r#"{"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]},"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}"#;
     let huge = r#"{"a":{"dtype":"F32","shape":[1099511627776],"data_offsets":[0,4398046511104]}}"#;
     let narrow = r#"{"a":{"dtype":"F8_E4M3","shape":[4],"data_offsets":[0,4]}}"#;
+    let vast = r#"{"a":{"dtype":"F32","shape":[0,4611686018427387904,4],"data_offsets":[0,0]}}"#;
     let mut long = safetensors(one, 4);
     long[..8].copy_from_slice(&u64::MAX.to_le_bytes());
     for (bytes, part) in [
@@ -330,6 +331,7 @@ fn wrong_safetensors_are_refused_with_the_reason() {
         (safetensors(twice, 4), "`a` is listed twice"),
         (safetensors(huge, 4), "lists 4398046511104 bytes"),
         (safetensors(narrow, 4), "numbers of type F8_E4M3 are not read"),
+        (safetensors(vast, 0), "shape [0, 4611686018427387904, 4] is too large to count"),
         (safetensors("{", 0), "safetensors header"),
         (safetensors(&"[".repeat(10_000), 0), "safetensors header"),
         (long, "should be 18446744073709551615 bytes long"),
@@ -508,6 +510,7 @@ fn tensors_outside_of_their_storage_are_refused() {
         (tensor(4, 5, &[0], &[1]), "in a storage of 4 elements"),
         (tensor(4, 4, &[], &[]), "in a storage of 4 elements"),
         (tensor(4, 0, &[i64::MAX, i64::MAX], &[0, 0]), "in a storage of 4 elements"),
+        (tensor(4, 0, &[0, i64::MAX, i64::MAX], &[1, i64::MAX, 1]), "in a storage of 4 elements"),
         (tensor(4, 0, &[2], &[i64::MAX]), "in a storage of 4 elements"),
         (tensor(4, i64::MAX, &[2], &[i64::MAX]), "in a storage of 4 elements"),
         (tensor(4, 0, &[2], &[1, 1]), "shape [2] with strides [1, 1]"),

@@ -58,11 +58,21 @@ impl Elements {
     }
 
     pub(super) fn into_tensor(self, shape: &[usize], device: &Device) -> Result<Tensor> {
+        if !can_be_counted(shape) {
+            candle_core::bail!("shape {shape:?} is too large to count");
+        }
         match self {
             Self::Floats(values) => Tensor::from_vec(values, shape, device),
             Self::Integers(values) => Tensor::from_vec(values, shape, device),
         }
     }
+}
+
+/// Whether sizes and strides of such a tensor can be computed. A dimension of 0 does not help: the others are multiplied
+/// all the same.
+pub(super) fn can_be_counted(shape: &[usize]) -> bool {
+    let product = shape.iter().try_fold(1_usize, |product, size| product.checked_mul((*size).max(1)));
+    product.is_some_and(|product| isize::try_from(product).is_ok())
 }
 
 /// Never holds more of the bytes than one chunk, so that the largest tensors of a model are in memory once.

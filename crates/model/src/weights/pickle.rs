@@ -11,7 +11,7 @@
 //! Source: opcodes from CPython's `Lib/pickletools.py`, names and argument order from `torch/_utils.py`.
 
 use super::WeightsError;
-use super::elements::ElementType;
+use super::elements::{ElementType, can_be_counted};
 use super::error::shown;
 use std::collections::{BTreeMap, HashMap};
 
@@ -574,13 +574,11 @@ impl<'a> Machine<'a> {
             let step = size.saturating_sub(1).checked_mul(*stride);
             last = last.zip(step).and_then(|(last, step)| last.checked_add(step));
         }
-        let num_elements = shape.iter().try_fold(1_usize, |product, size| product.checked_mul(*size));
-        let is_inside = match num_elements {
-            Some(0) => view.offset <= count,
-            Some(_) => last.is_some_and(|last| last < count),
-            None => false,
+        let is_inside = match shape.contains(&0) {
+            true => view.offset <= count,
+            false => last.is_some_and(|last| last < count),
         };
-        if is_inside {
+        if is_inside && can_be_counted(shape) {
             return Ok(());
         }
         let offset = view.offset;
