@@ -64,6 +64,10 @@ pub struct ClipInput {
 /// CLIP's tokenizer, from Hugging Face's `tokenizer.json` or from openai/CLIP's `bpe_simple_vocab_16e6.txt.gz`.
 ///
 /// Both files hold the same vocabulary; which one is read changes no id, in any [`ClipTextStyle`].
+///
+/// What a letter is, each side takes from its own version of Unicode: of 100,000 random and damaged texts, 78 got other
+/// ids than from openai/CLIP or `open_clip` (Python 3.11, `regex` 2026.11.15), all with characters that Unicode 14 does
+/// not have.
 #[derive(Debug, Clone)]
 pub struct ClipTokenizer {
     /// The whole of what Hugging Face does, and the BPE for the other styles.
