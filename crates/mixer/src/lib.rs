@@ -70,6 +70,7 @@ mod places;
 mod pool;
 mod query;
 mod reject;
+mod report;
 mod reshard;
 mod row_order;
 mod row_set;
@@ -97,8 +98,9 @@ pub use config::{
     MAX_HASH_DISTANCE, MixerConfig, NearDuplicateConfig, ScoreFiles, Select, TableConfig,
 };
 pub use error::MixerError;
-pub use stage::{
-    DecontaminationReport, ImageMatch, Mixer, MixerReport, NearDuplicateReport, OverlapReport, ShareReport,
+pub use report::{
+    DecontaminationReport, ImageMatch, MixerReport, NearDuplicateReport, OverlapReport, ShareReport,
 };
+pub use stage::Mixer;
 pub use subset::SubsetReport;
 pub use subset_config::SubsetConfig;

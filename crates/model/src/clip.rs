@@ -11,7 +11,9 @@ mod config;
 pub use config::{ClipConfig, ClipTextConfig, ClipVisionConfig};
 
 use crate::ModelError;
-use crate::encoder::{BlockSizes, EncoderLayer, PatchEmbedding, PatchSizes, encoder, run};
+use crate::encoder::{
+    BlockSizes, EncoderLayer, PatchEmbedding, PatchSizes, TextBody, TextSizes, encoder, run,
+};
 use crate::layers::{Bias, LayerNorm, Linear, lecun, normalize};
 use crate::params::{Init, ParamBuilder};
 use candle_core::Tensor;
@@ -121,10 +123,7 @@ impl EndOfText {
 /// The text tower, a transformer in which a token sees what precedes it.
 #[derive(Debug)]
 pub struct ClipTextTower {
-    token_embedding: Tensor,
-    position_embedding: Tensor,
-    layers: Vec<EncoderLayer>,
-    final_layer_norm: LayerNorm,
+    body: TextBody,
     end_of_text: EndOfText,
 }
 
@@ -135,15 +134,13 @@ impl ClipTextTower {
     /// If the config describes no network.
     pub fn new(config: &ClipTextConfig, mut p: ParamBuilder<'_>) -> Result<Self> {
         config.validate()?;
-        let mut p = p.pp("text_model");
-        let (hidden, init) = (config.hidden_size, lecun(config.hidden_size));
-        let mut embeddings = p.pp("embeddings");
-        let token_embedding =
-            embeddings.pp("token_embedding").get("weight", &[config.vocab_size, hidden], init)?;
-        let positions = [config.max_position_embeddings, hidden];
-        let position_embedding = embeddings.pp("position_embedding").get("weight", &positions, init)?;
-        let sizes = BlockSizes {
-            hidden,
+        let text = TextSizes {
+            vocab: config.vocab_size,
+            positions: config.max_position_embeddings,
+            num_layers: config.num_hidden_layers,
+        };
+        let block = BlockSizes {
+            hidden: config.hidden_size,
             intermediate: config.intermediate_size,
             num_heads: config.num_attention_heads,
             eps: config.layer_norm_eps,
@@ -151,10 +148,7 @@ impl ClipTextTower {
             mask: Mask::Causal,
         };
         Ok(Self {
-            token_embedding,
-            position_embedding,
-            layers: encoder(p.pp("encoder"), config.num_hidden_layers, sizes)?,
-            final_layer_norm: LayerNorm::new(p.pp("final_layer_norm"), hidden, config.layer_norm_eps)?,
+            body: TextBody::new(p.pp("text_model"), text, block)?,
             end_of_text: EndOfText::from_config(config.eos_token_id),
         })
     }
@@ -168,8 +162,7 @@ impl ClipTextTower {
     /// # Errors
     /// If an id is outside the vocabulary.
     pub fn batch(&self, texts: &[Vec<i64>]) -> Result<Tensor> {
-        let max = self.position_embedding.dim(0)?;
-        let vocab_size = self.token_embedding.dim(0)?;
+        let (max, vocab_size) = (self.body.max_positions()?, self.body.vocab_size()?);
         let width = texts.iter().map(Vec::len).max().unwrap_or(0).min(max);
         let mut ids = Vec::with_capacity(texts.len() * width);
         for (row, text) in texts.iter().enumerate() {
@@ -182,7 +175,7 @@ impl ClipTextTower {
                 }
             }
         }
-        Ok(Tensor::from_vec(ids, (texts.len(), width), self.token_embedding.device())?)
+        Ok(Tensor::from_vec(ids, (texts.len(), width), self.body.device())?)
     }
 
     /// `(b, s)` token ids (u32) to one vector per text, `(b, v)`: the token that ends the text, after all blocks and the
@@ -192,7 +185,7 @@ impl ClipTextTower {
     /// If a row is longer than the positions, or nothing in it ends the text.
     pub fn pooled(&self, input_ids: &Tensor) -> Result<Tensor> {
         let (b, s) = input_ids.dims2()?;
-        let (max, hidden) = self.position_embedding.dims2()?;
+        let max = self.body.max_positions()?;
         if s > max {
             return Err(ModelError::TooLong { row: 0, len: s, max });
         }
@@ -201,12 +194,11 @@ impl ClipTextTower {
             let end = self.end_of_text.position(ids).ok_or(ModelError::NoEndOfText { row })?;
             ends.push((row * s + end) as u32);
         }
-        let tokens =
-            self.token_embedding.index_select(&input_ids.flatten_all()?, 0)?.reshape((b, s, hidden))?;
-        let x = run(&self.layers, tokens.broadcast_add(&self.position_embedding.narrow(0, 0, s)?)?)?;
+        let x = self.body.forward(input_ids)?;
+        let hidden = x.dim(2)?;
         let ends = Tensor::from_vec(ends, b, x.device())?;
         // The norm goes row by row, so it is only needed where the feature is.
-        Ok(self.final_layer_norm.forward(&x.reshape((b * s, hidden))?.index_select(&ends, 0)?)?)
+        Ok(self.body.final_layer_norm.forward(&x.reshape((b * s, hidden))?.index_select(&ends, 0)?)?)
     }
 }
 

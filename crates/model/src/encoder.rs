@@ -2,7 +2,7 @@
 
 use crate::layers::{Bias, LayerNorm, Linear, lecun, multi_head_attention};
 use crate::params::{Init, ParamBuilder};
-use candle_core::{Result, Tensor};
+use candle_core::{Device, Result, Tensor};
 use oqvl_kernels::{Mask, linear};
 use serde::{Deserialize, Serialize};
 
@@ -168,4 +168,62 @@ pub(crate) fn encoder(
 /// `x` through the blocks, `(b, s, hidden)`.
 pub(crate) fn run(layers: &[EncoderLayer], x: Tensor) -> Result<Tensor> {
     layers.iter().try_fold(x, |x, layer| layer.forward(&x))
+}
+
+/// What the text towers of SigLIP and CLIP have in common: embeddings, blocks and the norm behind them.
+#[derive(Debug)]
+pub(crate) struct TextBody {
+    token_embedding: Tensor,
+    position_embedding: Tensor,
+    layers: Vec<EncoderLayer>,
+    pub(crate) final_layer_norm: LayerNorm,
+}
+
+/// Rows of the two embeddings and number of blocks of a text tower.
+#[derive(Clone, Copy)]
+pub(crate) struct TextSizes {
+    pub(crate) vocab: usize,
+    pub(crate) positions: usize,
+    pub(crate) num_layers: usize,
+}
+
+impl TextBody {
+    /// Takes `embeddings.…`, `encoder.…` and `final_layer_norm.…` of `p`.
+    pub(crate) fn new(mut p: ParamBuilder<'_>, text: TextSizes, block: BlockSizes) -> Result<Self> {
+        let (hidden, init) = (block.hidden, lecun(block.hidden));
+        let mut embeddings = p.pp("embeddings");
+        let token_embedding = embeddings.pp("token_embedding").get("weight", &[text.vocab, hidden], init)?;
+        let position_embedding =
+            embeddings.pp("position_embedding").get("weight", &[text.positions, hidden], init)?;
+        Ok(Self {
+            token_embedding,
+            position_embedding,
+            layers: encoder(p.pp("encoder"), text.num_layers, block)?,
+            final_layer_norm: LayerNorm::new(p.pp("final_layer_norm"), hidden, block.eps)?,
+        })
+    }
+
+    /// Where the parameters are.
+    pub(crate) fn device(&self) -> &Device {
+        self.token_embedding.device()
+    }
+
+    /// Rows of the token embedding.
+    pub(crate) fn vocab_size(&self) -> Result<usize> {
+        self.token_embedding.dim(0)
+    }
+
+    /// Rows of the position embedding.
+    pub(crate) fn max_positions(&self) -> Result<usize> {
+        self.position_embedding.dim(0)
+    }
+
+    /// `(b, s)` token ids (u32), `s` up to the number of positions, to `(b, s, hidden)`, not yet normalised.
+    pub(crate) fn forward(&self, input_ids: &Tensor) -> Result<Tensor> {
+        let (b, s) = input_ids.dims2()?;
+        let hidden = self.token_embedding.dim(1)?;
+        let tokens =
+            self.token_embedding.index_select(&input_ids.flatten_all()?, 0)?.reshape((b, s, hidden))?;
+        run(&self.layers, tokens.broadcast_add(&self.position_embedding.narrow(0, 0, s)?)?)
+    }
 }

@@ -3,7 +3,9 @@
 //! Shape letters: `b` batch, `n` patches, `s` text positions, `v` hidden size.
 
 use crate::ModelError;
-use crate::encoder::{BlockSizes, EncoderLayer, HiddenAct, Mlp, PatchEmbedding, PatchSizes, encoder, run};
+use crate::encoder::{
+    BlockSizes, EncoderLayer, HiddenAct, Mlp, PatchEmbedding, PatchSizes, TextBody, TextSizes, encoder, run,
+};
 use crate::layers::{Bias, LayerNorm, Linear, lecun, multi_head_attention, normalize};
 use crate::params::{Init, ParamBuilder};
 use candle_core::{Result, Tensor};
@@ -215,10 +217,7 @@ impl PoolingHead {
 /// The text tower.
 #[derive(Debug)]
 pub struct SiglipTextTower {
-    token_embedding: Tensor,
-    position_embedding: Tensor,
-    layers: Vec<EncoderLayer>,
-    final_layer_norm: LayerNorm,
+    body: TextBody,
     head: Linear,
 }
 
@@ -229,13 +228,13 @@ impl SiglipTextTower {
     /// If a tensor cannot be made.
     pub fn new(config: &SiglipTextConfig, projection_size: usize, mut p: ParamBuilder<'_>) -> Result<Self> {
         let mut p = p.pp("text_model");
-        let (hidden, init) = (config.hidden_size, lecun(config.hidden_size));
-        let mut embeddings = p.pp("embeddings");
-        let token_embedding =
-            embeddings.pp("token_embedding").get("weight", &[config.vocab_size, hidden], init)?;
-        let positions = [config.max_position_embeddings, hidden];
-        let position_embedding = embeddings.pp("position_embedding").get("weight", &positions, init)?;
-        let sizes = BlockSizes {
+        let hidden = config.hidden_size;
+        let text = TextSizes {
+            vocab: config.vocab_size,
+            positions: config.max_position_embeddings,
+            num_layers: config.num_hidden_layers,
+        };
+        let block = BlockSizes {
             hidden,
             intermediate: config.intermediate_size,
             num_heads: config.num_attention_heads,
@@ -244,11 +243,8 @@ impl SiglipTextTower {
             mask: Mask::Full,
         };
         Ok(Self {
-            token_embedding,
-            position_embedding,
-            layers: encoder(p.pp("encoder"), config.num_hidden_layers, sizes)?,
-            final_layer_norm: LayerNorm::new(p.pp("final_layer_norm"), hidden, config.layer_norm_eps)?,
-            head: Linear::new(p.pp("head"), hidden, projection_size, Bias::Yes, init)?,
+            body: TextBody::new(p.reborrow(), text, block)?,
+            head: Linear::new(p.pp("head"), hidden, projection_size, Bias::Yes, lecun(hidden))?,
         })
     }
 
@@ -258,13 +254,13 @@ impl SiglipTextTower {
     /// # Errors
     /// If the shape does not fit.
     pub fn pooled(&self, input_ids: &Tensor) -> Result<Tensor> {
-        let (b, s) = input_ids.dims2()?;
-        let hidden = self.token_embedding.dim(1)?;
-        let tokens =
-            self.token_embedding.index_select(&input_ids.flatten_all()?, 0)?.reshape((b, s, hidden))?;
-        let x = tokens.broadcast_add(&self.position_embedding)?;
-        let x = run(&self.layers, x)?;
-        let last = self.final_layer_norm.forward(&x)?.narrow(1, s - 1, 1)?.squeeze(1)?.contiguous()?;
+        let (_, s) = input_ids.dims2()?;
+        let expected = self.body.max_positions()?;
+        if s != expected {
+            candle_core::bail!("texts of {s} tokens, SigLIP was trained on {expected}");
+        }
+        let x = self.body.final_layer_norm.forward(&self.body.forward(input_ids)?)?;
+        let last = x.narrow(1, s - 1, 1)?.squeeze(1)?.contiguous()?;
         self.head.forward(&last)
     }
 }

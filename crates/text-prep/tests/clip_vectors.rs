@@ -3,8 +3,9 @@
 //! `fixtures/clip_goldens.json` was made by `fixtures/clip_goldens.py`, which names the versions. The public vocabulary
 //! and the real captions are not part of the repository: without them the tests that need them say so and pass.
 
+mod shared;
+
 use std::fmt::Write as _;
-use std::path::PathBuf;
 use std::sync::LazyLock;
 
 use oqvl_text_prep::{
@@ -12,6 +13,7 @@ use oqvl_text_prep::{
 };
 use proptest::prelude::*;
 use serde::Deserialize;
+use shared::shared_data;
 
 const START: i64 = 49_406;
 const END: i64 = 49_407;
@@ -65,15 +67,6 @@ struct SharedGoldens {
 
 static GOLDENS: LazyLock<Goldens> =
     LazyLock::new(|| serde_json::from_str(include_str!("fixtures/clip_goldens.json")).unwrap());
-
-fn shared_data(name: &str) -> Option<PathBuf> {
-    let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../../shared/data").join(name);
-    if path.exists() {
-        return Some(path);
-    }
-    eprintln!("skipped: {} is not there", path.display());
-    None
-}
 
 /// The tokenizer from each of the two files it comes in.
 fn tokenizers(style: ClipTextStyle) -> Option<[ClipTokenizer; 2]> {

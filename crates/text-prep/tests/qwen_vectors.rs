@@ -1,12 +1,13 @@
 //! The public Qwen2.5 tokenizer against recorded ids. The files are not part of the repository: without them the
 //! tests say so and pass.
 
-use std::path::PathBuf;
+mod shared;
 
 use oqvl_text_prep::{
     ChatTemplate, IMAGE_TOKEN_ID, SpecialTokens, Tokenizer, caption_document, expanded_len,
 };
 use serde::Deserialize;
+use shared::shared_data;
 
 /// `<s>` is an ordinary entry of the Qwen2.5 vocabulary; making it special does not change its id.
 const BOS: i64 = 128_245;
@@ -17,15 +18,6 @@ struct Vector {
     text: String,
     qwen2_5_ids: Vec<i64>,
     qwen2_5_decoded: String,
-}
-
-fn shared_data(name: &str) -> Option<PathBuf> {
-    let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../../shared/data").join(name);
-    if path.exists() {
-        return Some(path);
-    }
-    eprintln!("skipped: {} is not there", path.display());
-    None
 }
 
 fn qwen() -> Option<Tokenizer> {
