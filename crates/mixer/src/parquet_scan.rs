@@ -7,7 +7,7 @@ use std::sync::{Mutex, PoisonError};
 
 use arrow_array::{RecordBatch, new_null_array};
 use arrow_schema::{DataType, SchemaRef};
-use oqvl_shard_io::{ShardError, open_parquet, without_parquet_panic};
+use oqvl_shard_io::{CheckedParquet, ShardError, open_parquet, without_parquet_panic};
 use oqvl_stage::{ConfigError, RunContext};
 use parquet::arrow::ProjectionMask;
 use parquet::arrow::arrow_reader::{
@@ -248,7 +248,7 @@ impl Batches {
     /// Starts to read what `builder` was told to of the file at `path`.
     pub(crate) fn start(
         path: &Path,
-        builder: ParquetRecordBatchReaderBuilder<File>,
+        builder: ParquetRecordBatchReaderBuilder<CheckedParquet>,
     ) -> Result<Batches, MixerError> {
         let reader = without_parquet_panic(|| builder.build()).map_err(table_error(path))?;
         Ok(Batches { path: path.to_path_buf(), reader: Some(reader) })
@@ -270,7 +270,7 @@ impl Iterator for Batches {
 }
 
 /// Opens a parquet file, which may be damaged.
-pub(crate) fn open_table(path: &Path) -> Result<ParquetRecordBatchReaderBuilder<File>, MixerError> {
+pub(crate) fn open_table(path: &Path) -> Result<ParquetRecordBatchReaderBuilder<CheckedParquet>, MixerError> {
     let file = open_file(path)?;
     open_parquet(file, ArrowReaderOptions::new()).map_err(table_error(path))
 }
@@ -291,9 +291,9 @@ fn wrong_row_count(path: &Path) -> MixerError {
 
 /// Restricts a reader to those of the columns `names` that the file has.
 fn project(
-    builder: ParquetRecordBatchReaderBuilder<File>,
+    builder: ParquetRecordBatchReaderBuilder<CheckedParquet>,
     names: &[&str],
-) -> ParquetRecordBatchReaderBuilder<File> {
+) -> ParquetRecordBatchReaderBuilder<CheckedParquet> {
     let columns: Vec<usize> = names.iter().filter_map(|name| builder.schema().index_of(name).ok()).collect();
     let mask = ProjectionMask::roots(builder.parquet_schema(), columns);
     builder.with_projection(mask)

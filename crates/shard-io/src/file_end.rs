@@ -7,7 +7,7 @@ use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
 use std::path::Path;
 
-use crate::parquet_footer::PARQUET_MAGIC;
+use crate::parquet_claims::PARQUET_MAGIC;
 use crate::tar_entries::TAR_END;
 
 /// Whether a tar or a parquet file, told by its name, lacks its end, or cannot be read; of other files nothing is known.

@@ -50,6 +50,7 @@
 //! fetching the images of a list (`data-fetch`).
 
 mod atomic;
+mod checked_parquet;
 mod digest;
 mod error;
 mod file_end;
@@ -58,7 +59,7 @@ mod image_files;
 mod manifest;
 mod pack;
 mod pack_tar;
-mod parquet_footer;
+mod parquet_claims;
 mod parquet_table;
 mod plan;
 mod python_json;
@@ -74,6 +75,7 @@ mod tar_writer;
 mod uid_subset;
 
 pub use atomic::{AtomicFile, TEMPORARY_PREFIX, read_json, remove_if_there, write_atomic, write_json_atomic};
+pub use checked_parquet::{CheckedParquet, ChunkStart};
 pub use digest::{digest_bytes, digest_file};
 pub use error::ShardError;
 pub use file_end::is_cut_short;

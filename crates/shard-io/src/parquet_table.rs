@@ -14,7 +14,7 @@ use parquet::errors::ParquetError;
 use parquet::file::metadata::KeyValue;
 use parquet::file::properties::WriterProperties;
 
-use crate::parquet_footer::check_claims;
+use crate::checked_parquet::CheckedParquet;
 use crate::{AtomicFile, ShardError};
 
 /// Stands where the library would write its version, so that an upgrade alone does not change the bytes.
@@ -94,7 +94,7 @@ impl TableWriter {
 /// An open parquet file.
 pub(crate) struct TableFile {
     path: PathBuf,
-    builder: ParquetRecordBatchReaderBuilder<File>,
+    builder: ParquetRecordBatchReaderBuilder<CheckedParquet>,
 }
 
 impl TableFile {
@@ -139,16 +139,16 @@ impl TableFile {
     }
 }
 
-/// Opens a parquet file of others, which may be damaged: neither a false claim in its footer nor a panic of the library
-/// takes the stage with it. What is then read from it goes through [`without_parquet_panic`].
+/// Opens a parquet file of others, which may be damaged: neither false claims in its footer and page headers nor a panic of the
+/// library takes the stage with it. What is then read from it goes through [`without_parquet_panic`].
 ///
 /// # Errors
 /// If it is not a parquet file, or a damaged one.
 pub fn open_parquet(
     file: File,
     options: ArrowReaderOptions,
-) -> Result<ParquetRecordBatchReaderBuilder<File>, ParquetError> {
-    check_claims(&file)?;
+) -> Result<ParquetRecordBatchReaderBuilder<CheckedParquet>, ParquetError> {
+    let file = CheckedParquet::new(file)?;
     without_parquet_panic(|| ParquetRecordBatchReaderBuilder::try_new_with_options(file, options))
 }
 

@@ -181,6 +181,20 @@ mod tests {
     }
 
     #[test]
+    fn a_page_header_is_not_believed() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("x.parquet");
+        table(3).write(&path).unwrap();
+        let mut bytes = std::fs::read(&path).unwrap();
+        // An unknown field: a list of 2^31 - 1 doubles, for which the library would look half a minute long.
+        bytes[4..11].copy_from_slice(&[0xf9, 0xf7, 0xff, 0xff, 0xff, 0xff, 0x07]);
+        crate::write_atomic(&path, &bytes).unwrap();
+        let error = ScoreTable::read(&path).unwrap_err();
+        let cause = std::error::Error::source(&error).unwrap().to_string();
+        assert!(cause.contains("the page header at byte 4 is damaged"), "{cause}");
+    }
+
+    #[test]
     fn uneven_or_doubled_columns_are_refused() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("x.parquet");

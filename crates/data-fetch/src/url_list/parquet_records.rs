@@ -6,7 +6,7 @@ use arrow_array::{Array, ArrayRef, RecordBatch};
 use arrow_cast::cast;
 use arrow_json::writer::{EncoderOptions, NullableEncoder, make_encoder};
 use arrow_schema::{ArrowError, DataType, Field, FieldRef};
-use oqvl_shard_io::{open_parquet, without_parquet_panic};
+use oqvl_shard_io::{CheckedParquet, open_parquet, without_parquet_panic};
 use parquet::arrow::ProjectionMask;
 use parquet::arrow::arrow_reader::{ArrowReaderOptions, ParquetRecordBatchReaderBuilder};
 use parquet::errors::ParquetError;
@@ -105,7 +105,7 @@ fn columns(batch: &RecordBatch, wanted: &[String]) -> Result<Vec<Option<(FieldRe
     wanted.iter().enumerate().map(column).collect()
 }
 
-fn open(path: &Path) -> Result<ParquetRecordBatchReaderBuilder<File>, DataFetchError> {
+fn open(path: &Path) -> Result<ParquetRecordBatchReaderBuilder<CheckedParquet>, DataFetchError> {
     let file = File::open(path).map_err(DataFetchError::io(path))?;
     // The embedded Arrow schema may ask for dictionaries and views; the parquet types alone are plainer.
     let options = ArrowReaderOptions::new().with_skip_arrow_metadata(true);

@@ -1,21 +1,33 @@
-//! Whether the counts a parquet footer claims can be true.
+//! Whether what a parquet file says of itself can be true.
 //!
 //! The parquet library reserves memory for as many schema children, row groups and other list entries as the footer says
 //! there are, before it has seen one: a damaged file of a few hundred bytes asks for gigabytes, which panics or, where
-//! memory is short, ends the process. An entry takes at least a byte, so most such claims show by themselves.
+//! memory is short, ends the process. It believes the headers of pages likewise: two thousand million list elements are
+//! passed over one by one, at the end of the file and for half a minute, and what a page is said to unpack to gets its
+//! memory first.
+//! An entry takes at least a byte, so most such claims show by themselves.
 //!
-//! Sources: `parquet.thrift` (`FileMetaData`, `SchemaElement`) and the compact protocol of Apache Thrift.
+//! Sources: `parquet.thrift` (`FileMetaData`, `SchemaElement`, `PageHeader`) and the compact protocol of Apache Thrift.
 
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
 
+use bytes::Bytes;
 use parquet::errors::ParquetError;
 
 /// What a file with a plain footer ends with.
 pub(crate) const PARQUET_MAGIC: [u8; 4] = *b"PAR1";
 /// The length of the footer, and the magic.
-const TAIL_BYTES: usize = 8;
+pub(crate) const TAIL_BYTES: usize = 8;
+/// What is read of a page header at first. They have some dozens of bytes, unless they carry long texts as statistics.
+const HEADER_BYTES: u64 = 4 << 10;
+/// The longest page header that is accepted.
+const MAX_HEADER_BYTES: u64 = 64 << 20;
+/// A page up to this size may be packed as well as it likes (writers end a page at 1 MiB, unless one text is longer).
+const FREE_PAGE_BYTES: i64 = 32 << 20;
+/// A larger page unpacks to at most this many times its bytes; DEFLATE cannot do better at all.
+const MAX_PAGE_RATIO: i64 = 1032;
 /// Structures within structures that are followed; real footers have seven.
 const MAX_DEPTH: usize = 64;
 
@@ -23,9 +35,13 @@ const MAX_DEPTH: usize = 64;
 const SCHEMA_FIELD: i64 = 2;
 /// Field of `SchemaElement` with the number of its children.
 const NUM_CHILDREN_FIELD: i64 = 5;
+/// Fields of `PageHeader`: bytes of the page unpacked and as it is in the file.
+const UNPACKED_FIELD: i64 = 2;
+const PACKED_FIELD: i64 = 3;
 
 /// Kinds of values in the compact protocol.
-const BOOLEANS: [u8; 2] = [1, 2];
+const TRUE: u8 = 1;
+const FALSE: u8 = 2;
 const BYTE: u8 = 3;
 const I16: u8 = 4;
 const I32: u8 = 5;
@@ -38,13 +54,53 @@ const MAP: u8 = 11;
 const STRUCT: u8 = 12;
 
 /// Refuses a file whose footer claims more entries than fit into it. Whatever else is wrong is left to the library.
-pub(crate) fn check_claims(file: &File) -> Result<(), ParquetError> {
+pub(crate) fn check_footer(file: &File) -> Result<(), ParquetError> {
     let Some(footer) = read_footer(file)? else { return Ok(()) };
     match (Walker { rest: &footer }).file_metadata() {
         Err(Stop::FalseClaim) => {
             Err(ParquetError::General("the footer claims more entries than it has bytes".to_owned()))
         }
         Ok(()) | Err(Stop::Malformed) => Ok(()),
+    }
+}
+
+/// Bytes from `start` on that hold a whole page header, and perhaps some of what follows it.
+///
+/// # Errors
+/// [`ParquetError::General`] if there is no page header that can be read safely, [`ParquetError::External`] if the file
+/// cannot be read.
+pub(crate) fn read_page_header(file: &File, start: u64) -> Result<Bytes, ParquetError> {
+    let num_left = file.metadata()?.len().saturating_sub(start).min(MAX_HEADER_BYTES);
+    let mut window = HEADER_BYTES.min(num_left);
+    loop {
+        let mut bytes = vec![0; usize::try_from(window)?];
+        file.read_exact_at(&mut bytes, start)?;
+        match (Walker { rest: &bytes }).page_header() {
+            Ok(sizes) if sizes.are_possible() => return Ok(bytes.into()),
+            Ok(PageSizes { packed, unpacked }) => {
+                let problem =
+                    format!("the page at byte {start} has {packed} bytes and claims to hold {unpacked}");
+                return Err(ParquetError::General(problem));
+            }
+            Err(_) if window == num_left => {
+                return Err(ParquetError::General(format!("the page header at byte {start} is damaged")));
+            }
+            // It may only be longer than the window.
+            Err(_) => window = window.saturating_mul(16).min(num_left),
+        }
+    }
+}
+
+/// What a page header says of the size of its page, bytes.
+#[derive(Default)]
+struct PageSizes {
+    packed: i64,
+    unpacked: i64,
+}
+
+impl PageSizes {
+    fn are_possible(&self) -> bool {
+        self.unpacked <= FREE_PAGE_BYTES || self.unpacked / MAX_PAGE_RATIO <= self.packed
     }
 }
 
@@ -76,6 +132,20 @@ struct Walker<'a> {
 }
 
 impl Walker<'_> {
+    fn page_header(&mut self) -> Result<PageSizes, Stop> {
+        let mut sizes = PageSizes::default();
+        self.fields(0, &mut |walker, field, kind| {
+            let size = match (field, kind) {
+                (UNPACKED_FIELD, I32) => &mut sizes.unpacked,
+                (PACKED_FIELD, I32) => &mut sizes.packed,
+                _ => return walker.value(kind, 1),
+            };
+            *size = unzigzag(walker.varint()?);
+            Ok(())
+        })?;
+        Ok(sizes)
+    }
+
     fn file_metadata(&mut self) -> Result<(), Stop> {
         self.fields(0, &mut |walker, field, kind| {
             if (field, kind) != (SCHEMA_FIELD, LIST) {
@@ -131,7 +201,7 @@ impl Walker<'_> {
 
     /// Passes over the value of a field.
     fn value(&mut self, kind: u8, depth: usize) -> Result<(), Stop> {
-        if BOOLEANS.contains(&kind) {
+        if matches!(kind, TRUE | FALSE) {
             return Ok(()); // in the kind itself
         }
         self.element(kind, depth)
@@ -140,7 +210,10 @@ impl Walker<'_> {
     /// Passes over a value that stands by itself.
     fn element(&mut self, kind: u8, depth: usize) -> Result<(), Stop> {
         match kind {
-            1..=BYTE => self.skip(1),
+            // No list of the format holds them where we look, and the library would look for the next value in the wrong
+            // place: it takes them to have no bytes here either.
+            TRUE | FALSE => Err(Stop::FalseClaim),
+            BYTE => self.skip(1),
             I16 | I32 | I64 => self.varint().map(drop),
             DOUBLE => self.skip(8),
             BINARY => {
@@ -234,7 +307,7 @@ mod tests {
         file.write_all(footer).unwrap();
         file.write_all(&(footer.len() as u32).to_le_bytes()).unwrap();
         file.write_all(&PARQUET_MAGIC).unwrap();
-        check_claims(&file).map_err(|error| error.to_string())
+        check_footer(&file).map_err(|error| error.to_string())
     }
 
     /// A footer whose root claims `num_children` (one byte of a varint, zigzag) and has one.
@@ -256,6 +329,72 @@ mod tests {
         assert!(check(&row_groups.concat()).unwrap_err().contains("claims more entries"));
     }
 
+    fn header(bytes: &[u8]) -> Result<Bytes, String> {
+        let mut file = tempfile::tempfile().unwrap();
+        file.write_all(&PARQUET_MAGIC).unwrap();
+        file.write_all(bytes).unwrap();
+        read_page_header(&file, 4).map_err(|error| error.to_string())
+    }
+
+    /// A header whose only field is an unknown one with the value `value` of kind `kind`.
+    fn header_with(kind: u8, value: &[u8]) -> Vec<u8> {
+        [&[0xf0 | kind][..], value, &[0]].concat()
+    }
+
+    #[test]
+    fn a_page_header_is_read_whole_however_long() {
+        for num_bytes in [0, 1, 5_000, 100_000, 3_000_000] {
+            let mut length = Vec::new();
+            let mut rest = num_bytes;
+            while rest >= 0x80 {
+                length.push(rest as u8 | 0x80);
+                rest >>= 7;
+            }
+            length.push(rest as u8);
+            let text = header_with(BINARY, &[&length[..], &vec![b'x'; num_bytes]].concat());
+            let read = header(&[&text[..], &[0; 100]].concat()).unwrap();
+            assert!(read.starts_with(&text), "{num_bytes}");
+            let cut = header(&text[..text.len() - 1]);
+            assert_eq!(
+                cut.unwrap_err(),
+                "Parquet error: the page header at byte 4 is damaged",
+                "{num_bytes}"
+            );
+        }
+    }
+
+    #[test]
+    fn page_headers_that_claim_more_than_the_file_has_are_refused() {
+        let most = [0xff, 0xff, 0xff, 0xff, 0x07];
+        let list_of = |kind: u8| header_with(LIST, &[&[0xf0 | kind][..], &most].concat());
+        let map = header_with(MAP, &[&most[..], &[0x77]].concat());
+        let text = header_with(BINARY, &most);
+        for (what, bytes) in [("doubles", list_of(DOUBLE)), ("map", map), ("text", text), ("empty", vec![])] {
+            assert!(header(&bytes).is_err(), "{what}");
+            let is_last = bytes.is_empty();
+            assert!(is_last || header(&[&bytes[..], &[1; 50_000]].concat()).is_err(), "{what}");
+        }
+        // The library takes booleans in a list to have no bytes.
+        assert!(header(&[&list_of(TRUE)[..], &[0; 100]].concat()).is_err());
+        assert!(header(&header_with(LIST, &[0x21, 1, 1])).is_err());
+        assert!(header(&header_with(LIST, &[0x23, 1, 1])).is_ok(), "two bytes");
+    }
+
+    #[test]
+    fn a_page_does_not_hold_a_thousand_times_its_bytes() {
+        let page = |unpacked: &[u8], packed: &[u8]| {
+            header(&[&[0x15, 0, 0x15][..], unpacked, &[0x15], packed, &[0]].concat())
+        };
+        // Zigzag: 32 MiB, one byte more, and 2^31 - 1.
+        let (free, more, most) =
+            ([0x80, 0x80, 0x80, 0x20], [0x82, 0x80, 0x80, 0x20], [0xfe, 0xff, 0xff, 0xff, 0x0f]);
+        assert!(page(&free, &[2]).is_ok());
+        assert!(page(&more, &[0x80, 0x80, 0x08]).is_ok(), "64 KiB");
+        let problem = "Parquet error: the page at byte 4 has 1 bytes and claims to hold";
+        assert_eq!(page(&more, &[2]).unwrap_err(), format!("{problem} 33554433"));
+        assert_eq!(page(&most, &[2]).unwrap_err(), format!("{problem} 2147483647"));
+    }
+
     #[test]
     fn what_is_no_footer_is_left_to_the_library() {
         for bytes in
@@ -265,6 +404,6 @@ mod tests {
         }
         let mut short = tempfile::tempfile().unwrap();
         short.write_all(b"PAR1").unwrap();
-        assert!(check_claims(&short).is_ok());
+        assert!(check_footer(&short).is_ok());
     }
 }
