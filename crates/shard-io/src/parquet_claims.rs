@@ -25,9 +25,9 @@ const HEADER_BYTES: u64 = 4 << 10;
 /// The longest page header that is accepted.
 const MAX_HEADER_BYTES: u64 = 64 << 20;
 /// A page up to this size may be packed as well as it likes (writers end a page at 1 MiB, unless one text is longer).
-const FREE_PAGE_BYTES: i64 = 32 << 20;
+const FREE_PAGE_BYTES: i32 = 32 << 20;
 /// A larger page unpacks to at most this many times its bytes; DEFLATE cannot do better at all.
-const MAX_PAGE_RATIO: i64 = 1032;
+const MAX_PAGE_RATIO: i32 = 1032;
 /// Structures within structures that are followed; real footers have seven.
 const MAX_DEPTH: usize = 64;
 
@@ -35,9 +35,12 @@ const MAX_DEPTH: usize = 64;
 const SCHEMA_FIELD: i64 = 2;
 /// Field of `SchemaElement` with the number of its children.
 const NUM_CHILDREN_FIELD: i64 = 5;
-/// Fields of `PageHeader`: bytes of the page unpacked and as it is in the file.
+/// Fields of `PageHeader`: bytes of the page unpacked and as it is in the file, and what only dictionaries have.
 const UNPACKED_FIELD: i64 = 2;
 const PACKED_FIELD: i64 = 3;
+const DICTIONARY_FIELD: i64 = 7;
+/// Field of `DictionaryPageHeader` with the number of its values.
+const NUM_VALUES_FIELD: i64 = 1;
 
 /// Kinds of values in the compact protocol.
 const TRUE: u8 = 1;
@@ -76,11 +79,9 @@ pub(crate) fn read_page_header(file: &File, start: u64) -> Result<Bytes, Parquet
         let mut bytes = vec![0; usize::try_from(window)?];
         file.read_exact_at(&mut bytes, start)?;
         match (Walker { rest: &bytes }).page_header() {
-            Ok(sizes) if sizes.are_possible() => return Ok(bytes.into()),
-            Ok(PageSizes { packed, unpacked }) => {
-                let problem =
-                    format!("the page at byte {start} has {packed} bytes and claims to hold {unpacked}");
-                return Err(ParquetError::General(problem));
+            Ok(sizes) => {
+                let wrong = |what| ParquetError::General(format!("the page at byte {start} {what}"));
+                return sizes.check().map(|()| bytes.into()).map_err(wrong);
             }
             Err(_) if window == num_left => {
                 return Err(ParquetError::General(format!("the page header at byte {start} is damaged")));
@@ -94,13 +95,22 @@ pub(crate) fn read_page_header(file: &File, start: u64) -> Result<Bytes, Parquet
 /// What a page header says of the size of its page, bytes.
 #[derive(Default)]
 struct PageSizes {
-    packed: i64,
-    unpacked: i64,
+    packed: i32,
+    unpacked: i32,
+    num_dictionary_values: i32,
 }
 
 impl PageSizes {
-    fn are_possible(&self) -> bool {
-        self.unpacked <= FREE_PAGE_BYTES || self.unpacked / MAX_PAGE_RATIO <= self.packed
+    fn check(&self) -> Result<(), String> {
+        let PageSizes { packed, unpacked, num_dictionary_values: values } = self;
+        if *unpacked > FREE_PAGE_BYTES && unpacked / MAX_PAGE_RATIO > *packed {
+            return Err(format!("has {packed} bytes and claims to hold {unpacked}"));
+        }
+        // A value of a dictionary takes at least a byte, and memory is reserved for all.
+        if values > unpacked {
+            return Err(format!("has {unpacked} bytes and claims to hold {values} values"));
+        }
+        Ok(())
     }
 }
 
@@ -138,12 +148,28 @@ impl Walker<'_> {
             let size = match (field, kind) {
                 (UNPACKED_FIELD, I32) => &mut sizes.unpacked,
                 (PACKED_FIELD, I32) => &mut sizes.packed,
+                (DICTIONARY_FIELD, STRUCT) => {
+                    sizes.num_dictionary_values = walker.num_values()?;
+                    return Ok(());
+                }
                 _ => return walker.value(kind, 1),
             };
-            *size = unzigzag(walker.varint()?);
+            *size = walker.int32()?;
             Ok(())
         })?;
         Ok(sizes)
+    }
+
+    fn num_values(&mut self) -> Result<i32, Stop> {
+        let mut number = 0;
+        self.fields(1, &mut |walker, field, kind| {
+            if (field, kind) != (NUM_VALUES_FIELD, I32) {
+                return walker.value(kind, 2);
+            }
+            number = walker.int32()?;
+            Ok(())
+        })?;
+        Ok(number)
     }
 
     fn file_metadata(&mut self) -> Result<(), Stop> {
@@ -167,7 +193,7 @@ impl Walker<'_> {
             if (field, kind) != (NUM_CHILDREN_FIELD, I32) {
                 return walker.value(kind, 3);
             }
-            let num_children = unzigzag(walker.varint()?);
+            let num_children = walker.int32()?;
             // The library refuses negative numbers.
             if u64::try_from(num_children).is_ok_and(|number| number >= num_elements) {
                 return Err(Stop::FalseClaim);
@@ -275,6 +301,11 @@ impl Walker<'_> {
         let num_bytes = usize::try_from(num_bytes).map_err(|_| Stop::Malformed)?;
         self.rest = self.rest.get(num_bytes..).ok_or(Stop::Malformed)?;
         Ok(())
+    }
+
+    /// A number of 32 bits, of which the library takes the lowest 32 however long it is.
+    fn int32(&mut self) -> Result<i32, Stop> {
+        Ok(unzigzag(self.varint()?) as i32)
     }
 
     fn varint(&mut self) -> Result<u64, Stop> {
@@ -393,6 +424,19 @@ mod tests {
         let problem = "Parquet error: the page at byte 4 has 1 bytes and claims to hold";
         assert_eq!(page(&more, &[2]).unwrap_err(), format!("{problem} 33554433"));
         assert_eq!(page(&most, &[2]).unwrap_err(), format!("{problem} 2147483647"));
+        // More than 32 bits, negative as a whole.
+        let long = [0x81, 0x80, 0x80, 0x80, 0x10];
+        assert_eq!(page(&long, &[2]).unwrap_err(), format!("{problem} 2147483647"));
+    }
+
+    #[test]
+    fn a_dictionary_does_not_hold_more_values_than_bytes() {
+        // Ten bytes unpacked and packed; the fields 4 to 6 are left out.
+        let dictionary =
+            |values: u8| header(&[&[0x15, 4, 0x15, 20, 0x15, 20, 0x4c, 0x15][..], &[values, 0, 0]].concat());
+        assert!(dictionary(20).is_ok());
+        let problem = "Parquet error: the page at byte 4 has 10 bytes and claims to hold 11 values";
+        assert_eq!(dictionary(22).unwrap_err(), problem);
     }
 
     #[test]
