@@ -120,7 +120,8 @@ impl std::fmt::Display for StoreUri {
 
 /// `[datasets/]owner/name[@revision][/path]`.
 fn hub_place(rest: &str) -> Result<(Place, String), &'static str> {
-    let form = "expected hf://owner/name[@revision][/path] for a model, or hf://datasets/owner/name[@revision]/path";
+    let form =
+        "expected hf://owner/name[@revision][/path] for a model, or hf://datasets/owner/name[@revision]/path";
     let (kind, rest) = match rest.strip_prefix("datasets/") {
         Some(rest) => (HubKind::Dataset, rest),
         None => (HubKind::Model, rest),
@@ -226,11 +227,8 @@ mod tests {
         assert_eq!(parts("gs://b/k/"), (Place::Gs { bucket: bucket() }, "k/".to_owned()));
         let url = "https://h/a?x=1&y={2}";
         assert_eq!(parts(url), (Place::Http, url.to_owned()));
-        let repo = |kind, revision: &str| Place::Hub {
-            kind,
-            repo: "o/n".to_owned(),
-            revision: revision.to_owned(),
-        };
+        let repo =
+            |kind, revision: &str| Place::Hub { kind, repo: "o/n".to_owned(), revision: revision.to_owned() };
         let hub = |revision: &str| repo(HubKind::Dataset, revision);
         assert_eq!(parts("hf://datasets/o/n"), (hub("main"), String::new()));
         assert_eq!(parts("hf://datasets/o/n/a/*.parquet"), (hub("main"), "a/*.parquet".to_owned()));
