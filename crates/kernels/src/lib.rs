@@ -10,6 +10,7 @@
 //! - [`rope`]: rotary position embedding, half-split layout
 //! - [`swiglu`]
 //! - [`cross_entropy`]: mean over rows, from logits
+//! - [`adaptive_avg_pool`]: the pooling of the projector
 //!
 //! This is the CPU side (f32 and f64, one thread per call, so that results do not depend on the number of threads).
 //! CUDA storages are answered with candle's error for a missing implementation.
@@ -34,6 +35,7 @@
 // Matrix products hand checked slices to the `gemm` crate, whose interface is raw pointers.
 #![allow(unsafe_code)]
 
+mod adaptive_avg_pool;
 mod attention;
 mod cross_entropy;
 mod element;
@@ -45,6 +47,7 @@ mod rope;
 mod rows;
 mod swiglu;
 
+pub use adaptive_avg_pool::adaptive_avg_pool;
 pub use attention::{Mask, attention};
 pub use cross_entropy::cross_entropy;
 pub use layer_norm::layer_norm;

@@ -3,8 +3,9 @@
 use crate::ModelError;
 use crate::layers::{Bias, Linear};
 use crate::params::{Init, ParamBuilder};
-use candle_core::{Device, Result, Tensor};
+use candle_core::{Result, Tensor};
 use oqvl_image_prep::pooling_windows;
+use oqvl_kernels::adaptive_avg_pool;
 
 /// Average-pool projector. The pooling has no parameters, so the same weights serve any number of tokens.
 ///
@@ -57,46 +58,8 @@ impl AvgPoolProjector {
         }
         let pooled = match pooled_grid == self.grid {
             true => patches_bnv.clone(),
-            false => {
-                let matrix = pooling_matrix(self.grid, pooled_grid, patches_bnv.device())?;
-                matrix.broadcast_matmul(patches_bnv)?
-            }
+            false => adaptive_avg_pool(patches_bnv, &pooling_windows(self.grid, pooled_grid))?,
         };
         Ok(self.fc2.forward(&self.fc1.forward(&pooled)?.gelu_erf()?)?)
-    }
-}
-
-/// Adaptive average pooling of a row-major square grid as a matrix `(pooled^2, grid^2)`.
-fn pooling_matrix(grid: usize, pooled: usize, device: &Device) -> Result<Tensor> {
-    let windows = pooling_windows(grid, pooled);
-    let mut matrix = vec![0f32; pooled * pooled * grid * grid];
-    for (out_row, &(top, bottom)) in windows.iter().enumerate() {
-        for (out_col, &(left, right)) in windows.iter().enumerate() {
-            let weight = 1.0 / ((bottom - top) * (right - left)) as f32;
-            let start = (out_row * pooled + out_col) * grid * grid;
-            for row in top..bottom {
-                matrix[start + row * grid + left..start + row * grid + right].fill(weight);
-            }
-        }
-    }
-    Tensor::from_vec(matrix, (pooled * pooled, grid * grid), device)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn pooling_averages_each_window_once() {
-        for (grid, pooled) in [(27, 12), (6, 3), (6, 4), (5, 1), (4, 4)] {
-            let matrix = pooling_matrix(grid, pooled, &Device::Cpu).unwrap().to_vec2::<f32>().unwrap();
-            assert_eq!(matrix.len(), pooled * pooled);
-            for row in matrix {
-                assert!((row.iter().sum::<f32>() - 1.0).abs() < 1e-5);
-            }
-        }
-        // 27 to 12: every window is 3 x 3.
-        let matrix = pooling_matrix(27, 12, &Device::Cpu).unwrap().to_vec2::<f32>().unwrap();
-        assert!(matrix.iter().all(|row| row.iter().filter(|weight| **weight > 0.0).count() == 9));
     }
 }
