@@ -1,15 +1,28 @@
 //! What can stop scoring.
 
+use std::path::PathBuf;
+
 /// Errors of this crate.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ClipFilterError {
-    /// The model cannot be read or run.
+    /// The model cannot be used.
+    #[error("{model} cannot be used")]
+    Load {
+        /// The checkpoint directory.
+        model: PathBuf,
+        /// Why.
+        source: oqvl_model::ModelError,
+    },
+    /// The model cannot be run.
     #[error(transparent)]
     Model(#[from] oqvl_model::ModelError),
-    /// The tokenizer failed.
-    #[error(transparent)]
-    Text(#[from] oqvl_text_prep::TextError),
+    /// The config asks for a way of tokenizing that the model does not have.
+    #[error("{model}: `text_style` is for CLIP, and this is a SigLIP, which has one way to read captions")]
+    TextStyleOfSiglip {
+        /// The checkpoint directory.
+        model: PathBuf,
+    },
     /// A shard or sidecar cannot be read or written.
     #[error(transparent)]
     Shard(#[from] oqvl_shard_io::ShardError),

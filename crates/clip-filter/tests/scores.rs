@@ -68,7 +68,7 @@ fn with_bad_samples(from: &Path, to: &Path) {
 
 fn run(work_dir: &Path) -> (oqvl_clip_filter::ClipFilterReport, ScoreTable) {
     let context = RunContext::for_test::<ClipFilter>(work_dir, 7).unwrap();
-    let config = ClipFilterConfig { shards: "shards".into(), model: "towers".into() };
+    let config = ClipFilterConfig::one("shards", "towers");
     let report = ClipFilter::run(&config, &context).unwrap();
     let table = ScoreTable::read(&ScoreTable::sidecar_path(&context.out_dir, "00000", SCORER)).unwrap();
     (report, table)
@@ -99,9 +99,9 @@ fn every_sample_has_its_cosine_or_its_reason() {
         let row = table.keys.iter().position(|key| key == sample.key.as_str()).unwrap();
         let image = decode(&sample.image().unwrap().data, &Default::default()).unwrap();
         let pixels = Tensor::from_vec(pixel_values(&image, 8), (1, 3, 8, 8), &Device::Cpu).unwrap();
-        let ids = checkpoint.tokenizer.encode(sample.caption().unwrap().unwrap()).unwrap();
+        let ids = checkpoint.text_ids(sample.caption().unwrap().unwrap()).unwrap();
         let siglip = &checkpoint.siglip;
-        let texts = siglip.text_embeds(&siglip.text_batch(&[ids], checkpoint.tokenizer.pad_id()).unwrap());
+        let texts = siglip.text_embeds(&siglip.text_batch(&[ids], 0).unwrap());
         let product = (siglip.image_embeds(&pixels).unwrap() * texts.unwrap()).unwrap();
         let expected = f64::from(product.sum_all().unwrap().to_scalar::<f32>().unwrap());
         assert!((scores[row].unwrap() - expected).abs() < 1e-5, "{}: {expected}", sample.key);

@@ -7,9 +7,8 @@ use candle_core::Device;
 use oqvl_image_prep::{DecodeLimits, decode, pixel_values};
 use oqvl_model::{GenerateConfig, Prompt, VlmCheckpoint};
 use oqvl_shard_io::Sample;
-use oqvl_stage::{RunContext, SampleScores, ScorerInfo, Stage, Tally, score_shards};
+use oqvl_stage::{RunContext, SampleScorer, SampleScores, ScorerInfo, Stage, Tally, score_shards};
 use oqvl_text_prep::SpecialTokens;
-use rayon::prelude::*;
 use serde::Serialize;
 
 /// Name of the scorer in sidecar file names.
@@ -35,35 +34,40 @@ struct Scorer<'a> {
     checkpoint: &'a VlmCheckpoint,
 }
 
-impl Scorer<'_> {
-    fn score(&self, samples: &[Sample]) -> Result<Vec<SampleScores>, MlmFilterError> {
-        let prepared: Result<Vec<_>, MlmFilterError> =
-            samples.par_iter().map(|sample| self.prompts(sample)).collect();
-        let prepared = prepared?;
-        let prompts: Vec<Prompt> =
-            prepared.iter().filter_map(|prompts| prompts.as_ref().ok()).flatten().cloned().collect();
+impl SampleScorer for Scorer<'_> {
+    type Prepared = Vec<Prompt>;
+    type Error = MlmFilterError;
+
+    fn prepared_bytes(&self) -> usize {
+        3 * (self.checkpoint.vlm.image_size() as usize).pow(2) * size_of::<f32>()
+    }
+
+    fn prepare(&self, sample: &Sample) -> Result<Result<Vec<Prompt>, String>, MlmFilterError> {
+        self.prompts(sample)
+    }
+
+    fn score(&self, batch: &[Vec<Prompt>]) -> Result<Vec<SampleScores>, MlmFilterError> {
+        let prompts: Vec<Prompt> = batch.iter().flatten().cloned().collect();
         let generation = GenerateConfig {
             max_new_tokens: self.config.max_new_tokens,
             stop_ids: vec![self.checkpoint.tokenizer.eos_id(), self.checkpoint.tokenizer.pad_id()],
         };
         let mut answers = self.checkpoint.vlm.generate(&prompts, &generation)?.into_iter();
-        let mut scores = Vec::with_capacity(samples.len());
-        for prompts in prepared {
-            let Ok(prompts) = prompts else {
-                scores.push(prompts.map(|_| Default::default()));
-                continue;
-            };
+        let mut scores = Vec::with_capacity(batch.len());
+        for prompts in batch {
             let (mut numbers, mut texts) = (Vec::new(), Vec::new());
             for ids in answers.by_ref().take(prompts.len()) {
                 let text = self.checkpoint.tokenizer.decode(&ids, SpecialTokens::Skip)?;
                 numbers.push(parse_score(&text).map(f64::from));
                 texts.push(Some(text));
             }
-            scores.push(Ok((numbers, texts)));
+            scores.push((numbers, texts));
         }
         Ok(scores)
     }
+}
 
+impl Scorer<'_> {
     /// One prompt per metric, or why the sample cannot be asked about.
     fn prompts(&self, sample: &Sample) -> Result<Result<Vec<Prompt>, String>, MlmFilterError> {
         let Some(member) = sample.image() else { return Ok(Err("missing-image".to_owned())) };
@@ -110,7 +114,7 @@ impl Stage for MlmFilter {
             metrics: &columns("score"),
             texts: &columns("text"),
         };
-        let tally = score_shards(run, &run.resolve(&config.shards), info, |samples| scorer.score(samples))?;
+        let tally = score_shards(run, &run.resolve(&config.shards), info, &scorer)?;
         Ok(MlmFilterReport { tally, model_digest: checkpoint.digest })
     }
 }

@@ -3,6 +3,7 @@
 use crate::ModelError;
 use crate::params::{Missing, ParamStore, Trainable};
 use crate::siglip::{Siglip, SiglipConfig};
+use crate::siglip_text::SiglipText;
 use crate::vlm::{Vlm, VlmConfig};
 use crate::weights::{Network, WEIGHTS_FILE, drop_tied_head, read_weights, weight_files};
 use candle_core::{Device, Tensor};
@@ -15,6 +16,8 @@ use std::path::Path;
 
 /// The network's shape.
 pub const CONFIG_FILE: &str = "config.json";
+/// The network's shape in folders of open_clip.
+pub(crate) const OPEN_CLIP_CONFIG_FILE: &str = "open_clip_config.json";
 /// The tokenizer.
 pub const TOKENIZER_FILE: &str = "tokenizer.json";
 
@@ -56,7 +59,7 @@ pub struct SiglipCheckpoint {
     /// Its config.
     pub config: SiglipConfig,
     /// Its tokenizer.
-    pub tokenizer: Tokenizer,
+    pub text: SiglipText,
     /// Digest of config, weights and tokenizer.
     pub digest: String,
 }
@@ -72,7 +75,16 @@ impl SiglipCheckpoint {
         let mut store = for_inference(Network::Siglip.rename(read_weights(dir, device)?)?, device);
         let siglip = Siglip::new(&config, store.root())?;
         store.finish()?;
-        Ok(Self { siglip, config, tokenizer: tokenizer(dir)?, digest: checkpoint_digest(dir)? })
+        let text = SiglipText::load(dir)?;
+        Ok(Self { siglip, config, text, digest: checkpoint_digest(dir)? })
+    }
+
+    /// What the text tower reads of a caption.
+    ///
+    /// # Errors
+    /// If the tokenizer refuses the caption.
+    pub fn text_ids(&self, caption: &str) -> Result<Vec<i64>, ModelError> {
+        self.text.ids(caption, self.config.text_config.max_position_embeddings)
     }
 }
 

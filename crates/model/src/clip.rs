@@ -6,8 +6,12 @@
 //! named as in Hugging Face's `CLIPModel`; [`Network::Clip`](crate::Network::Clip) knows the names of openai/CLIP and
 //! open_clip.
 
+mod checkpoint;
 mod config;
+mod open_clip;
+mod preprocessing;
 
+pub use checkpoint::ClipCheckpoint;
 pub use config::{ClipConfig, ClipTextConfig, ClipVisionConfig};
 
 use crate::ModelError;

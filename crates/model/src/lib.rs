@@ -7,7 +7,7 @@
 //! - [`Vlm`]: the three assembled; [`Vlm::loss`] to train, [`Vlm::generate`] to answer
 //! - [`ParamStore`]: parameters under their checkpoint names, drawn from a seed or read from files
 //! - [`read_weights`]: tensors from safetensors and torch files, and [`Network::rename`]: their names here
-//! - [`VlmCheckpoint`], [`SiglipCheckpoint`]: directories with `config.json`, weights, `tokenizer.json`
+//! - [`VlmCheckpoint`], [`SiglipCheckpoint`], [`ClipCheckpoint`]: directories with `config.json`, weights, `tokenizer.json`
 //!
 //! ```
 //! use candle_core::Device;
@@ -52,13 +52,16 @@ mod params;
 mod projector;
 mod qwen2;
 mod siglip;
+mod siglip_text;
 mod vlm;
 mod weights;
 
 pub use checkpoint::{
     CONFIG_FILE, SiglipCheckpoint, TOKENIZER_FILE, VlmCheckpoint, read_config, save_checkpoint,
 };
-pub use clip::{Clip, ClipConfig, ClipTextConfig, ClipTextTower, ClipVisionConfig, ClipVisionTower};
+pub use clip::{
+    Clip, ClipCheckpoint, ClipConfig, ClipTextConfig, ClipTextTower, ClipVisionConfig, ClipVisionTower,
+};
 pub use encoder::HiddenAct;
 pub use error::ModelError;
 pub use generate::GenerateConfig;
@@ -68,6 +71,7 @@ pub use qwen2::{Qwen2, Qwen2Config};
 pub use siglip::{
     Siglip, SiglipConfig, SiglipTextConfig, SiglipTextTower, SiglipVisionConfig, SiglipVisionTower,
 };
+pub use siglip_text::SiglipText;
 pub use vlm::{Example, LossOutput, Prompt, Vlm, VlmConfig};
 pub use weights::{
     Network, WEIGHTS_FILE, WeightsError, drop_tied_head, read_safetensors, read_weights, weight_files,

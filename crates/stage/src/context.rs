@@ -95,6 +95,12 @@ impl RunContext {
         Ok(run)
     }
 
+    /// The flag that Ctrl-C sets.
+    #[cfg(test)]
+    pub(crate) fn interruption(&self) -> Arc<AtomicBool> {
+        Arc::clone(&self.interrupted)
+    }
+
     /// A path of the config: relative paths start in the work directory, an address is where its copy lies.
     #[must_use]
     pub fn resolve(&self, path: &Path) -> PathBuf {

@@ -90,7 +90,7 @@ pub use error::{Interrupted, StageError};
 pub use progress::Progress;
 pub use random::{Rng, stream};
 pub use runtime::main;
-pub use scoring::{SampleScores, ScorerInfo, score_shards};
+pub use scoring::{SampleScorer, SampleScores, ScorerInfo, score_shards};
 pub use shard_range::ShardRange;
 pub use tally::{RejectedSample, Tally};
 

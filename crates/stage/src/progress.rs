@@ -14,7 +14,7 @@ const LOG_INTERVAL: Duration = Duration::from_secs(30);
 pub struct Progress {
     name: &'static str,
     unit: &'static str,
-    total: u64,
+    total: AtomicU64,
     done: AtomicU64,
     started: Instant,
     last_log: Mutex<Instant>,
@@ -38,7 +38,7 @@ impl Progress {
         Self {
             name,
             unit,
-            total,
+            total: AtomicU64::new(total),
             done: AtomicU64::new(0),
             started: now,
             last_log: Mutex::new(now),
@@ -53,6 +53,14 @@ impl Progress {
         match &self.bar {
             Some(bar) => bar.inc(count),
             None => self.log_if_due(done),
+        }
+    }
+
+    /// How many there are, for loops that learn it on the way.
+    pub fn set_total(&self, total: u64) {
+        self.total.store(total, Ordering::Relaxed);
+        if let Some(bar) = &self.bar {
+            bar.set_length(total);
         }
     }
 
@@ -80,12 +88,12 @@ impl Progress {
         }
         *last_log = Instant::now();
         let rate = done as f64 / self.started.elapsed().as_secs_f64();
-        let eta_seconds = (self.total.saturating_sub(done) as f64 / rate).ceil();
+        let total = self.total.load(Ordering::Relaxed);
+        let eta_seconds = (total.saturating_sub(done) as f64 / rate).ceil();
         let message = self.message.lock().expect("no thread panics while it holds the message").clone();
         tracing::info!(
-            "{}: {done}/{} {} {message} ({rate:.1}/s, ETA {eta_seconds:.0} s)",
+            "{}: {done}/{total} {} {message} ({rate:.1}/s, ETA {eta_seconds:.0} s)",
             self.name,
-            self.total,
             self.unit
         );
     }

@@ -7,6 +7,7 @@
 //! - [`caption_document`] and [`interleaved_document`]: the pre-training documents that the packer packs.
 //! - [`ChatTemplate`]: conversations as fine-tuning sees them, with labels, and the prompt that generation starts from.
 //! - [`ClipTokenizer`]: captions as CLIP's text towers take them, cleaned by [`clean_clip_text`].
+//! - [`SiglipTokenizer`]: captions as SigLIP's text towers take them.
 //! - [`BpeTrainer`]: learns a small tokenizer of the same kind from text, for runs that bring no public one.
 //!
 //! Nothing here knows of images, models or files other than tokenizers; how many embeddings an image takes is
@@ -47,6 +48,7 @@ mod error;
 mod ftfy;
 mod html;
 mod placeholder;
+mod siglip;
 mod tokenizer;
 
 pub use bpe_trainer::{BpeTrainer, DEFAULT_MIN_FREQUENCY, DEFAULT_MUST_INCLUDE, TrainedTokenizer};
@@ -59,6 +61,7 @@ pub use html::unescape_html;
 pub use placeholder::{
     IGNORE_INDEX, IMAGE_PLACEHOLDER, IMAGE_TOKEN_ID, expanded_len, fitting_len, tokenize_with_images,
 };
+pub use siglip::{SiglipTextStyle, SiglipTokenizer, clean_siglip_text};
 pub use tokenizer::{
     BOS_TOKEN, ENDOFCHUNK_TOKEN, EOS_TOKEN, IM_START_TOKEN, PAD_TOKEN, SpecialTokens, Tokenizer,
 };

@@ -235,6 +235,24 @@ fn recorded_ids() {
     }
 }
 
+/// The unpacked list without the merges that CLIP leaves is what Hugging Face's folders have as `merges.txt`.
+#[test]
+fn a_list_of_merges_is_a_tokenizer() {
+    use std::io::Read as _;
+    let Some(path) = shared_data("tokenizers/clip/bpe_simple_vocab_16e6.txt.gz") else { return };
+    let mut list = String::new();
+    flate2::read::GzDecoder::new(std::fs::File::open(path).unwrap()).read_to_string(&mut list).unwrap();
+    let merges: Vec<&str> = list.lines().skip(1).take(48_894).collect();
+    let file = format!("#version: 0.2\n{}\n", merges.join("\n"));
+    for style in [ClipTextStyle::OpenAi, ClipTextStyle::HuggingFace] {
+        let [json, _] = tokenizers(style).unwrap();
+        let merged = ClipTokenizer::from_bytes(file.as_bytes(), style).unwrap();
+        for text in ["a photo of a cat", "It&rsquo;s 42 caf\u{c3}\u{a9}s!", ""] {
+            assert_eq!(merged.encode(text).unwrap(), json.encode(text).unwrap(), "{text:?}");
+        }
+    }
+}
+
 #[test]
 fn real_captions_and_questions() {
     let shared = &GOLDENS.shared;
@@ -314,8 +332,10 @@ fn what_is_no_clip_tokenizer_is_refused() {
     for (merges, reason) in
         [("#version\ni n\nt h\n", "it has 2 merges of 48894"), ("#version\ni n\nth\n", "line 3 is no merge")]
     {
-        let error = refuse(&gzip(merges.as_bytes()));
-        assert_eq!(error.to_string(), format!("in memory: not a CLIP tokenizer: {reason}"));
+        for file in [gzip(merges.as_bytes()), merges.as_bytes().to_vec()] {
+            let error = refuse(&file);
+            assert_eq!(error.to_string(), format!("in memory: not a CLIP tokenizer: {reason}"));
+        }
     }
 }
 

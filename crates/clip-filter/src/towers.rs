@@ -1,0 +1,94 @@
+//! The pairs of towers that can score, behind one face.
+
+use crate::ClipFilterError;
+use candle_core::{Device, Tensor};
+use oqvl_image_prep::{RgbImage, clip_pixel_values, pixel_values};
+use oqvl_model::{ClipCheckpoint, ModelError, SiglipCheckpoint};
+use oqvl_text_prep::ClipTextStyle;
+use std::path::Path;
+
+/// A pair of towers read from disk.
+#[derive(Debug)]
+pub(crate) enum Towers {
+    /// Ours or a published one.
+    Siglip(SiglipCheckpoint),
+    /// OpenAI's or open_clip's.
+    Clip(ClipCheckpoint),
+}
+
+/// What a network reads of an image. Networks that read the same share it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum ImageInput {
+    /// SigLIP's: the whole image in a square of this many pixels.
+    Whole(u32),
+    /// CLIP's: the middle of the image.
+    Middle(u32),
+}
+
+impl ImageInput {
+    pub(crate) fn pixel_values(self, image: &RgbImage) -> Vec<f32> {
+        match self {
+            Self::Whole(size) => pixel_values(image, size),
+            Self::Middle(size) => clip_pixel_values(image, size),
+        }
+    }
+
+    /// Edge of the square, pixels.
+    pub(crate) fn size(self) -> usize {
+        match self {
+            Self::Whole(size) | Self::Middle(size) => size as usize,
+        }
+    }
+}
+
+impl Towers {
+    /// Reads a folder; what it holds, its files say.
+    pub(crate) fn load(dir: &Path, style: Option<ClipTextStyle>) -> Result<Self, ClipFilterError> {
+        let unusable = |source| ClipFilterError::Load { model: dir.to_path_buf(), source };
+        if ClipCheckpoint::is_in(dir).map_err(unusable)? {
+            return Ok(Self::Clip(ClipCheckpoint::load(dir, style, &Device::Cpu).map_err(unusable)?));
+        }
+        match style {
+            Some(_) => Err(ClipFilterError::TextStyleOfSiglip { model: dir.to_path_buf() }),
+            None => Ok(Self::Siglip(SiglipCheckpoint::load(dir, &Device::Cpu).map_err(unusable)?)),
+        }
+    }
+
+    pub(crate) fn digest(&self) -> &str {
+        match self {
+            Self::Siglip(checkpoint) => &checkpoint.digest,
+            Self::Clip(checkpoint) => &checkpoint.digest,
+        }
+    }
+
+    pub(crate) fn image_input(&self) -> ImageInput {
+        match self {
+            Self::Siglip(checkpoint) => ImageInput::Whole(checkpoint.config.vision_config.image_size as u32),
+            Self::Clip(checkpoint) => ImageInput::Middle(checkpoint.config.vision_config.image_size as u32),
+        }
+    }
+
+    /// Token ids of a caption, no more than the network reads.
+    pub(crate) fn text_ids(&self, caption: &str) -> Result<Vec<i64>, ClipFilterError> {
+        Ok(match self {
+            Self::Siglip(checkpoint) => checkpoint.text_ids(caption)?,
+            Self::Clip(checkpoint) => checkpoint.text_ids(caption)?,
+        })
+    }
+
+    /// Cosines of images `(b, 3, size, size)` with as many texts.
+    pub(crate) fn cosines(&self, images: &Tensor, texts: &[Vec<i64>]) -> Result<Vec<f64>, ModelError> {
+        let (images, texts) = match self {
+            Self::Siglip(SiglipCheckpoint { siglip, .. }) => {
+                // The texts are as long as they must be, so nothing is padded.
+                const PAD_ID: i64 = 0;
+                (siglip.image_embeds(images)?, siglip.text_embeds(&siglip.text_batch(texts, PAD_ID)?)?)
+            }
+            Self::Clip(ClipCheckpoint { clip, .. }) => {
+                (clip.image_embeds(images)?, clip.text_embeds(&clip.text.batch(texts)?)?)
+            }
+        };
+        let cosines = (images * texts)?.sum(1)?.to_vec1::<f32>()?;
+        Ok(cosines.into_iter().map(f64::from).collect())
+    }
+}
