@@ -14,6 +14,7 @@ pub use names::{Network, drop_tied_head};
 use crate::ModelError;
 use candle_core::{Device, Tensor};
 use error::shown;
+use oqvl_shard_io::WEIGHT_FILES;
 use serde::Deserialize;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
@@ -22,19 +23,9 @@ use std::path::{Component, Path, PathBuf};
 use unique_map::UniqueMap;
 
 /// Weights of a checkpoint of ours, and of most others.
-pub const WEIGHTS_FILE: &str = "model.safetensors";
+pub const WEIGHTS_FILE: &str = WEIGHT_FILES[0];
 /// How the name of a list of shards ends.
 const INDEX_ENDING: &str = ".index.json";
-/// What is looked for in a folder: transformers' files in its order, open_clip's, the reference's.
-const FOLDER_FILES: [&str; 7] = [
-    WEIGHTS_FILE,
-    "model.safetensors.index.json",
-    "pytorch_model.bin",
-    "pytorch_model.bin.index.json",
-    "open_clip_model.safetensors",
-    "open_clip_pytorch_model.bin",
-    "checkpoints/latest-checkpoint.pt",
-];
 /// Longest list of shards that is read.
 const MAX_INDEX_BYTES: u64 = 1 << 26;
 
@@ -91,9 +82,9 @@ fn find(path: &Path) -> Result<PathBuf, ModelError> {
     if !path.is_dir() {
         return Ok(path.to_path_buf());
     }
-    let found = FOLDER_FILES.iter().map(|name| path.join(name)).find(|file| file.is_file());
+    let found = WEIGHT_FILES.iter().map(|name| path.join(name)).find(|file| file.is_file());
     found.ok_or_else(|| {
-        failed(path, WeightsError::NoFile { looked_for: FOLDER_FILES.map(str::to_owned).to_vec() })
+        failed(path, WeightsError::NoFile { looked_for: WEIGHT_FILES.map(str::to_owned).to_vec() })
     })
 }
 

@@ -95,7 +95,7 @@ pub use shard_reader::{ReadLimits, ShardReader};
 pub use sidecar::ScoreTable;
 pub use store::{
     Claim, Destination, HubSettings, Mirror, MirrorOptions, MirroredFile, Sent, Store, StoreError,
-    StoreSettings, StoreUri,
+    StoreSettings, StoreUri, WEIGHT_FILES,
 };
 pub use tar_entries::TAR_END;
 pub use tar_writer::{MemberLocation, ShardSummary, ShardWriter};

@@ -10,17 +10,26 @@
 //! | `s3://bucket/key`, `gs://bucket/key` | an object, or everything below `key/`; `*`, `?`, `[..]`, `**` are wildcards |
 //! | `http://…`, `https://…` | one file, query string and all; `{00000..00031}` and `{tar,parquet}` name several |
 //! | `hf://datasets/owner/name[@revision]/path` | a file or folder of a Hugging Face data set; wildcards as above |
+//! | `hf://owner/name[@revision][/path]` | what a checkpoint needs of a Hugging Face model; wildcards as above |
+//!
+//! Copies go below a directory of the caller's, but models into the cache of the hub's own tools, which use them too.
 //!
 //! Libraries do not read the environment: everything a store depends on is in [`StoreSettings`].
 
+mod checkpoint_files;
+mod content_id;
 mod destination;
 mod error;
 mod hub;
+mod hub_cache;
 mod mirror;
 mod objects;
 mod settings;
+mod transfer;
 mod uri;
 mod web;
+
+pub use checkpoint_files::WEIGHT_FILES;
 
 pub use destination::{Claim, Destination, Sent};
 pub use error::StoreError;
@@ -29,6 +38,7 @@ pub use settings::{HubSettings, StoreSettings};
 pub use uri::StoreUri;
 
 use bytes::Bytes;
+use content_id::ContentId;
 use futures_util::stream::BoxStream;
 use hub::Hub;
 use objects::Objects;
@@ -56,8 +66,8 @@ struct RemoteFile {
     num_bytes: Option<u64>,
     /// What changes when the content does: an entity tag, a digest, a time.
     tag: Option<String>,
-    /// SHA-256 of the content, where the store tells.
-    sha256: Option<String>,
+    /// A digest of the content, where the store tells.
+    content: Option<ContentId>,
 }
 
 /// A listing.

@@ -77,6 +77,14 @@ pub enum StageError {
     /// A remote input cannot be copied here, or output not there.
     #[error("{0}")]
     Store(#[source] oqvl_shard_io::StoreError),
+    /// What may be a model of the hub, and is no path here, cannot be had.
+    #[error("there is no path `{model}`, and as a model of the hub: {source}")]
+    Model {
+        /// The name as it was given.
+        model: String,
+        /// What the hub or its cache say.
+        source: oqvl_shard_io::StoreError,
+    },
     /// The run was stopped while files were on their way.
     #[error("{0}")]
     Interrupted(#[source] Interrupted),

@@ -57,7 +57,8 @@
 //!
 //! Stages read and write local files. Inputs that lie in object stores are copied below the work directory before a run,
 //! and `stores.upload_to` copies finished output to one; both are the runtime's work, and a stage that wants its files
-//! sent as they are finished says so by [`RunContext::publish`].
+//! sent as they are finished says so by [`RunContext::publish`]. Programs that are no stages find models, here or on the
+//! Hugging Face hub, by [`resolve_model`].
 //!
 //! What a stage does with its data is its own business; formats on disk belong to `oqvl-shard-io`.
 
@@ -67,6 +68,7 @@ mod config_error;
 mod context;
 mod error;
 mod fingerprint;
+mod hub_model;
 mod logging;
 mod out_dir;
 mod process_env;
@@ -87,6 +89,7 @@ pub use config::ConfigFile;
 pub use config_error::ConfigError;
 pub use context::RunContext;
 pub use error::{Interrupted, StageError};
+pub use hub_model::resolve_model;
 pub use progress::Progress;
 pub use random::{Rng, stream};
 pub use runtime::main;
@@ -159,8 +162,9 @@ pub trait StageConfig: DeserializeOwned + Serialize {
 
     /// Files and directories the stage reads. Relative paths are under the work directory; the path of another
     /// stage's output (or of something inside it) makes this stage wait for that one. A path may be a pattern with
-    /// wildcards, or an address (`s3://…`, `gs://…`, `https://…`, `hf://…`), which the runtime copies below the work
-    /// directory first; [`RunContext::resolve`] then says where.
+    /// wildcards, or an address (`s3://…`, `gs://…`, `https://…`, `hf://datasets/…`), which the runtime copies below the
+    /// work directory first, or a model of the hub (`hf://owner/name`), which it copies into the hub's cache;
+    /// [`RunContext::resolve`] then says where.
     fn inputs(&self) -> Vec<PathBuf>;
 
     /// Whether a file of a remote directory is wanted; `name` is its path below the address `input`. By default all are.

@@ -1,7 +1,8 @@
-//! Inputs that lie in stores: they are copied below the work directory before a stage runs.
+//! Inputs that lie in stores: they are copied below the work directory, or into the hub's cache, before a stage runs.
 
 use crate::StageConfig;
 use crate::error::{Interrupted, StageError};
+use crate::hub_model;
 use crate::stores::MIRROR_DIR;
 use oqvl_shard_io::{Mirror, MirrorOptions, Store, StoreError, StoreSettings, StoreUri};
 use std::collections::BTreeMap;
@@ -43,6 +44,7 @@ pub(crate) fn mirror<C: StageConfig>(
             max_bytes,
             wants: &|name| config.wants_file(&input, name),
             is_stopped: &|| interrupted.load(Ordering::Relaxed),
+            progress: &hub_model::shown_progress(),
         };
         let mirror = match missing {
             Missing::Fetch => store.mirror(&uri, &options).map_err(StageError::from_store)?,

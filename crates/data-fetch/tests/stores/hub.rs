@@ -2,6 +2,7 @@
 
 use crate::pictures::{self, csv};
 use crate::program::Program;
+use oqvl_testkit::{HubFile, HubServer};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -234,9 +235,11 @@ fn what_goes_wrong_is_one_sentence() {
     let mut stranger = program(&web, "hf://datasets/team/lists/top.csv");
     stranger.variable("HF_TOKEN", "");
     let last = stranger.fail(1);
-    assert!(last.contains("access denied: Invalid username or password. (there is no HF_TOKEN)"), "{last}");
+    let expected = "access denied: there is no data set `team/lists`, or it is private: Invalid username or password. \
+                    (there is no HF_TOKEN)";
+    assert!(last.contains(expected), "{last}");
     let last = program(&web, "hf://models/team/lists").fail(2);
-    assert!(last.contains("expected hf://datasets/owner/name"), "{last}");
+    assert!(last.contains("or hf://datasets/owner/name[@revision]/path"), "{last}");
 }
 
 #[test]
@@ -275,4 +278,22 @@ fn offline_takes_the_copy_or_the_cache_of_the_hubs_own_tools() {
     assert_eq!(cached.captions(), ["c0"]);
     let resolved = web.requests().into_iter().filter(|request| request.path.contains("/resolve/")).count();
     assert_eq!(resolved, 1, "the first file of this test");
+}
+
+#[test]
+fn a_file_of_a_model_is_an_input_too() {
+    let pictures = pictures::serve(Duration::ZERO);
+    let model = HubServer::start();
+    model.put("lists/top.csv", HubFile::Small, csv(pictures, &["m0"]).as_bytes());
+    model.put("model.safetensors", HubFile::Large, &[7; 1000]);
+    let mut program = Program::new("hf://team/model/lists/top.csv");
+    program.variable("HF_ENDPOINT", &model.endpoint());
+    let said = program.succeed().stderr;
+    assert!(said.contains("fetched 1 of 1 files"), "{said}");
+    assert_eq!(program.captions(), ["m0"]);
+    let cache = program.dir.path().join("home/.cache/huggingface/hub/models--team--model");
+    assert!(cache.join("snapshots").join(model.commit()).join("lists/top.csv").is_file());
+    let asked = model.take_requests();
+    assert!(asked.iter().all(|request| request.is_hub), "the weights are not asked for: {asked:?}");
+    assert!(program.succeed().stderr.contains("up to date"));
 }

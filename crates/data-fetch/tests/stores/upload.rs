@@ -241,7 +241,13 @@ fn large_files_go_in_parts_and_come_back_whole() {
     // And back: what a stage does whose input is `s3://large/shards`.
     let store = Store::new(settings(server.address)).unwrap();
     let root = dir.path().join("mirror");
-    let options = MirrorOptions { root: &root, max_bytes: 1 << 30, wants: &|_| true, is_stopped: &never };
+    let options = MirrorOptions {
+        root: &root,
+        max_bytes: 1 << 30,
+        wants: &|_| true,
+        is_stopped: &never,
+        progress: &|_, _| (),
+    };
     assert_eq!(store.find_mirror(&uri(), &options).unwrap(), None);
     let mirror = store.mirror(&uri(), &options).unwrap();
     assert_eq!((mirror.files.len(), mirror.num_fetched), (7, 7));

@@ -42,12 +42,12 @@ pub enum StoreError {
         /// The store's reason.
         problem: String,
     },
-    /// There is no such bucket, data set or revision.
+    /// There is no such bucket, model, data set or revision.
     #[error("{uri}: there is no {what} `{name}`")]
     NoSuchContainer {
         /// The address.
         uri: String,
-        /// `bucket`, `data set`, `revision`.
+        /// `bucket`, `model`, `data set`, `revision`.
         what: &'static str,
         /// Its name.
         name: String,
@@ -63,6 +63,14 @@ pub enum StoreError {
     NoMatch {
         /// The address.
         uri: String,
+    },
+    /// What should be a checkpoint lacks a part, or lists its parts in a way that cannot be read.
+    #[error("{uri}: no checkpoint: {problem}")]
+    NoCheckpoint {
+        /// The address.
+        uri: String,
+        /// What is wrong with it.
+        problem: String,
     },
     /// The store does not answer, or stops in the middle.
     #[error("{uri}: cannot be reached: {problem}")]
@@ -121,6 +129,18 @@ pub enum StoreError {
         uri: String,
         /// What is there.
         problem: String,
+    },
+    /// There is no room for a file.
+    #[error(
+        "{path}: the disk is full, {num_bytes} bytes of this file are to come: make room, the same command goes on here"
+    )]
+    DiskFull {
+        /// The file.
+        path: PathBuf,
+        /// What is missing of it.
+        num_bytes: u64,
+        /// The operating system's reason.
+        source: io::Error,
     },
     /// A local file cannot be read or written.
     #[error("{path}")]

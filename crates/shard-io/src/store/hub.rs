@@ -1,10 +1,11 @@
-//! Data sets of the Hugging Face hub: its two interfaces for listing and reading files.
+//! Models and data sets of the Hugging Face hub: its two interfaces for listing and reading files.
 //!
 //! A revision is pinned to its commit first, so that a listing and the files belong together. What the cache of
 //! the hub's own tools holds of that commit is taken from there.
 
+use super::content_id::{ContentId, is_digest};
 use super::settings::StoreSettings;
-use super::uri::Place;
+use super::uri::{HubKind, Place};
 use super::web::{Client, Refusal, body_from, range_from};
 use super::{Body, Listing, RemoteFile, Shape, StoreError, StoreUri};
 use crate::FilePattern;
@@ -24,17 +25,18 @@ const MAX_ANSWER_BYTES: usize = 64 << 20;
 /// Bytes read from the cache at a time.
 const CHUNK_BYTES: usize = 1 << 20;
 
-/// One revision of one data set.
+/// One revision of one model or data set.
 #[derive(Debug)]
 pub(super) struct Hub {
     client: Client,
     endpoint: String,
+    kind: HubKind,
     repo: String,
     revision: String,
     uri: String,
     has_token: bool,
     offline: bool,
-    /// The cache of the hub's own tools, and what the data set is called in it.
+    /// The cache of the hub's own tools, and what the repository is called in it.
     cache: Option<(Cache, Repo)>,
     /// The commit of the revision, once it is known.
     commit: OnceLock<String>,
@@ -66,19 +68,28 @@ struct Revision {
 
 impl Hub {
     pub(super) fn new(uri: &StoreUri, settings: &StoreSettings) -> Result<Hub, StoreError> {
-        let Place::Hub { repo, revision } = uri.place() else {
+        let Place::Hub { kind, repo, revision } = uri.place() else {
             unreachable!("other places have clients of their own")
+        };
+        let (kind, repo_type) = match kind {
+            HubKind::Model => (HubKind::Model, RepoType::Model),
+            HubKind::Dataset => (HubKind::Dataset, RepoType::Dataset),
         };
         let token = settings.hub.token.as_deref().map(str::trim).filter(|token| !token.is_empty());
         let endpoint = settings.hub.endpoint.trim_end_matches('/').to_owned();
+        if !["http://", "https://"].iter().any(|scheme| endpoint.starts_with(scheme)) {
+            let problem = format!("expected http://… or https://…, got `{endpoint}`");
+            return Err(StoreError::Setting { key: "HF_ENDPOINT", problem });
+        }
         let authorization = token.map(|token| format!("Bearer {token}"));
         let in_cache = |dir: &PathBuf| {
-            let repo = Repo::with_revision(repo.clone(), RepoType::Dataset, revision.clone());
+            let repo = Repo::with_revision(repo.clone(), repo_type, revision.clone());
             (Cache::new(dir.clone()), repo)
         };
         Ok(Hub {
             client: Client::new(&endpoint, authorization, settings.retry)?,
             endpoint,
+            kind,
             repo: repo.clone(),
             revision: revision.clone(),
             uri: uri.as_str().to_owned(),
@@ -95,6 +106,10 @@ impl Hub {
         }
         let url = format!("{}/revision/{}", self.api(), escaped(&self.revision, false));
         let revision: Revision = self.json(Method::GET, &url, Bytes::new()).await?.0;
+        if !is_digest(&revision.sha, 40) {
+            let problem = "not the hub's answer: a revision without a commit".to_owned();
+            return Err(StoreError::Refused { uri: url, problem });
+        }
         let _ = self.commit.set(revision.sha);
         if let Some(pattern) = FilePattern::of_key(uri.key()) {
             let base = pattern.base().to_string_lossy().into_owned();
@@ -113,7 +128,7 @@ impl Hub {
                 None => return Err(StoreError::NotFound { uri: self.uri.clone() }),
                 Some(entry) if entry.kind == "file" => {
                     let name = entry.path.rsplit('/').next().unwrap_or(&entry.path).to_owned();
-                    return Ok(Listing { files: vec![remote_file(entry, name)], shape: Shape::File });
+                    return Ok(Listing { files: vec![self.remote_file(entry, name)], shape: Shape::File });
                 }
                 Some(_) => {}
             }
@@ -135,7 +150,7 @@ impl Hub {
             let (entries, headers): (Vec<Entry>, _) = self.json(Method::GET, &url, Bytes::new()).await?;
             for entry in entries.into_iter().filter(|entry| entry.kind == "file") {
                 let name = entry.path.get(skipped..).unwrap_or_default().to_owned();
-                files.push(remote_file(entry, name));
+                files.push(self.remote_file(entry, name));
             }
             match next_page(&headers) {
                 // The token must not follow a link to somebody else.
@@ -150,8 +165,12 @@ impl Hub {
             return read_local(&cached, offset);
         }
         let commit = escaped(self.commit(), false);
-        let url =
-            format!("{}/datasets/{}/resolve/{commit}/{}", self.endpoint, self.repo, escaped(&file.key, true));
+        let below = match self.kind {
+            HubKind::Model => "",
+            HubKind::Dataset => "datasets/",
+        };
+        let (repo, key) = (&self.repo, escaped(&file.key, true));
+        let url = format!("{}/{below}{repo}/resolve/{commit}/{key}", self.endpoint);
         let mut headers = HeaderMap::new();
         if let Some(range) = range_from(offset) {
             headers.insert(header::RANGE, range);
@@ -162,10 +181,20 @@ impl Hub {
     }
 
     fn api(&self) -> String {
-        format!("{}/api/datasets/{}", self.endpoint, self.repo)
+        let kind = match self.kind {
+            HubKind::Model => "models",
+            HubKind::Dataset => "datasets",
+        };
+        format!("{}/api/{kind}/{}", self.endpoint, self.repo)
     }
 
-    fn commit(&self) -> &str {
+    /// The hub's cache and what the repository is called in it.
+    pub(super) fn cache(&self) -> Option<(&Cache, &Repo)> {
+        self.cache.as_ref().map(|(cache, repo)| (cache, repo))
+    }
+
+    /// The commit of the revision, after it has been listed.
+    pub(super) fn commit(&self) -> &str {
         self.commit.get().map_or(&self.revision, String::as_str)
     }
 
@@ -202,33 +231,54 @@ impl Hub {
 
     /// The hub says in headers what is wrong.
     fn refused(&self, refusal: &Refusal) -> StoreError {
-        let uri = self.uri.clone();
+        let (uri, what) = (self.uri.clone(), self.kind.name());
         let text = |name: &str| {
             let value = refusal.headers.get(name).and_then(|value| value.to_str().ok());
             value.map(crate::error::printable)
         };
+        let said = text("x-error-message").unwrap_or_else(|| format!("the hub answers {}", refusal.status));
+        let denied = |problem: String| StoreError::Denied { uri: uri.clone(), problem };
+        let is_denied = [StatusCode::UNAUTHORIZED, StatusCode::FORBIDDEN].contains(&refusal.status);
         match text("x-error-code").as_deref() {
             Some("RevisionNotFound") => {
-                return StoreError::NoSuchContainer { uri, what: "revision", name: self.revision.clone() };
+                StoreError::NoSuchContainer { uri, what: "revision", name: self.revision.clone() }
             }
-            Some("EntryNotFound") => return StoreError::NotFound { uri },
+            Some("EntryNotFound") => StoreError::NotFound { uri },
+            Some("GatedRepo") => {
+                let page = format!("{}/{}", self.endpoint, self.repo);
+                let remedy = if self.has_token { "with the account of HF_TOKEN" } else { "and set HF_TOKEN" };
+                denied(format!("the {what} is gated: ask for access at {page} {remedy}"))
+            }
             // Without a token, what is private is told apart from what is not there by nobody.
-            Some("RepoNotFound") if self.has_token => {
-                return StoreError::NoSuchContainer { uri, what: "data set", name: self.repo.clone() };
-            }
-            _ => {}
-        }
-        let said = text("x-error-message").unwrap_or_else(|| format!("the hub answers {}", refusal.status));
-        match refusal.status {
-            StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN if !self.has_token => {
-                let problem = format!("{said} (there is no HF_TOKEN)");
-                StoreError::Denied { uri, problem }
-            }
-            StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => StoreError::Denied { uri, problem: said },
-            StatusCode::NOT_FOUND => {
-                StoreError::NoSuchContainer { uri, what: "data set", name: self.repo.clone() }
+            Some("RepoNotFound") if !self.has_token => denied(format!(
+                "there is no {what} `{}`, or it is private: {said} (there is no HF_TOKEN)",
+                self.repo
+            )),
+            Some("RepoNotFound") => StoreError::NoSuchContainer { uri, what, name: self.repo.clone() },
+            _ if is_denied && self.has_token => denied(format!("{said} (with the HF_TOKEN that is set)")),
+            _ if is_denied => denied(format!("{said} (there is no HF_TOKEN)")),
+            _ if refusal.status == StatusCode::NOT_FOUND => {
+                StoreError::NoSuchContainer { uri, what, name: self.repo.clone() }
             }
             _ => StoreError::Refused { uri, problem: said },
+        }
+    }
+
+    fn remote_file(&self, entry: Entry, name: String) -> RemoteFile {
+        let oid = entry.oid.unwrap_or_default();
+        let content = match &entry.lfs {
+            Some(large) => ContentId::sha256(&large.oid),
+            // Small files of data sets are known by their tag alone: in a mirror they may come from the hub's cache,
+            // which is trusted.
+            None if self.kind == HubKind::Dataset => None,
+            None => ContentId::git_blob(&oid),
+        };
+        RemoteFile {
+            name,
+            key: entry.path,
+            num_bytes: Some(entry.lfs.map_or(entry.size, |large| large.size)),
+            tag: content.as_ref().map(|content| content.hex().to_owned()).or(Some(oid)),
+            content,
         }
     }
 
@@ -241,7 +291,7 @@ impl Hub {
     }
 
     /// Without a network, the revision and its files are those of the cache.
-    fn list_cache(&self, key: &str) -> Result<Listing, StoreError> {
+    pub(super) fn list_cache(&self, key: &str) -> Result<Listing, StoreError> {
         let absent = |problem: String| StoreError::Offline { uri: self.uri.clone(), problem };
         let Some((cache, repo)) = &self.cache else {
             return Err(absent("no cache of the hub is known".to_owned()));
@@ -280,24 +330,13 @@ impl Hub {
     }
 }
 
-fn remote_file(entry: Entry, name: String) -> RemoteFile {
-    let sha256 = entry.lfs.as_ref().map(|lfs| lfs.oid.trim_start_matches("sha256:").to_owned());
-    RemoteFile {
-        name,
-        key: entry.path,
-        num_bytes: Some(entry.lfs.as_ref().map_or(entry.size, |lfs| lfs.size)),
-        tag: sha256.clone().or(entry.oid),
-        sha256,
-    }
-}
-
 fn local_file(path: &Path, name: String, key: &str) -> Result<RemoteFile, StoreError> {
     let num_bytes = std::fs::metadata(path).map_err(StoreError::io(path))?.len();
     // Links of a snapshot point to blobs that are called after their content.
     let blob = std::fs::read_link(path)
         .ok()
         .and_then(|target| Some(target.file_name()?.to_string_lossy().into_owned()));
-    Ok(RemoteFile { name, key: key.to_owned(), num_bytes: Some(num_bytes), tag: blob, sha256: None })
+    Ok(RemoteFile { name, key: key.to_owned(), num_bytes: Some(num_bytes), tag: blob, content: None })
 }
 
 /// All files below a directory; links to files count as files.
@@ -307,7 +346,12 @@ fn files_below(dir: &Path) -> Result<Vec<PathBuf>, StoreError> {
         let Ok(entries) = std::fs::read_dir(&dir) else { continue };
         for entry in entries {
             let path = entry.map_err(StoreError::io(&dir))?.path();
-            if path.is_dir() { pending.push(path) } else { files.push(path) }
+            // A link whose blob somebody removed is no file.
+            if path.is_dir() {
+                pending.push(path);
+            } else if path.is_file() {
+                files.push(path);
+            }
         }
     }
     Ok(files)

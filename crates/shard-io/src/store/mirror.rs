@@ -8,26 +8,20 @@
 //!   index.json       written last: the copy is complete, and this is what it holds
 //! ```
 
-use super::settings::StoreSettings;
-use super::{Backend, Body, Listing, RemoteFile, Shape, Store, StoreError, StoreUri};
+use super::transfer::Transfer;
+use super::{Backend, Listing, RemoteFile, Shape, Store, StoreError, StoreUri};
 use crate::atomic::absent_is_gone;
 use crate::{digest_bytes, digest_file, remove_if_there, write_json_atomic};
 use futures_util::{StreamExt, TryStreamExt};
 use serde::{Deserialize, Serialize};
-use sha2::{Digest as _, Sha256};
 use std::collections::BTreeMap;
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{self, BufRead, BufReader, Write};
 use std::path::{Component, Path, PathBuf};
 use std::sync::Mutex;
-use std::time::{Duration, Instant};
 
 /// Downloads at the same time.
-const PARALLEL: usize = 8;
-/// Longest silence in the middle of a body; less, if requests are tried again for less.
-const MAX_SILENCE: Duration = Duration::from_secs(60);
-/// Wait before a download that broke is taken up again.
-const RESUME_WAIT: Duration = Duration::from_millis(500);
+pub(super) const PARALLEL: usize = 8;
 /// Where the files lie.
 const FILES_DIR: &str = "files";
 const PARTIAL_DIR: &str = "partial";
@@ -37,7 +31,7 @@ const LOCK_FILE: &str = ".lock";
 
 /// What a mirror is to be.
 pub struct MirrorOptions<'a> {
-    /// Directory of all mirrors.
+    /// Directory of all mirrors; models of the hub are in the hub's own cache.
     pub root: &'a Path,
     /// Most bytes that one address may take here.
     pub max_bytes: u64,
@@ -45,6 +39,8 @@ pub struct MirrorOptions<'a> {
     pub wants: &'a dyn Fn(&str) -> bool,
     /// Asked ten times a second; once it says yes, the work ends with [`StoreError::Interrupted`].
     pub is_stopped: &'a dyn Fn() -> bool,
+    /// Told how many bytes of how many are here while the weights of a model come, also by an earlier run.
+    pub progress: &'a dyn Fn(u64, u64),
 }
 
 /// The local copy of an address.
@@ -67,7 +63,7 @@ pub struct MirroredFile {
     pub num_bytes: u64,
     /// What changes when the remote file does.
     pub tag: Option<String>,
-    /// BLAKE3 digest of the content.
+    /// Digest of the content: BLAKE3, or for models of the hub what the hub calls it.
     pub digest: String,
 }
 
@@ -84,10 +80,16 @@ impl Store {
     /// Copies what the address names into a directory below `options.root`, but for the files that are there
     /// already. Processes that want the same at the same time wait for one another.
     ///
+    /// Of a model of the hub, what makes a checkpoint is copied into the hub's own cache, and so shared with other
+    /// programs that use it.
+    ///
     /// # Errors
     /// If the address names nothing, cannot be reached or read, is larger than allowed, or changes meanwhile; if
     /// the copy cannot be written; [`StoreError::Offline`] if no network may be used and the copy is not complete.
     pub fn mirror(&self, uri: &StoreUri, options: &MirrorOptions<'_>) -> Result<Mirror, StoreError> {
+        if uri.is_hub_model() {
+            return self.fetch_model(uri, options);
+        }
         let dir = MirrorDir::new(options.root, uri);
         let _lock = dir.lock(options.is_stopped)?;
         if self.settings.offline
@@ -95,7 +97,8 @@ impl Store {
         {
             return Ok(dir.mirror(index.local, index.files, 0));
         }
-        let listing = self.list(uri, options)?;
+        let backend = Backend::new(uri, &self.settings)?;
+        let listing = self.list(&backend, uri, options)?;
         let mut known = dir.known_files();
         let local = local_path(&listing);
         let names: Vec<String> = listing.files.iter().map(|file| file.name.clone()).collect();
@@ -103,7 +106,14 @@ impl Store {
         let missing: Vec<_> = listing.files.into_iter().filter(|file| !is_here(file)).collect();
         let num_fetched = missing.len();
         if num_fetched > 0 {
-            let download = Download::new(self, uri, &dir, options.max_bytes)?;
+            let transfer = Transfer {
+                backend: &backend,
+                uri,
+                retry: self.settings.retry,
+                max_bytes: options.max_bytes,
+                arrived: &|_| {},
+            };
+            let download = Download::new(transfer, &dir)?;
             self.run(options.is_stopped, download.all(missing))?;
             // What came is in the journal now.
             known = dir.known_files();
@@ -123,10 +133,13 @@ impl Store {
         uri: &StoreUri,
         options: &MirrorOptions<'_>,
     ) -> Result<Option<Mirror>, StoreError> {
+        if uri.is_hub_model() {
+            return self.find_model(uri, options);
+        }
         let dir = MirrorDir::new(options.root, uri);
         let Some(index) = dir.index() else { return Ok(None) };
         if !self.settings.offline {
-            let listing = self.list(uri, options)?;
+            let listing = self.list(&Backend::new(uri, &self.settings)?, uri, options)?;
             let known = dir.known_files();
             let is_here = |file: &RemoteFile| known.get(&file.name).is_some_and(|it| it.is(file));
             if listing.files.len() != index.files.len() || !listing.files.iter().all(is_here) {
@@ -137,12 +150,16 @@ impl Store {
     }
 
     /// What the address names, checked: local names, total size.
-    fn list(&self, uri: &StoreUri, options: &MirrorOptions<'_>) -> Result<Listing, StoreError> {
+    fn list(
+        &self,
+        backend: &Backend,
+        uri: &StoreUri,
+        options: &MirrorOptions<'_>,
+    ) -> Result<Listing, StoreError> {
         if self.settings.offline && !uri.as_str().starts_with("hf://") {
             let problem = format!("looked in {}", options.root.display());
             return Err(StoreError::Offline { uri: uri.to_string(), problem });
         }
-        let backend = Backend::new(uri, &self.settings)?;
         let mut listing = self.run(options.is_stopped, backend.list(uri))?;
         if listing.shape == Shape::Directory {
             listing.files.retain(|file| (options.wants)(&file.name));
@@ -150,16 +167,34 @@ impl Store {
                 return Err(StoreError::NotFound { uri: uri.to_string() });
             }
         }
-        if let Some(file) = listing.files.iter().find(|file| !is_below(&file.name)) {
-            let name = crate::error::printable(&file.name);
-            return Err(StoreError::BadName { uri: uri.to_string(), name });
-        }
-        let num_bytes = listing.files.iter().filter_map(|file| file.num_bytes).sum();
-        if num_bytes > options.max_bytes {
-            return Err(StoreError::TooLarge { uri: uri.to_string(), num_bytes, limit: options.max_bytes });
-        }
+        check_names(uri, &listing.files)?;
+        check_size(uri, listing.files.iter(), options.max_bytes)?;
         Ok(listing)
     }
+}
+
+/// No name of a listing leads out of the directory of the copies.
+pub(super) fn check_names(uri: &StoreUri, files: &[RemoteFile]) -> Result<(), StoreError> {
+    match files.iter().find(|file| !is_below(&file.name)) {
+        None => Ok(()),
+        Some(file) => {
+            let name = crate::error::printable(&file.name);
+            Err(StoreError::BadName { uri: uri.to_string(), name })
+        }
+    }
+}
+
+/// What is listed may be copied here.
+pub(super) fn check_size<'a>(
+    uri: &StoreUri,
+    files: impl Iterator<Item = &'a RemoteFile>,
+    limit: u64,
+) -> Result<(), StoreError> {
+    let num_bytes = files.filter_map(|file| file.num_bytes).fold(0, u64::saturating_add);
+    if num_bytes > limit {
+        return Err(StoreError::TooLarge { uri: uri.to_string(), num_bytes, limit });
+    }
+    Ok(())
 }
 
 /// What to read of a mirror, below its files.
@@ -284,35 +319,22 @@ impl MirrorDir {
 
 /// Downloads of one mirror.
 struct Download<'a> {
-    backend: Backend,
-    uri: &'a StoreUri,
+    transfer: Transfer<'a>,
     dir: &'a MirrorDir,
     journal: Mutex<File>,
-    settings: &'a StoreSettings,
-    max_bytes: u64,
 }
 
 impl<'a> Download<'a> {
-    fn new(
-        store: &'a Store,
-        uri: &'a StoreUri,
-        dir: &'a MirrorDir,
-        max_bytes: u64,
-    ) -> Result<Self, StoreError> {
+    fn new(transfer: Transfer<'a>, dir: &'a MirrorDir) -> Result<Self, StoreError> {
         let path = dir.path.join(JOURNAL_FILE);
         let journal =
             OpenOptions::new().append(true).create(true).open(&path).map_err(StoreError::io(&path))?;
         // A line that a kill has cut ends here.
         (&journal).write_all(b"\n").map_err(StoreError::io(&path))?;
-        let backend = Backend::new(uri, &store.settings)?;
-        Ok(Self { backend, uri, dir, journal: Mutex::new(journal), settings: &store.settings, max_bytes })
+        Ok(Self { transfer, dir, journal: Mutex::new(journal) })
     }
 
     async fn all(&self, files: Vec<RemoteFile>) -> Result<(), StoreError> {
-        // A hub pins its revision when it lists.
-        if matches!(self.backend, Backend::Hub(_)) {
-            self.backend.list(self.uri).await?;
-        }
         let downloads = futures_util::stream::iter(files).map(|file| async move { self.one(&file).await });
         downloads.buffer_unordered(PARALLEL).try_collect::<()>().await
     }
@@ -320,14 +342,8 @@ impl<'a> Download<'a> {
     async fn one(&self, file: &RemoteFile) -> Result<(), StoreError> {
         let id = digest_bytes(format!("{}\0{:?}", file.key, file.tag).as_bytes());
         let partial = self.dir.path.join(PARTIAL_DIR).join(&id[..32]);
-        self.fill(file, &partial).await?;
+        self.transfer.fetch(file, &partial).await?;
         let digest = digest_file(&partial).map_err(StoreError::io(&partial))?;
-        if let Some(expected) = &file.sha256
-            && sha256_of(&partial).map_err(StoreError::io(&partial))? != *expected
-        {
-            remove_if_there(&partial).map_err(StoreError::io(&partial))?;
-            return Err(self.changed(file, "its SHA-256 is not the listed one"));
-        }
         let path = self.dir.file(&file.name);
         if let Some(dir) = path.parent() {
             std::fs::create_dir_all(dir).map_err(StoreError::io(dir))?;
@@ -340,101 +356,6 @@ impl<'a> Download<'a> {
         let mut journal = self.journal.lock().expect("no thread panics while it holds the journal");
         journal.write_all(&line).map_err(StoreError::io(&self.dir.path))
     }
-
-    /// Appends to the partial file until it is whole. A body that breaks off is taken up where it ended, as long as
-    /// something comes at all.
-    async fn fill(&self, file: &RemoteFile, partial: &Path) -> Result<(), StoreError> {
-        let mut output =
-            OpenOptions::new().append(true).create(true).open(partial).map_err(StoreError::io(partial))?;
-        let mut offset = output.metadata().map_err(StoreError::io(partial))?.len();
-        if file.tag.is_none() || file.num_bytes.is_none_or(|num_bytes| offset > num_bytes) {
-            // Nobody knows whether the rest belongs to it.
-            output.set_len(0).map_err(StoreError::io(partial))?;
-            offset = 0;
-        }
-        let mut last_progress = Instant::now();
-        loop {
-            if file.num_bytes == Some(offset) {
-                return output.sync_all().map_err(StoreError::io(partial));
-            }
-            let before = offset;
-            let copied = match self.backend.read(file, offset).await {
-                Ok(body) => self.copy(file, body, &mut output, partial, &mut offset).await,
-                Err(error) => Err(error),
-            };
-            if offset > before {
-                last_progress = Instant::now();
-            }
-            match copied {
-                Ok(()) if file.num_bytes.is_none_or(|num_bytes| num_bytes == offset) => {
-                    return output.sync_all().map_err(StoreError::io(partial));
-                }
-                Ok(()) if last_progress.elapsed() > self.settings.retry => {
-                    return Err(StoreError::Unreachable {
-                        uri: self.address(file),
-                        problem: format!("it breaks off at byte {offset} again and again"),
-                    });
-                }
-                Err(error) if !error.is_transient() || last_progress.elapsed() > self.settings.retry => {
-                    return Err(error);
-                }
-                Ok(()) | Err(_) => {}
-            }
-            if file.tag.is_none() {
-                output.set_len(0).map_err(StoreError::io(partial))?;
-                offset = 0;
-            }
-            tokio::time::sleep(RESUME_WAIT).await;
-        }
-    }
-
-    async fn copy(
-        &self,
-        file: &RemoteFile,
-        mut body: Body,
-        output: &mut File,
-        partial: &Path,
-        offset: &mut u64,
-    ) -> Result<(), StoreError> {
-        let silence = MAX_SILENCE.min(self.settings.retry.max(Duration::from_millis(100)));
-        let limit = file.num_bytes.unwrap_or(self.max_bytes);
-        loop {
-            let next = tokio::time::timeout(silence, body.next()).await;
-            let next = next.map_err(|_| StoreError::Unreachable {
-                uri: self.address(file),
-                problem: format!("nothing came for {} s", silence.as_secs_f64()),
-            })?;
-            let Some(chunk) = next.transpose()? else { return Ok(()) };
-            if *offset + chunk.len() as u64 > limit {
-                return Err(self.changed(file, "it is longer than it said"));
-            }
-            output.write_all(&chunk).map_err(StoreError::io(partial))?;
-            *offset += chunk.len() as u64;
-        }
-    }
-
-    fn changed(&self, file: &RemoteFile, problem: &str) -> StoreError {
-        StoreError::Changed { uri: self.address(file), problem: problem.to_owned() }
-    }
-
-    fn address(&self, file: &RemoteFile) -> String {
-        if file.key.contains("://") { file.key.clone() } else { format!("{} ({})", self.uri, file.key) }
-    }
-}
-
-fn sha256_of(path: &Path) -> io::Result<String> {
-    let mut hasher = Sha256::new();
-    let mut file = BufReader::with_capacity(1 << 20, File::open(path)?);
-    loop {
-        let bytes = file.fill_buf()?;
-        if bytes.is_empty() {
-            break;
-        }
-        hasher.update(bytes);
-        let num_bytes = bytes.len();
-        file.consume(num_bytes);
-    }
-    Ok(hasher.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
 }
 
 #[cfg(test)]

@@ -132,7 +132,7 @@ fn remote_file(meta: &ObjectMeta, name: String) -> RemoteFile {
         key: meta.location.to_string(),
         num_bytes: Some(meta.size),
         tag: meta.e_tag.clone(),
-        sha256: None,
+        content: None,
     }
 }
 

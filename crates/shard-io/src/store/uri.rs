@@ -7,7 +7,8 @@ use std::path::Path;
 const MAX_ALTERNATIVES: usize = 1_000_000;
 
 /// An address of one file or of several: `s3://bucket/key`, `gs://bucket/key`, `https://host/path?query`,
-/// `hf://datasets/owner/name[@revision]/path`; with wildcards, or for HTTP with `{00000..00031}` and `{tar,json}`.
+/// `hf://owner/name[@revision][/path]` for a model, `hf://datasets/owner/name[@revision]/path`; with wildcards, or for
+/// HTTP with `{00000..00031}` and `{tar,json}`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct StoreUri {
     text: String,
@@ -21,7 +22,24 @@ pub(super) enum Place {
     S3 { bucket: String },
     Gs { bucket: String },
     Http,
-    Hub { repo: String, revision: String },
+    Hub { kind: HubKind, repo: String, revision: String },
+}
+
+/// What a repository of the hub holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum HubKind {
+    Model,
+    Dataset,
+}
+
+impl HubKind {
+    /// What users call it.
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            HubKind::Model => "model",
+            HubKind::Dataset => "data set",
+        }
+    }
 }
 
 impl StoreUri {
@@ -68,6 +86,12 @@ impl StoreUri {
         &self.text
     }
 
+    /// Whether it names a model of the Hugging Face hub, or something in one.
+    #[must_use]
+    pub fn is_hub_model(&self) -> bool {
+        matches!(self.place, Place::Hub { kind: HubKind::Model, .. })
+    }
+
     pub(super) fn place(&self) -> &Place {
         &self.place
     }
@@ -94,16 +118,20 @@ impl std::fmt::Display for StoreUri {
     }
 }
 
-/// `datasets/owner/name[@revision][/path]`.
+/// `[datasets/]owner/name[@revision][/path]`.
 fn hub_place(rest: &str) -> Result<(Place, String), &'static str> {
-    let form = "expected hf://datasets/owner/name[@revision]/path";
-    let rest = rest.strip_prefix("datasets/").ok_or(form)?;
+    let form =
+        "expected hf://owner/name[@revision][/path] for a model, or hf://datasets/owner/name[@revision]/path";
+    let (kind, rest) = match rest.strip_prefix("datasets/") {
+        Some(rest) => (HubKind::Dataset, rest),
+        None => (HubKind::Model, rest),
+    };
     let (owner, rest) = rest.split_once('/').ok_or(form)?;
     let (name, tail) = match rest.find(['/', '@']) {
         Some(end) => rest.split_at(end),
         None => (rest, ""),
     };
-    if owner.is_empty() || name.is_empty() {
+    if !is_hub_name(owner) || !is_hub_name(name) || ["datasets", "models", "spaces"].contains(&owner) {
         return Err(form);
     }
     let (revision, path) = match tail.strip_prefix('@') {
@@ -115,11 +143,27 @@ fn hub_place(rest: &str) -> Result<(Place, String), &'static str> {
             tail.split_at(end)
         }
     };
-    if revision.is_empty() {
+    let revision = revision.replace("%2F", "/");
+    // It becomes a path in the hub's cache.
+    if !revision.split('/').all(|part| !["", ".", ".."].contains(&part)) || revision.contains(['\\', '\0']) {
         return Err(form);
     }
-    let place = Place::Hub { repo: format!("{owner}/{name}"), revision: revision.replace("%2F", "/") };
+    if path.split('/').any(|part| part == "..") {
+        return Err(form);
+    }
+    let place = Place::Hub { kind, repo: format!("{owner}/{name}"), revision };
     Ok((place, path.trim_matches('/').to_owned()))
+}
+
+/// Whether a text can be the name of a repository or of its owner, by the hub's own rules.
+fn is_hub_name(text: &str) -> bool {
+    let is_known = |byte: u8| byte.is_ascii_alphanumeric() || b"-._".contains(&byte);
+    !text.is_empty()
+        && text.bytes().all(is_known)
+        && !text.starts_with(['-', '.'])
+        && !text.ends_with(['-', '.'])
+        && !text.contains("--")
+        && !text.contains("..")
 }
 
 /// All texts that a text with `{a,b}` and `{007..012}` stands for, in order, and the part before the last `/`
@@ -186,13 +230,22 @@ mod tests {
         assert_eq!(parts("gs://b/k/"), (Place::Gs { bucket: bucket() }, "k/".to_owned()));
         let url = "https://h/a?x=1&y={2}";
         assert_eq!(parts(url), (Place::Http, url.to_owned()));
-        let hub = |revision: &str| Place::Hub { repo: "o/n".to_owned(), revision: revision.to_owned() };
+        let repo =
+            |kind, revision: &str| Place::Hub { kind, repo: "o/n".to_owned(), revision: revision.to_owned() };
+        let hub = |revision: &str| repo(HubKind::Dataset, revision);
         assert_eq!(parts("hf://datasets/o/n"), (hub("main"), String::new()));
         assert_eq!(parts("hf://datasets/o/n/a/*.parquet"), (hub("main"), "a/*.parquet".to_owned()));
         assert_eq!(parts("hf://datasets/o/n@v1.0/a"), (hub("v1.0"), "a".to_owned()));
         let converted = "hf://datasets/o/n@refs/convert/parquet/default/train/0000.parquet";
         assert_eq!(parts(converted), (hub("refs/convert/parquet"), "default/train/0000.parquet".to_owned()));
         assert_eq!(parts("hf://datasets/o/n@refs%2Fpr%2F1/x"), (hub("refs/pr/1"), "x".to_owned()));
+        let model = |revision: &str| repo(HubKind::Model, revision);
+        assert_eq!(parts("hf://o/n"), (model("main"), String::new()));
+        assert_eq!(parts("hf://o/n/sub/w.pt"), (model("main"), "sub/w.pt".to_owned()));
+        assert_eq!(parts("hf://o/n@v1.0/"), (model("v1.0"), String::new()));
+        assert_eq!(parts("hf://o/n@refs/pr/1/x"), (model("refs/pr/1"), "x".to_owned()));
+        assert!(StoreUri::parse("hf://o/n/x").unwrap().is_hub_model());
+        assert!(!StoreUri::parse("hf://datasets/o/n/x").unwrap().is_hub_model());
         for wrong in [
             "s3://",
             "s3:///k",
@@ -201,6 +254,15 @@ mod tests {
             "hf://models/o/n",
             "hf://datasets/o",
             "hf://datasets/o/n@/x",
+            "hf://datasets/o/n@..%2F..%2Fx",
+            "hf://o",
+            "hf://o/n@../x",
+            "hf://o/n@refs/../x/y",
+            "hf://o/../n",
+            "hf://-o/n",
+            "hf://o/n--m",
+            "hf://o/n?x",
+            "hf://o/n/../../x",
         ] {
             assert!(StoreUri::parse(wrong).unwrap_err().to_string().contains(wrong), "{wrong}");
         }

@@ -174,7 +174,7 @@ impl HttpFiles {
         };
         let num_bytes = text(header::CONTENT_LENGTH).and_then(|digits| digits.parse().ok());
         let tag = text(header::ETAG).or_else(|| text(header::LAST_MODIFIED));
-        Ok(RemoteFile { name, key: url.to_owned(), num_bytes, tag, sha256: None })
+        Ok(RemoteFile { name, key: url.to_owned(), num_bytes, tag, content: None })
     }
 
     pub(super) async fn read(&self, file: &RemoteFile, offset: u64) -> Result<Body, StoreError> {
