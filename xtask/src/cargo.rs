@@ -38,6 +38,11 @@ pub(crate) fn binary_dir() -> anyhow::Result<PathBuf> {
     Ok(own.parent().context("a binary lies in a directory")?.to_path_buf())
 }
 
+/// The build directory: above the binaries.
+pub(crate) fn target_dir() -> anyhow::Result<PathBuf> {
+    Ok(binary_dir()?.parent().context("a profile's directory has a parent")?.to_path_buf())
+}
+
 /// A cargo command in the workspace root, with the cargo that started this process.
 pub(crate) fn command(args: &[&str]) -> Command {
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| OsString::from("cargo"));

@@ -49,7 +49,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     let seed = args.seed.unwrap_or_else(now);
     let each = units::duration(Duration::from_secs_f64(args.seconds.clamp(0.0, 1e9)));
     println!("{} targets, {each} each, seed {seed}", targets.len());
-    let dir = cargo::binary_dir()?.parent().context("a profile's directory has a parent")?.join("fuzz");
+    let dir = cargo::target_dir()?.join("fuzz");
     fs::create_dir_all(&dir).with_context(|| dir.display().to_string())?;
     let run = Run { fuzzer, dir, seed, seconds: args.seconds };
     let mut num_findings = 0;

@@ -1,4 +1,4 @@
-//! Runner of the project: `cargo xtask reproduce | ablate | bench | fuzz | test | ci | tidy`.
+//! Runner of the project: `cargo xtask reproduce | ablate | bench | fixtures | parity | fuzz | test | ci | tidy`.
 //!
 //! It links no stage: it drives the stage binaries through their flags, their exit codes and the files they leave,
 //! exactly as a person or a cluster script would.
@@ -11,11 +11,16 @@ mod child_output;
 mod ci;
 mod config;
 mod exit;
+mod fixtures;
 mod fuzz;
 mod headline;
 mod interrupt;
 mod json_file;
+mod machine;
+mod marked_text;
+mod parity;
 mod plan;
+mod python;
 mod reproduce;
 mod run_record;
 mod runner;
@@ -45,6 +50,10 @@ enum Command {
     Ablate(ablate::Args),
     /// Measure against others: `bench peers` runs the data stages beside the Python tools they replace
     Bench(bench::Args),
+    /// Make the small networks that the tests hold ours against, with torch, transformers, timm and open_clip
+    Fixtures(fixtures::Args),
+    /// Print how far networks, token ids and pixels are from the Python originals'; writes target/parity.json
+    Parity(parity::Args),
     /// Feed hostile bytes to the readers until a promise breaks or the time is up
     Fuzz(fuzz::Args),
     /// Run every test: unit, property, doc, stage and pipeline tests
@@ -60,6 +69,8 @@ fn main() -> ExitCode {
         Command::Reproduce(args) => reproduce::run(&args),
         Command::Ablate(args) => ablate::run(&args),
         Command::Bench(args) => bench::run(&args),
+        Command::Fixtures(args) => fixtures::run(&args),
+        Command::Parity(args) => parity::run(&args),
         Command::Fuzz(args) => fuzz::run(&args),
         Command::Test(args) => test::run(&args),
         Command::Ci => ci::run(),

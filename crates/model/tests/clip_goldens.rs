@@ -1,5 +1,5 @@
-//! CLIP networks against what transformers and open_clip make of the same weights and inputs: `fixtures/clip`, written by
-//! `fixtures/clip_goldens.py`, whose header names the versions.
+//! CLIP's batches, names and refusals, on the networks of `fixtures/clip`, which `fixtures/clip_goldens.py` has made with
+//! transformers and open_clip. That every output equals theirs is what `oqvl-parity` tests.
 
 use candle_core::{DType, Device, Tensor};
 use oqvl_model::{
@@ -37,10 +37,6 @@ fn open(name: &str) -> (Clip, Tensors) {
     (clip, read_safetensors(&folder(name).join("golden.safetensors"), &Device::Cpu).unwrap())
 }
 
-fn ids(goldens: &Tensors) -> Tensor {
-    goldens["input_ids"].to_dtype(DType::U32).unwrap()
-}
-
 #[track_caller]
 fn assert_close(found: &Tensor, expected: &Tensor, what: &str) {
     assert_eq!(found.dims(), expected.dims(), "{what}");
@@ -53,33 +49,6 @@ fn assert_close(found: &Tensor, expected: &Tensor, what: &str) {
             (found - expected).abs() <= TOLERANCE * largest,
             "{what}[{at}]: {found}, expected {expected}"
         );
-    }
-}
-
-#[test]
-fn outputs_equal_the_originals() {
-    for name in MODELS {
-        let (clip, goldens) = open(name);
-        let (pixels, ids) = (&goldens["pixel_values"], ids(&goldens));
-        let (images, texts) = (clip.image_embeds(pixels).unwrap(), clip.text_embeds(&ids).unwrap());
-        let mut num_compared = 0;
-        for (what, found) in [
-            ("hidden_states", clip.vision.hidden_states(pixels)),
-            ("image_pooled", clip.vision.pooled(pixels)),
-            ("image_features", clip.image_features(pixels)),
-            ("image_embeds", Ok(images.clone())),
-            ("text_pooled", clip.text.pooled(&ids)),
-            ("text_features", clip.text_features(&ids)),
-            ("text_embeds", Ok(texts.clone())),
-            ("logits_per_image", clip.logits_per_image(&images, &texts)),
-        ] {
-            // open_clip shows nothing between the towers and the shared space.
-            if let Some(expected) = goldens.get(what) {
-                assert_close(&found.unwrap(), expected, &format!("{name} {what}"));
-                num_compared += 1;
-            }
-        }
-        assert_eq!(num_compared + 2, goldens.len(), "{name}: all but the inputs");
     }
 }
 

@@ -4,17 +4,15 @@
 //! again and again: A B C A B C, so that what else the machine does hits all of them), and *checks* that both sides
 //! did the same. Every side is a command run by `benches/peers/measure.py`; the median of the rounds counts.
 
-mod machine;
-mod python;
 mod race;
 mod record;
 mod table;
 mod works;
 
 use crate::exit::Exit;
+use crate::python::Venv;
 use crate::{cargo, interrupt, units};
 use anyhow::Context as _;
-use python::Venv;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -122,9 +120,7 @@ fn scripts_dir() -> PathBuf {
 }
 
 fn bench_dir() -> anyhow::Result<PathBuf> {
-    // Beside the binaries, whatever CARGO_TARGET_DIR says: target/release/../bench.
-    let binaries = cargo::binary_dir()?;
-    Ok(binaries.parent().context("a profile's directory has a parent")?.join("bench"))
+    Ok(cargo::target_dir()?.join("bench"))
 }
 
 /// Runs the command.

@@ -1,8 +1,8 @@
 //! `target/bench/peers.json`: a list with one object per work.
 
-use super::machine::{self, Machine};
 use super::race::{Measurement, Metric};
 use super::{Context, WORKS};
+use crate::machine::{self, Machine};
 use crate::{cargo, json_file};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};

@@ -1,14 +1,9 @@
 //! The results as people read them.
 
 use super::record::{Ours, RaceRecord, SideRecord, WorkRecord};
-use crate::units;
-use anyhow::Context as _;
+use crate::{marked_text, units};
 use std::fmt::Write as _;
 use std::path::Path;
-
-/// What stands between these lines of a page is made by `--write-docs`.
-const BEGIN: &str = "<!-- peers: begin -->";
-const END: &str = "<!-- peers: end -->";
 
 /// A line per comparison, for a terminal.
 pub(super) fn overview(records: &[WorkRecord]) -> String {
@@ -39,14 +34,12 @@ fn comparisons(record: &WorkRecord) -> impl Iterator<Item = (&RaceRecord, &Ours)
     record.races.iter().flat_map(|race| race.ours.iter().map(move |ours| (race, ours)))
 }
 
-/// Replaces what lies between the markers of the page.
+/// The part of the page that is written.
+const PART: &str = "peers";
+
+/// Renews the figures of the page.
 pub(super) fn write_docs(page: &Path, records: &[WorkRecord]) -> anyhow::Result<()> {
-    let text = std::fs::read_to_string(page).with_context(|| page.display().to_string())?;
-    let markers = || format!("{} must hold the lines `{BEGIN}` and `{END}`, in this order", page.display());
-    let (before, rest) = text.split_once(BEGIN).with_context(markers)?;
-    let (_, after) = rest.split_once(END).with_context(markers)?;
-    let whole = format!("{before}{BEGIN}\n\n{}\n{END}{after}", markdown(records));
-    crate::json_file::write_bytes(page, whole.as_bytes())
+    marked_text::replace(page, PART, &markdown(records))
 }
 
 /// The results as Markdown: the ratios in one table, then every work with its figures.
@@ -148,8 +141,7 @@ mod tests {
     fn the_page_has_room_for_the_results_and_names_every_work() {
         let page =
             std::fs::read_to_string(crate::cargo::workspace_root().join("docs/benchmarks.md")).unwrap();
-        let begin = page.find(BEGIN).expect("a line where results begin");
-        assert!(page[begin..].contains(END), "a line where results end");
+        assert!(marked_text::replaced(&page, PART, "").is_ok(), "lines where results begin and end");
         for work in WORKS {
             assert!(page.contains(&format!("| `{}` |", work.name)), "{} is not described", work.name);
         }

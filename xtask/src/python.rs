@@ -1,4 +1,4 @@
-//! The Python environment of the peers: made once below `target/`, from pinned versions.
+//! Python environments: made once below `target/`, from pinned versions.
 
 use anyhow::Context as _;
 use serde_json::{Map, Value};
@@ -6,12 +6,12 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-/// Python versions the peers run on, best first.
+/// Python versions that all the pinned packages run on, best first.
 const VERSIONS: [&str; 2] = ["3.11", "3.12"];
 /// Names the interpreter to make the environment with, where none of the usual names is right.
 const PYTHON_VARIABLE: &str = "OQVL_PYTHON";
 
-/// A virtual environment with the peers in it.
+/// A virtual environment.
 #[derive(Debug)]
 pub(crate) struct Venv {
     dir: PathBuf,
@@ -20,7 +20,7 @@ pub(crate) struct Venv {
 impl Venv {
     /// Takes the environment in `dir`, making it first unless it was made from these `requirements`. The inner error
     /// says why there can be none here: no fitting Python, or no package index.
-    pub(super) fn prepare(dir: &Path, requirements: &Path) -> anyhow::Result<Result<Venv, String>> {
+    pub(crate) fn prepare(dir: &Path, requirements: &Path) -> anyhow::Result<Result<Venv, String>> {
         let wanted = fs::read_to_string(requirements).with_context(|| requirements.display().to_string())?;
         let venv = Venv { dir: dir.to_path_buf() };
         let marker = dir.join("requirements.installed");
@@ -29,10 +29,12 @@ impl Venv {
         }
         let Some(python) = find_python() else {
             let versions = VERSIONS.join(" or ");
-            return Ok(Err(format!("the peers need Python {versions} (or its path in {PYTHON_VARIABLE})")));
+            return Ok(Err(format!("this needs Python {versions} (or its path in {PYTHON_VARIABLE})")));
         };
-        println!("installing the peers into {}", dir.display());
-        super::remove_all(dir)?;
+        println!("installing what {} lists into {}", requirements.display(), dir.display());
+        if dir.exists() {
+            fs::remove_dir_all(dir).with_context(|| format!("cannot remove {}", dir.display()))?;
+        }
         let made = Command::new(&python).args(["-m", "venv"]).arg(dir).stdin(Stdio::null()).status();
         if !made.is_ok_and(|status| status.success()) {
             return Ok(Err(format!("{} cannot make a virtual environment", python.display())));
@@ -41,24 +43,24 @@ impl Venv {
         pip.args(["-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--requirement"])
             .arg(requirements);
         if !pip.stdin(Stdio::null()).status().is_ok_and(|status| status.success()) {
-            return Ok(Err("pip cannot install the peers: no network or no package index".to_owned()));
+            return Ok(Err("pip cannot install what is needed: no network or no package index".to_owned()));
         }
         crate::json_file::write_bytes(&marker, wanted.as_bytes())?;
         Ok(Ok(venv))
     }
 
     /// The interpreter.
-    pub(super) fn python(&self) -> PathBuf {
+    pub(crate) fn python(&self) -> PathBuf {
         self.dir.join("bin/python")
     }
 
     /// A program that a package brought along.
-    pub(super) fn program(&self, name: &str) -> PathBuf {
+    pub(crate) fn program(&self, name: &str) -> PathBuf {
         self.dir.join("bin").join(name)
     }
 
     /// Runs a script and returns the JSON object on its last line.
-    pub(super) fn run_script(&self, script: &Path, args: &[&Path]) -> anyhow::Result<Value> {
+    pub(crate) fn run_script(&self, script: &Path, args: &[&Path]) -> anyhow::Result<Value> {
         let mut command = Command::new(self.python());
         command.arg(script).args(args).stdin(Stdio::null());
         let output = command.stderr(Stdio::inherit()).output().context("cannot start Python")?;
@@ -69,7 +71,7 @@ impl Venv {
     }
 
     /// Everything that is installed, with its version, and the version of Python.
-    pub(super) fn versions(&self) -> anyhow::Result<Map<String, Value>> {
+    pub(crate) fn versions(&self) -> anyhow::Result<Map<String, Value>> {
         const LIST: &str = "import importlib.metadata as m, json, platform; \
                             print(json.dumps({'python': platform.python_version(), \
                             **{d.metadata['Name']: d.version for d in m.distributions()}}, sort_keys=True))";

@@ -8,16 +8,16 @@ use std::process::Command;
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Machine {
     /// Model name of the processor.
-    pub(super) processor: String,
+    pub(crate) processor: String,
     /// Cores this process may use.
-    pub(super) num_cores: usize,
-    pub(super) memory_bytes: u64,
-    pub(super) kernel: String,
+    pub(crate) num_cores: usize,
+    pub(crate) memory_bytes: u64,
+    pub(crate) kernel: String,
 }
 
 impl Machine {
     /// This one.
-    pub(super) fn this() -> Machine {
+    pub(crate) fn this() -> Machine {
         let field = |file: &str, name: &str| -> Option<String> {
             let text = fs::read_to_string(file).ok()?;
             let line = text.lines().find(|line| line.starts_with(name))?;
@@ -37,12 +37,12 @@ impl Machine {
 }
 
 /// Processes that wanted to run, averaged over the last minute; `None` where the system does not say.
-pub(super) fn load() -> Option<f64> {
+pub(crate) fn load() -> Option<f64> {
     fs::read_to_string("/proc/loadavg").ok()?.split(' ').next()?.parse().ok()
 }
 
 /// Version of the compiler that built this.
-pub(super) fn rustc() -> Option<String> {
+pub(crate) fn rustc() -> Option<String> {
     let output = Command::new("rustc").arg("--version").output().ok()?;
     output.status.success().then(|| String::from_utf8_lossy(&output.stdout).trim().to_owned())
 }
