@@ -5,7 +5,9 @@ use std::path::Path;
 use candle_core::Device;
 use oqvl_evaluator::{Evaluator, EvaluatorConfig, EvaluatorReport};
 use oqvl_image_prep::{RgbImage, encode_png};
-use oqvl_model::{HiddenAct, ParamStore, Qwen2Config, SiglipVisionConfig, Vlm, VlmConfig, save_checkpoint};
+use oqvl_model::{
+    HiddenAct, ParamStore, Qwen2Config, SECOND_TO_LAST, SiglipVisionConfig, Vlm, VlmConfig, save_checkpoint,
+};
 use oqvl_shard_io::write_atomic;
 use oqvl_stage::{RunContext, Stage};
 use oqvl_text_prep::BpeTrainer;
@@ -41,6 +43,7 @@ fn write_world(work_dir: &Path) {
             tie_word_embeddings: true,
         },
         pooled_grid: 2,
+        vision_feature_layer: SECOND_TO_LAST,
     };
     let mut store = ParamStore::seeded(7, &Device::Cpu);
     Vlm::new(&config, store.root(), &Device::Cpu).unwrap();

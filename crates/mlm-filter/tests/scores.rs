@@ -4,8 +4,8 @@ use candle_core::Device;
 use oqvl_image_prep::{decode, pixel_values};
 use oqvl_mlm_filter::{Metric, MlmFilter, MlmFilterConfig, PromptStyle, SCORER, parse_score};
 use oqvl_model::{
-    GenerateConfig, HiddenAct, ParamStore, Prompt, Qwen2Config, SiglipVisionConfig, TOKENIZER_FILE, Vlm,
-    VlmCheckpoint, VlmConfig, save_checkpoint,
+    GenerateConfig, HiddenAct, ParamStore, Prompt, Qwen2Config, SECOND_TO_LAST, SiglipVisionConfig,
+    TOKENIZER_FILE, Vlm, VlmCheckpoint, VlmConfig, save_checkpoint,
 };
 use oqvl_shard_io::{Sample, SampleKey, ScoreTable, ShardReader, ShardWriter, write_atomic};
 use oqvl_stage::{RunContext, Stage as _};
@@ -43,7 +43,8 @@ fn save_model(dir: &Path) {
         rms_norm_eps: 1e-6,
         tie_word_embeddings: true,
     };
-    let config = VlmConfig { vision_config, text_config, pooled_grid: 2 };
+    let config =
+        VlmConfig { vision_config, text_config, pooled_grid: 2, vision_feature_layer: SECOND_TO_LAST };
     let mut store = ParamStore::seeded(4, &Device::Cpu);
     Vlm::new(&config, store.root(), &Device::Cpu).unwrap();
     save_checkpoint(dir, &config, &store, &tokenizer_file).unwrap();

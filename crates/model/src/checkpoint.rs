@@ -1,8 +1,10 @@
-//! Checkpoint directories: `config.json`, weights, `tokenizer.json`.
+//! Checkpoint directories, ours and those of others: `config.json`, weights, `tokenizer.json`.
 
 use crate::ModelError;
+use crate::config::{ReferenceConfig, leaves_tower_open};
 use crate::params::{Missing, ParamStore, Trainable};
-use crate::siglip::{Siglip, SiglipConfig};
+use crate::qwen2::Qwen2Config;
+use crate::siglip::{Siglip, SiglipConfig, SiglipVisionConfig};
 use crate::siglip_text::SiglipText;
 use crate::vlm::{Vlm, VlmConfig};
 use crate::weights::{Network, WEIGHTS_FILE, drop_tied_head, read_weights, weight_files};
@@ -11,8 +13,9 @@ use oqvl_shard_io::{digest_bytes, digest_file, write_atomic};
 use oqvl_text_prep::Tokenizer;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use serde_json::{Map, Value};
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// The network's shape.
 pub const CONFIG_FILE: &str = "config.json";
@@ -20,6 +23,185 @@ pub const CONFIG_FILE: &str = "config.json";
 pub(crate) const OPEN_CLIP_CONFIG_FILE: &str = "open_clip_config.json";
 /// The tokenizer.
 pub const TOKENIZER_FILE: &str = "tokenizer.json";
+
+type Result<T> = std::result::Result<T, ModelError>;
+type Tensors = BTreeMap<String, Tensor>;
+
+/// What a folder holds: the shape of a network, and its parameters under the names they have here.
+#[derive(Debug)]
+pub struct Contents<C> {
+    /// Shape.
+    pub config: C,
+    /// Parameters; whether they fit is for [`ParamStore::finish`] to say.
+    pub tensors: BTreeMap<String, Tensor>,
+    /// The tokenizer that belongs to it, if it is one for texts.
+    pub tokenizer_file: PathBuf,
+    /// All files that were read, the tokenizer last.
+    files: Vec<PathBuf>,
+}
+
+/// Folders that complete a checkpoint which leaves its tower, its tokenizer or the shape of its parts to others.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Companions<'a> {
+    /// A folder that [`read_vision_tower`] reads.
+    pub vision_tower: Option<&'a Path>,
+    /// A folder with the `config.json` and the `tokenizer.json` of a Qwen2; its weights are not read.
+    pub language_model: Option<&'a Path>,
+}
+
+/// Reads a SigLIP vision tower: from the folder of a tower or a pair of Hugging Face's, timm's or open_clip's, or from
+/// ours. Names are [`SiglipVisionTower`](crate::SiglipVisionTower)'s.
+///
+/// Which GELU it computes is as the folder says: Hugging Face's tanh, the exact one in timm's and open_clip's of the first
+/// SigLIP.
+///
+/// # Errors
+/// If a file is missing or malformed, or describes something that cannot be computed here.
+pub fn read_vision_tower(dir: &Path, device: &Device) -> Result<Contents<SiglipVisionConfig>> {
+    contents(dir, read_config(dir)?, Network::SiglipVision, device)
+}
+
+/// Reads a SigLIP pair of Hugging Face's, open_clip's or ours. Names are [`Siglip`]'s.
+///
+/// # Errors
+/// As [`read_vision_tower`].
+pub fn read_siglip(dir: &Path, device: &Device) -> Result<Contents<SiglipConfig>> {
+    contents(dir, read_config(dir)?, Network::Siglip, device)
+}
+
+/// Reads a language model: a `Qwen2ForCausalLM` of Hugging Face's, or ours. Names are [`Qwen2`](crate::Qwen2)'s.
+///
+/// # Errors
+/// As [`read_vision_tower`], or if the head differs from the embedding that it is said to be.
+pub fn read_language_model(dir: &Path, device: &Device) -> Result<Contents<Qwen2Config>> {
+    let config: Qwen2Config = read_config(dir)?;
+    let mut read = contents(dir, config, Network::Qwen2, device)?;
+    if read.config.tie_word_embeddings {
+        drop_tied_head(&mut read.tensors, "")?;
+    }
+    Ok(read)
+}
+
+/// Reads a vision-language model: ours, transformers' LLaVA of SigLIP and Qwen2, the MLM-Filter release (`llava_qwen`),
+/// or a checkpoint of the reference (`config.json` and `checkpoints/latest-checkpoint.pt`). Names are [`Vlm`]'s.
+///
+/// The reference's folders hold projector and language model; the vision tower, the shape of the language model and its
+/// tokenizer come from `companions`. The tower then computes the exact GELU, as the reference does, whatever its folder
+/// says. In all others a companion stands in for what the folder itself does not hold.
+///
+/// # Errors
+/// As [`read_language_model`], or if a companion is needed that is not given.
+pub fn read_vlm(dir: &Path, companions: &Companions<'_>, device: &Device) -> Result<Contents<VlmConfig>> {
+    let (config_file, config) = raw_config(dir)?;
+    let mut read = match ReferenceConfig::table(&config) {
+        Some(model) => read_reference(dir, &config_file, model, companions, device)?,
+        None => {
+            let config = whole_config(config, companions)?;
+            let config = serde_json::from_value(config).map_err(|error| unreadable(&config_file, error))?;
+            contents(dir, config, Network::Vlm, device)?
+        }
+    };
+    if !read.tokenizer_file.is_file()
+        && let Some(language_model) = companions.language_model
+    {
+        read.replace_tokenizer(language_model.join(TOKENIZER_FILE));
+    }
+    if !read.tensors.keys().any(|name| name.starts_with("vision_tower."))
+        && let Some(vision_tower) = companions.vision_tower
+    {
+        let tower = read_vision_tower(vision_tower, device)?;
+        let named = |(name, tensor)| (format!("vision_tower.{name}"), tensor);
+        read.tensors.extend(tower.tensors.into_iter().map(named));
+        let own_files = tower.files.into_iter().filter(|file| *file != tower.tokenizer_file);
+        read.files.splice(read.files.len() - 1..read.files.len() - 1, own_files);
+    }
+    if read.config.text_config.tie_word_embeddings {
+        drop_tied_head(&mut read.tensors, "language_model.")?;
+    }
+    Ok(read)
+}
+
+/// The shape of a `llava_qwen`'s tower is that of a model on the hub, or of the companion.
+fn whole_config(mut config: Value, companions: &Companions<'_>) -> Result<Value> {
+    if let (Some(tower), Some(keys)) = (companions.vision_tower, config.as_object_mut())
+        && leaves_tower_open(keys)
+    {
+        let tower: SiglipVisionConfig = read_config(tower)?;
+        let tower = serde_json::to_value(tower).map_err(|error| ModelError::Config(error.to_string()))?;
+        keys.insert("vision_config".to_owned(), tower);
+    }
+    Ok(config)
+}
+
+fn read_reference(
+    dir: &Path,
+    config_file: &Path,
+    model: &Map<String, Value>,
+    companions: &Companions<'_>,
+    device: &Device,
+) -> Result<Contents<VlmConfig>> {
+    let reference = ReferenceConfig::try_from(model).map_err(|error| unreadable(config_file, error))?;
+    let (Some(vision_tower), Some(language_model)) = (companions.vision_tower, companions.language_model)
+    else {
+        let mut missing = Vec::new();
+        if companions.vision_tower.is_none() {
+            missing.push(format!("the folder of its vision tower ({})", reference.vision_backbone));
+        }
+        if companions.language_model.is_none() {
+            missing.push(format!("the folder of its language model ({})", reference.llm_backbone));
+        }
+        return Err(ModelError::Incomplete { path: dir.to_path_buf(), missing });
+    };
+    let mut vision_config: SiglipVisionConfig = read_config(vision_tower)?;
+    vision_config.hidden_act = ReferenceConfig::HIDDEN_ACT;
+    let config = VlmConfig {
+        vision_config,
+        text_config: read_config(language_model)?,
+        pooled_grid: reference.pooled_grid,
+        vision_feature_layer: crate::SECOND_TO_LAST,
+    };
+    let mut read = contents(dir, config, Network::Vlm, device)?;
+    read.files.insert(1, language_model.join(CONFIG_FILE));
+    read.replace_tokenizer(language_model.join(TOKENIZER_FILE));
+    Ok(read)
+}
+
+fn contents<C>(dir: &Path, config: C, network: Network, device: &Device) -> Result<Contents<C>> {
+    let tensors = network.rename(read_weights(dir, device)?)?;
+    let tokenizer_file = dir.join(TOKENIZER_FILE);
+    let mut files = vec![config_file(dir)];
+    files.extend(weight_files(dir)?);
+    files.push(tokenizer_file.clone());
+    Ok(Contents { config, tensors, tokenizer_file, files })
+}
+
+impl<C> Contents<C> {
+    fn replace_tokenizer(&mut self, file: PathBuf) {
+        self.files.pop();
+        self.files.push(file.clone());
+        self.tokenizer_file = file;
+    }
+
+    /// The tokenizer.
+    ///
+    /// # Errors
+    /// If it is missing or malformed.
+    pub fn tokenizer(&self) -> Result<Tokenizer> {
+        Ok(Tokenizer::from_file(&self.tokenizer_file)?)
+    }
+
+    /// Digest of config, weights and tokenizer.
+    ///
+    /// # Errors
+    /// If a file cannot be read.
+    pub fn digest(&self) -> Result<String> {
+        let mut all = String::new();
+        for path in &self.files {
+            all += &digest_file(path).map_err(|error| unreadable(path, error))?;
+        }
+        Ok(digest_bytes(all.as_bytes()))
+    }
+}
 
 /// A vision-language model read from disk.
 #[derive(Debug)]
@@ -33,21 +215,24 @@ pub struct VlmCheckpoint {
 }
 
 impl VlmCheckpoint {
-    /// Reads a checkpoint for inference. The weights may come in any form that [`read_weights`] reads, under any names
-    /// that [`Network::Vlm`] knows.
+    /// Reads a checkpoint for inference, from any folder that [`read_vlm`] reads and that is whole.
+    ///
+    /// # Errors
+    /// As [`load_with`](Self::load_with).
+    pub fn load(dir: &Path, device: &Device) -> Result<Self> {
+        Self::load_with(dir, &Companions::default(), device)
+    }
+
+    /// As [`load`](Self::load), with folders that complete it.
     ///
     /// # Errors
     /// If a file is missing or malformed, or the weights do not fit the config.
-    pub fn load(dir: &Path, device: &Device) -> Result<Self, ModelError> {
-        let config = read_config::<VlmConfig>(dir)?;
-        let mut given = Network::Vlm.rename(read_weights(dir, device)?)?;
-        if config.text_config.tie_word_embeddings {
-            drop_tied_head(&mut given, "language_model.")?;
-        }
-        let mut store = for_inference(given, device);
-        let vlm = Vlm::new(&config, store.root(), device)?;
+    pub fn load_with(dir: &Path, companions: &Companions<'_>, device: &Device) -> Result<Self> {
+        let mut read = read_vlm(dir, companions, device)?;
+        let mut store = for_inference(std::mem::take(&mut read.tensors), device);
+        let vlm = Vlm::new(&read.config, store.root(), device)?;
         store.finish()?;
-        Ok(Self { vlm, tokenizer: tokenizer(dir)?, digest: checkpoint_digest(dir)? })
+        Ok(Self { vlm, tokenizer: read.tokenizer()?, digest: read.digest()? })
     }
 }
 
@@ -65,56 +250,52 @@ pub struct SiglipCheckpoint {
 }
 
 impl SiglipCheckpoint {
-    /// Reads a checkpoint for inference. The weights may come in any form that [`read_weights`] reads, under any names
-    /// that [`Network::Siglip`] knows.
+    /// Reads a checkpoint for inference, from any folder that [`read_siglip`] reads.
     ///
     /// # Errors
     /// If a file is missing or malformed, or the weights do not fit the config.
-    pub fn load(dir: &Path, device: &Device) -> Result<Self, ModelError> {
-        let config = read_config::<SiglipConfig>(dir)?;
-        let mut store = for_inference(Network::Siglip.rename(read_weights(dir, device)?)?, device);
-        let siglip = Siglip::new(&config, store.root())?;
+    pub fn load(dir: &Path, device: &Device) -> Result<Self> {
+        let mut read = read_siglip(dir, device)?;
+        let mut store = for_inference(std::mem::take(&mut read.tensors), device);
+        let siglip = Siglip::new(&read.config, store.root())?;
         store.finish()?;
-        let text = SiglipText::load(dir)?;
-        Ok(Self { siglip, config, text, digest: checkpoint_digest(dir)? })
+        let (text, digest) = (SiglipText::load(dir)?, read.digest()?);
+        Ok(Self { siglip, config: read.config, text, digest })
     }
 
     /// What the text tower reads of a caption.
     ///
     /// # Errors
     /// If the tokenizer refuses the caption.
-    pub fn text_ids(&self, caption: &str) -> Result<Vec<i64>, ModelError> {
+    pub fn text_ids(&self, caption: &str) -> Result<Vec<i64>> {
         self.text.ids(caption, self.config.text_config.max_position_embeddings)
     }
 }
 
-fn for_inference(given: BTreeMap<String, Tensor>, device: &Device) -> ParamStore {
+fn for_inference(given: Tensors, device: &Device) -> ParamStore {
     ParamStore::new(given, Missing::Refuse, Trainable::None, device)
 }
 
-/// Reads `config.json` of a checkpoint.
+/// Reads `config.json` of a checkpoint, or `open_clip_config.json` if there is only that.
 ///
 /// # Errors
 /// If it is missing or has other keys than the network's config.
-pub fn read_config<C: DeserializeOwned>(dir: &Path) -> Result<C, ModelError> {
-    let path = dir.join(CONFIG_FILE);
-    oqvl_shard_io::read_json(&path).map_err(|source| ModelError::Read { path, source: Box::new(source) })
+pub fn read_config<C: DeserializeOwned>(dir: &Path) -> Result<C> {
+    let path = config_file(dir);
+    oqvl_shard_io::read_json(&path).map_err(|error| unreadable(&path, error))
 }
 
-fn tokenizer(dir: &Path) -> Result<Tokenizer, ModelError> {
-    Ok(Tokenizer::from_file(dir.join(TOKENIZER_FILE))?)
+fn raw_config(dir: &Path) -> Result<(PathBuf, Value)> {
+    Ok((config_file(dir), read_config(dir)?))
 }
 
-fn checkpoint_digest(dir: &Path) -> Result<String, ModelError> {
-    let weights = weight_files(dir)?;
-    let files = std::iter::once(dir.join(CONFIG_FILE)).chain(weights);
-    let mut all = String::new();
-    for path in files.chain([dir.join(TOKENIZER_FILE)]) {
-        let digest =
-            digest_file(&path).map_err(|error| ModelError::Read { path, source: Box::new(error) })?;
-        all += &digest;
-    }
-    Ok(digest_bytes(all.as_bytes()))
+fn config_file(dir: &Path) -> PathBuf {
+    let (first, second) = (dir.join(CONFIG_FILE), dir.join(OPEN_CLIP_CONFIG_FILE));
+    if !first.is_file() && second.is_file() { second } else { first }
+}
+
+fn unreadable(path: &Path, error: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> ModelError {
+    ModelError::Read { path: path.to_path_buf(), source: error.into() }
 }
 
 /// Writes a checkpoint directory; the config comes last, so that a directory with one is complete.
@@ -126,15 +307,14 @@ pub fn save_checkpoint(
     config: &impl Serialize,
     store: &ParamStore,
     tokenizer_file: &Path,
-) -> Result<(), ModelError> {
+) -> Result<()> {
     let write = |name: &str, bytes: &[u8]| {
         let path = dir.join(name);
         write_atomic(&path, bytes).map_err(|source| ModelError::Write { path, source })
     };
     std::fs::create_dir_all(dir).map_err(|source| ModelError::Write { path: dir.to_path_buf(), source })?;
     write(WEIGHTS_FILE, &store.to_safetensors()?)?;
-    let tokenizer = std::fs::read(tokenizer_file)
-        .map_err(|error| ModelError::Read { path: tokenizer_file.to_path_buf(), source: Box::new(error) })?;
+    let tokenizer = std::fs::read(tokenizer_file).map_err(|error| unreadable(tokenizer_file, error))?;
     write(TOKENIZER_FILE, &tokenizer)?;
     let config = serde_json::to_vec_pretty(config).map_err(|error| ModelError::Config(error.to_string()))?;
     write(CONFIG_FILE, &config)

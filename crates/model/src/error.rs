@@ -25,6 +25,14 @@ pub enum ModelError {
         /// Why.
         source: std::io::Error,
     },
+    /// A checkpoint that leaves parts of its network to other folders.
+    #[error("{path} does not hold the whole network; to complete it, give {}", missing.join(" and "))]
+    Incomplete {
+        /// The folder.
+        path: PathBuf,
+        /// What is needed beside it.
+        missing: Vec<String>,
+    },
     /// Weights and config disagree; every disagreement is listed.
     #[error("the weights do not fit the config: {}", problems.join("; "))]
     Weights {

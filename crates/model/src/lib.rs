@@ -7,7 +7,8 @@
 //! - [`Vlm`]: the three assembled; [`Vlm::loss`] to train, [`Vlm::generate`] to answer
 //! - [`ParamStore`]: parameters under their checkpoint names, drawn from a seed or read from files
 //! - [`read_weights`]: tensors from safetensors and torch files, and [`Network::rename`]: their names here
-//! - [`VlmCheckpoint`], [`SiglipCheckpoint`], [`ClipCheckpoint`]: directories with `config.json`, weights, `tokenizer.json`
+//! - [`read_vlm`], [`read_vision_tower`], [`read_language_model`]: folders of ours and of others, with `config.json`, weights,
+//!   `tokenizer.json`; [`VlmCheckpoint`], [`SiglipCheckpoint`], [`ClipCheckpoint`]: the same, ready to run
 //!
 //! ```
 //! use candle_core::Device;
@@ -24,6 +25,7 @@
 //!         tie_word_embeddings: true,
 //!     },
 //!     pooled_grid: 1,
+//!     vision_feature_layer: oqvl_model::SECOND_TO_LAST,
 //! };
 //! let mut store = ParamStore::seeded(7, &Device::Cpu);
 //! let vlm = Vlm::new(&config, store.root(), &Device::Cpu)?;
@@ -40,12 +42,16 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 //!
+//! [`export()`] writes a model for other tools.
+//!
 //! This crate knows no rank, no config file of a run and no command line. Training is `oqvl-trainer`.
 
 mod checkpoint;
 mod clip;
+mod config;
 mod encoder;
 mod error;
+mod export;
 mod generate;
 mod layers;
 mod params;
@@ -57,19 +63,22 @@ mod vlm;
 mod weights;
 
 pub use checkpoint::{
-    CONFIG_FILE, SiglipCheckpoint, TOKENIZER_FILE, VlmCheckpoint, read_config, save_checkpoint,
+    CONFIG_FILE, Companions, Contents, SiglipCheckpoint, TOKENIZER_FILE, VlmCheckpoint, read_config,
+    read_language_model, read_siglip, read_vision_tower, read_vlm, save_checkpoint,
 };
 pub use clip::{
     Clip, ClipCheckpoint, ClipConfig, ClipTextConfig, ClipTextTower, ClipVisionConfig, ClipVisionTower,
 };
 pub use encoder::HiddenAct;
 pub use error::ModelError;
+pub use export::{ExportFormat, Exported, MAX_SHARD_BYTES, export};
 pub use generate::GenerateConfig;
 pub use params::{Init, Missing, ParamBuilder, ParamStore, Trainable};
 pub use projector::AvgPoolProjector;
 pub use qwen2::{Qwen2, Qwen2Config};
 pub use siglip::{
-    Siglip, SiglipConfig, SiglipTextConfig, SiglipTextTower, SiglipVisionConfig, SiglipVisionTower,
+    SECOND_TO_LAST, Siglip, SiglipConfig, SiglipTextConfig, SiglipTextTower, SiglipVisionConfig,
+    SiglipVisionTower,
 };
 pub use siglip_text::SiglipText;
 pub use vlm::{Example, LossOutput, Prompt, Vlm, VlmConfig};

@@ -215,6 +215,18 @@ impl ParamBuilder<'_> {
         ParamBuilder { store: self.store, prefix: self.prefix.clone() }
     }
 
+    /// Whether any parameter below this level whose name starts with `part` is given or would be drawn: an optional part
+    /// is there whole or not at all.
+    #[must_use]
+    pub fn has(&self, part: &str) -> bool {
+        let name = format!("{}{part}", self.prefix);
+        let drawn = match &self.store.missing {
+            Missing::Refuse => false,
+            Missing::Draw { prefixes, .. } => starts_with_any(&name, prefixes),
+        };
+        drawn || self.store.given.keys().any(|given| given.starts_with(&name))
+    }
+
     /// One parameter.
     ///
     /// # Errors

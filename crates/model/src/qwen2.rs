@@ -12,10 +12,12 @@ use crate::vlm::LossOutput;
 use candle_core::{Result, Tensor};
 use oqvl_kernels::{Mask, RopeTables, attention, cross_entropy, linear, rms_norm, rope, swiglu};
 use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
 
-/// The keys of Hugging Face's `Qwen2Config` that shape the network.
+/// The keys of Hugging Face's `Qwen2Config` that shape the network; its other keys are passed over, or refused if they
+/// would make another network of it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(try_from = "Map<String, Value>")]
 pub struct Qwen2Config {
     /// Rows of the embedding.
     pub vocab_size: usize,

@@ -11,10 +11,15 @@ use crate::params::{Init, ParamBuilder};
 use candle_core::{Result, Tensor};
 use oqvl_kernels::{Mask, linear};
 use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
 
-/// Vision half, with the keys of Hugging Face's `SiglipVisionConfig`.
+/// The [state](SiglipVisionTower::hidden_state) that the reference and most LLaVAs take an image's features from.
+pub const SECOND_TO_LAST: i64 = -2;
+
+/// Vision half, with the keys of Hugging Face's `SiglipVisionConfig`; also read from the folders of Hugging Face's, timm's
+/// and open_clip's SigLIP, of a tower or a pair.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(try_from = "Map<String, Value>")]
 pub struct SiglipVisionConfig {
     /// Width `v`.
     pub hidden_size: usize,
@@ -41,6 +46,13 @@ impl SiglipVisionConfig {
         self.image_size / self.patch_size
     }
 
+    /// Blocks whose output is the state `layer`; none if there is no such state.
+    pub(crate) fn num_blocks_to(&self, layer: i64) -> Option<usize> {
+        let num_states = i64::try_from(self.num_hidden_layers).ok()? + 1;
+        let from_start = if layer < 0 { num_states + layer } else { layer };
+        usize::try_from(from_start).ok().filter(|blocks| *blocks <= self.num_hidden_layers)
+    }
+
     pub(crate) fn validate(&self) -> std::result::Result<(), ModelError> {
         let wrong = |what: String| Err(ModelError::Config(format!("vision: {what}")));
         if self.patch_size == 0 || self.grid() == 0 {
@@ -61,7 +73,7 @@ impl SiglipVisionConfig {
 
 /// Text half, with the keys of Hugging Face's `SiglipTextConfig`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(try_from = "Map<String, Value>")]
 pub struct SiglipTextConfig {
     /// Rows of the token embedding.
     pub vocab_size: usize,
@@ -83,7 +95,7 @@ pub struct SiglipTextConfig {
 
 /// Both halves.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(try_from = "Map<String, Value>")]
 pub struct SiglipConfig {
     /// Vision half.
     pub vision_config: SiglipVisionConfig,
@@ -99,11 +111,12 @@ pub struct SiglipVisionTower {
     position_embedding: Tensor,
     layers: Vec<EncoderLayer>,
     post_layernorm: LayerNorm,
-    head: PoolingHead,
+    head: Option<PoolingHead>,
 }
 
 impl SiglipVisionTower {
-    /// Takes the parameters below `vision_model.` of `p`, named as in Hugging Face's checkpoints.
+    /// Takes the parameters below `vision_model.` of `p`, named as in Hugging Face's checkpoints. A tower for features
+    /// alone may come without its head.
     ///
     /// # Errors
     /// If the config describes no network.
@@ -134,7 +147,10 @@ impl SiglipVisionTower {
             position_embedding,
             layers: encoder(p.pp("encoder"), config.num_hidden_layers, sizes)?,
             post_layernorm: LayerNorm::new(p.pp("post_layernorm"), hidden, config.layer_norm_eps)?,
-            head: PoolingHead::new(p.pp("head"), sizes)?,
+            head: match p.has("head.") {
+                true => Some(PoolingHead::new(p.pp("head"), sizes)?),
+                false => None,
+            },
         })
     }
 
@@ -149,7 +165,8 @@ impl SiglipVisionTower {
         self.patch_embedding.forward(pixel_values)?.broadcast_add(&self.position_embedding)
     }
 
-    /// Patch features for the language model: the output of the second to last block, without the final norm.
+    /// Patch features for the language model, as the reference takes them: the output of the second to last block, without
+    /// the final norm.
     ///
     /// `(b, 3, image_size, image_size)` to `(b, grid * grid, v)`.
     ///
@@ -158,16 +175,33 @@ impl SiglipVisionTower {
     ///
     /// Source: timm `get_intermediate_layers(n={depth - 2}, norm=False)`, as Prismatic calls it.
     pub fn patch_features(&self, pixel_values: &Tensor) -> Result<Tensor> {
-        run(&self.layers[..self.layers.len() - 1], self.embed(pixel_values)?)
+        self.hidden_state(pixel_values, SECOND_TO_LAST)
+    }
+
+    /// One of the states that Hugging Face calls `hidden_states`: 0 is the embeddings, what follows are the outputs of the
+    /// blocks, none of them normalised. Negative numbers count from the end.
+    ///
+    /// `(b, 3, image_size, image_size)` to `(b, grid * grid, v)`.
+    ///
+    /// # Errors
+    /// If the shape does not fit, or there is no such state.
+    ///
+    /// Source: `get_image_features` of transformers' LLaVA.
+    pub fn hidden_state(&self, pixel_values: &Tensor, layer: i64) -> Result<Tensor> {
+        let Some(num_blocks) = self.config.num_blocks_to(layer) else {
+            candle_core::bail!("no state {layer} in a tower of {} blocks", self.layers.len());
+        };
+        run(&self.layers[..num_blocks], self.embed(pixel_values)?)
     }
 
     /// One vector per image, `(b, v)`: all blocks, final norm, attention pooling.
     ///
     /// # Errors
-    /// If the shape does not fit.
+    /// If the shape does not fit, or the tower came without its head.
     pub fn pooled(&self, pixel_values: &Tensor) -> Result<Tensor> {
+        let Some(head) = &self.head else { candle_core::bail!("the tower came without its pooling head") };
         let x = run(&self.layers, self.embed(pixel_values)?)?;
-        self.head.forward(&self.post_layernorm.forward(&x)?)
+        head.forward(&self.post_layernorm.forward(&x)?)
     }
 }
 

@@ -12,10 +12,11 @@ use oqvl_image_prep::ImageGeometry;
 use oqvl_kernels::cross_entropy;
 use oqvl_text_prep::{IGNORE_INDEX, IMAGE_TOKEN_ID};
 use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
 
-/// `config.json` of a VLM checkpoint.
+/// `config.json` of a VLM checkpoint; also read from transformers' LLaVA folders and the MLM-Filter release.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(try_from = "Map<String, Value>")]
 pub struct VlmConfig {
     /// Vision tower.
     pub vision_config: SiglipVisionConfig,
@@ -23,6 +24,9 @@ pub struct VlmConfig {
     pub text_config: Qwen2Config,
     /// Edge of the pooled grid: an image becomes `pooled_grid^2` tokens. 12 in pre-training, 27 in fine-tuning.
     pub pooled_grid: usize,
+    /// The state of the vision tower that images are, as [`SiglipVisionTower::hidden_state`] counts them;
+    /// [`SECOND_TO_LAST`](crate::SECOND_TO_LAST) is the reference's, and what a config that does not say means.
+    pub vision_feature_layer: i64,
 }
 
 impl VlmConfig {
@@ -99,6 +103,12 @@ impl Vlm {
             );
             return Err(ModelError::Config(what));
         }
+        if vision.num_blocks_to(config.vision_feature_layer).is_none() {
+            let (layer, layers) = (config.vision_feature_layer, vision.num_hidden_layers);
+            return Err(ModelError::Config(format!(
+                "vision_feature_layer {layer} of a tower of {layers} layers"
+            )));
+        }
         let vision_tower = SiglipVisionTower::new(vision, p.pp("vision_tower"))?;
         let sizes = (vision.hidden_size, text.hidden_size, vision.grid());
         let projector = AvgPoolProjector::new(sizes.0, sizes.1, sizes.2, p.pp("projector"))?;
@@ -131,7 +141,8 @@ impl Vlm {
     pub fn encode_images(&self, images: &[&[f32]]) -> Result<Tensor, ModelError> {
         let edge = self.config.vision_config.image_size;
         let pixels = Tensor::from_vec(images.concat(), (images.len(), 3, edge, edge), &self.device)?;
-        self.projector.forward(&self.vision_tower.patch_features(&pixels)?, self.config.pooled_grid)
+        let patches = self.vision_tower.hidden_state(&pixels, self.config.vision_feature_layer)?;
+        self.projector.forward(&patches, self.config.pooled_grid)
     }
 
     /// Embeds sequences: token embeddings with the images' spliced in at the placeholders.

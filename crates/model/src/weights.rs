@@ -9,6 +9,7 @@ mod torch_zip;
 mod unique_map;
 
 pub use error::WeightsError;
+pub(crate) use names::timm_vision;
 pub use names::{Network, drop_tied_head};
 
 use crate::ModelError;

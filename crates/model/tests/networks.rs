@@ -2,8 +2,8 @@
 
 use candle_core::{Device, Tensor};
 use oqvl_model::{
-    Example, GenerateConfig, HiddenAct, Missing, ModelError, ParamStore, Prompt, Qwen2Config, Siglip,
-    SiglipConfig, SiglipTextConfig, SiglipVisionConfig, Trainable, Vlm, VlmConfig,
+    Example, GenerateConfig, HiddenAct, Missing, ModelError, ParamStore, Prompt, Qwen2Config,
+    SECOND_TO_LAST, Siglip, SiglipConfig, SiglipTextConfig, SiglipVisionConfig, Trainable, Vlm, VlmConfig,
 };
 use oqvl_text_prep::{IGNORE_INDEX, IMAGE_TOKEN_ID as IMG};
 use std::collections::BTreeMap;
@@ -36,7 +36,12 @@ fn vlm_config(tie_word_embeddings: bool) -> VlmConfig {
         rms_norm_eps: 1e-6,
         tie_word_embeddings,
     };
-    VlmConfig { vision_config: vision_config(), text_config, pooled_grid: 2 }
+    VlmConfig {
+        vision_config: vision_config(),
+        text_config,
+        pooled_grid: 2,
+        vision_feature_layer: SECOND_TO_LAST,
+    }
 }
 
 /// A VLM drawn from a seed whose tower is frozen, as in training.

@@ -3,9 +3,9 @@
 
 use candle_core::{DType, Device, Tensor};
 use oqvl_model::{
-    Example, HiddenAct, Missing, ModelError, Network, ParamStore, Prompt, Qwen2Config, Siglip, SiglipConfig,
-    SiglipTextConfig, SiglipVisionConfig, SiglipVisionTower, Trainable, Vlm, VlmCheckpoint, VlmConfig,
-    drop_tied_head, read_weights, weight_files,
+    Example, HiddenAct, Missing, ModelError, Network, ParamStore, Prompt, Qwen2Config, SECOND_TO_LAST,
+    Siglip, SiglipConfig, SiglipTextConfig, SiglipVisionConfig, SiglipVisionTower, Trainable, Vlm,
+    VlmCheckpoint, VlmConfig, drop_tied_head, read_weights, weight_files,
 };
 use oqvl_shard_io::write_atomic;
 use oqvl_text_prep::BpeTrainer;
@@ -163,6 +163,7 @@ fn released_config() -> VlmConfig {
             tie_word_embeddings: true,
         },
         pooled_grid: 1,
+        vision_feature_layer: SECOND_TO_LAST,
     }
 }
 

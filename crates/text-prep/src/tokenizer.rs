@@ -116,6 +116,17 @@ impl Tokenizer {
         Ok(self)
     }
 
+    /// A `tokenizer.json` of this tokenizer, its special tokens included; equal tokenizers give equal bytes.
+    ///
+    /// # Errors
+    /// If the underlying tokenizer cannot be written.
+    pub fn to_json(&self) -> Result<Vec<u8>, TextError> {
+        const PRETTY: bool = true;
+        let json = self.inner.to_string(PRETTY);
+        json.map(String::into_bytes)
+            .map_err(|source| TextError::Parse { origin: "in memory".to_owned(), source })
+    }
+
     /// Ids of `text`, with nothing added around it. Special tokens written out in the text become their ids, as in
     /// the reference (a caption holding `<s>` does inject a BOS).
     ///
@@ -246,6 +257,9 @@ mod tests {
         let more = tokenizer.clone().with_special_token("<|pad|>").unwrap();
         assert_eq!(more.encode("a<|pad|>").unwrap()[1..], [next]);
         assert_eq!((more.vocab_size(), more.digest()), (next as usize + 1, tokenizer.digest()));
+        let written = Tokenizer::from_bytes(&more.to_json().unwrap()).unwrap();
+        assert_eq!(written.encode("a <|pad|>cube").unwrap(), more.encode("a <|pad|>cube").unwrap());
+        assert_eq!(written.to_json().unwrap(), more.to_json().unwrap());
         let again = more.with_special_token("<s>").unwrap();
         assert_eq!((again.bos_id(), again.token_id("<s>")), (tokenizer.bos_id(), Some(tokenizer.bos_id())));
     }

@@ -7,8 +7,8 @@ use crate::sampler::ShuffledSampler;
 use crate::training_loop::{Task, TrainingReport, train, train_once};
 use candle_core::{Device, Tensor};
 use oqvl_model::{
-    Example, LossOutput, Missing, ParamStore, Qwen2Config, SiglipConfig, TOKENIZER_FILE, Trainable, Vlm,
-    VlmConfig, WEIGHTS_FILE, read_config, read_safetensors, save_checkpoint,
+    Companions, Example, LossOutput, Missing, ParamStore, SECOND_TO_LAST, TOKENIZER_FILE, Trainable, Vlm,
+    VlmConfig, read_language_model, read_vision_tower, read_vlm, save_checkpoint,
 };
 use oqvl_stage::{RunContext, Stage};
 use oqvl_text_prep::Tokenizer;
@@ -35,8 +35,8 @@ pub struct TrainerReport {
     pub training: TrainingReport,
 }
 
-/// A VLM put together from a vision tower and a language model; the projector is drawn from `seed`. The tower is
-/// frozen.
+/// A VLM put together from the folders of a vision tower and of a language model, as [`read_vision_tower`] and
+/// [`read_language_model`] read them; the projector is drawn from `seed`. The tower is frozen.
 ///
 /// # Errors
 /// If a checkpoint cannot be read or does not fit its config.
@@ -47,17 +47,17 @@ pub fn assemble(
     seed: u64,
 ) -> Result<(Vlm, ParamStore), TrainError> {
     let device = Device::Cpu;
-    let vision: SiglipConfig = read_config(vision_tower)?;
-    let text: Qwen2Config = read_config(language_model)?;
-    let config = VlmConfig { vision_config: vision.vision_config, text_config: text, pooled_grid };
+    let (vision, text) =
+        (read_vision_tower(vision_tower, &device)?, read_language_model(language_model, &device)?);
+    let config = VlmConfig {
+        vision_config: vision.config,
+        text_config: text.config,
+        pooled_grid,
+        vision_feature_layer: SECOND_TO_LAST,
+    };
     let mut given: BTreeMap<String, Tensor> = BTreeMap::new();
-    for (name, tensor) in read_safetensors(&vision_tower.join(WEIGHTS_FILE), &device)? {
-        if name.starts_with("vision_model.") {
-            given.insert(format!("vision_tower.{name}"), tensor);
-        }
-    }
-    for (name, tensor) in read_safetensors(&language_model.join(WEIGHTS_FILE), &device)? {
-        given.insert(format!("language_model.{name}"), tensor);
+    for (part, tensors) in [("vision_tower", vision.tensors), ("language_model", text.tensors)] {
+        given.extend(tensors.into_iter().map(|(name, tensor)| (format!("{part}.{name}"), tensor)));
     }
     let missing = Missing::Draw { seed, prefixes: vec!["projector.".to_owned()] };
     let mut store = ParamStore::new(given, missing, trainable_but_tower(), &device);
@@ -66,15 +66,15 @@ pub fn assemble(
     Ok((vlm, store))
 }
 
-/// Reads a VLM checkpoint for further training at another number of image tokens; the tower is frozen.
+/// Reads a VLM, as [`read_vlm`] does, for further training at another number of image tokens; the tower is frozen.
 ///
 /// # Errors
 /// If the checkpoint cannot be read or does not fit its config.
 pub fn reopen(checkpoint: &Path, pooled_grid: usize) -> Result<(Vlm, ParamStore), TrainError> {
     let device = Device::Cpu;
-    let config = VlmConfig { pooled_grid, ..read_config(checkpoint)? };
-    let given = read_safetensors(&checkpoint.join(WEIGHTS_FILE), &device)?;
-    let mut store = ParamStore::new(given, Missing::Refuse, trainable_but_tower(), &device);
+    let read = read_vlm(checkpoint, &Companions::default(), &device)?;
+    let config = VlmConfig { pooled_grid, ..read.config };
+    let mut store = ParamStore::new(read.tensors, Missing::Refuse, trainable_but_tower(), &device);
     let vlm = Vlm::new(&config, store.root(), &device)?;
     store.finish()?;
     Ok((vlm, store))

@@ -5,7 +5,7 @@ use crate::TrainError;
 use crate::adamw::AdamW;
 use candle_core::{Device, Tensor};
 use oqvl_model::{ParamStore, read_safetensors};
-use oqvl_shard_io::write_atomic;
+use oqvl_shard_io::{remove_if_there, write_atomic};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
@@ -63,12 +63,7 @@ impl ResumeDir {
         if self.path.exists() {
             // The name goes first: a kill in between must not leave it without its state.
             let latest = self.path.join(LATEST);
-            match std::fs::remove_file(&latest) {
-                Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                    return Err(TrainError::io(latest)(error));
-                }
-                _ => {}
-            }
+            remove_if_there(&latest).map_err(TrainError::io(latest))?;
             std::fs::remove_dir_all(&self.path).map_err(TrainError::io(&self.path))?;
         }
         Ok(())

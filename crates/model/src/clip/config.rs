@@ -1,6 +1,7 @@
 //! Shapes of CLIP networks, and `config.json` files that describe them.
 
 use crate::ModelError;
+use crate::config::remove_unread;
 use crate::encoder::HiddenAct;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
@@ -187,76 +188,6 @@ impl ClipConfig {
     }
 }
 
-/// Keys of every config of Hugging Face's that say how files were made, how a network is trained, or how one that
-/// generates text does it. Old releases write all of them at every level.
-///
-/// Source: `PretrainedConfig.to_dict` of transformers 4.6 to 5.
-const UNREAD: &[&str] = &[
-    "_attn_implementation_autoset",
-    "_name_or_path",
-    "add_cross_attention",
-    "architectures",
-    "attention_dropout",
-    "bad_words_ids",
-    "begin_suppress_tokens",
-    "bos_token_id",
-    "chunk_size_feed_forward",
-    "cross_attention_hidden_size",
-    "decoder_start_token_id",
-    "diversity_penalty",
-    "do_sample",
-    "dropout",
-    "dtype",
-    "early_stopping",
-    "encoder_no_repeat_ngram_size",
-    "exponential_decay_length_penalty",
-    "finetuning_task",
-    "forced_bos_token_id",
-    "forced_eos_token_id",
-    "gradient_checkpointing",
-    "id2label",
-    "initializer_factor",
-    "initializer_range",
-    "is_decoder",
-    "is_encoder_decoder",
-    "label2id",
-    "length_penalty",
-    "logit_scale_init_value",
-    "max_length",
-    "min_length",
-    "model_type",
-    "no_repeat_ngram_size",
-    "num_beam_groups",
-    "num_beams",
-    "num_return_sequences",
-    "output_attentions",
-    "output_hidden_states",
-    "output_scores",
-    "pad_token_id",
-    "prefix",
-    "problem_type",
-    "pruned_heads",
-    "remove_invalid_values",
-    "repetition_penalty",
-    "return_dict",
-    "return_dict_in_generate",
-    "sep_token_id",
-    "suppress_tokens",
-    "task_specific_params",
-    "temperature",
-    "tf_legacy_loss",
-    "tie_encoder_decoder",
-    "tie_word_embeddings",
-    "tokenizer_class",
-    "top_k",
-    "top_p",
-    "torch_dtype",
-    "torchscript",
-    "transformers_version",
-    "typical_p",
-    "use_bfloat16",
-];
-
 impl TryFrom<Map<String, Value>> for ClipConfig {
     type Error = String;
 
@@ -302,10 +233,6 @@ fn vision_config(mut keys: Map<String, Value>) -> Result<ClipVisionConfig, Strin
 fn text_config(mut keys: Map<String, Value>) -> Result<ClipTextConfig, String> {
     remove_unread(&mut keys, &["projection_dim"]);
     serde_json::from_value(Value::Object(keys)).map_err(|error| error.to_string())
-}
-
-fn remove_unread(keys: &mut Map<String, Value>, here: &[&str]) {
-    keys.retain(|key, _| !UNREAD.contains(&key.as_str()) && !here.contains(&key.as_str()));
 }
 
 #[cfg(test)]

@@ -156,6 +156,18 @@ static OPENAI_REST: &[Rule] = &[
 static POSITION_IDS: &[Rule] =
     &[leave_out("vision_model.embeddings.position_ids"), leave_out("text_model.embeddings.position_ids")];
 
+/// `SiglipVisionModel` as transformers 5 saves it, alone or within LLaVA: without the prefix it has had before.
+static TRANSFORMERS_5_VISION: &[Rule] = &[
+    keep("embeddings.*", "vision_model.embeddings.*"),
+    keep("encoder.*", "vision_model.encoder.*"),
+    keep("post_layernorm.*", "vision_model.post_layernorm.*"),
+    keep("head.*", "vision_model.head.*"),
+];
+
+/// LLaVA's projector.
+static LLAVA_PROJECTOR: &[Rule] =
+    &[keep("linear_1.*", "mlp_projector.0.*"), keep("linear_2.*", "mlp_projector.2.*")];
+
 /// The sigmoid loss: scalars in open_clip.
 static SIGLIP_LOSS: &[Rule] =
     &[then("logit_scale", "logit_scale", Then::Vector), then("logit_bias", "logit_bias", Then::Vector)];
@@ -170,7 +182,7 @@ static QWEN2_EXTRA: &[Rule] =
 
 static SIGLIP_VISION_PARTS: &[Part] = &[
     Part { from: "visual.trunk.", to: "", rules: &[TIMM_VISION] },
-    Part { from: "", to: "", rules: &[POSITION_IDS, NOT_VISION, TIMM_VISION] },
+    Part { from: "", to: "", rules: &[POSITION_IDS, NOT_VISION, TIMM_VISION, TRANSFORMERS_5_VISION] },
 ];
 
 static SIGLIP_PARTS: &[Part] = &[
@@ -192,14 +204,29 @@ static CLIP_PARTS: &[Part] = &[
 
 static QWEN2_PARTS: &[Part] = &[Part { from: "", to: "", rules: &[QWEN2_EXTRA] }];
 
-/// First the layout of the released `latest-checkpoint.pt`, then our own.
+/// First the layout of the released `latest-checkpoint.pt`, and the same without its outer dict; then transformers' LLaVA as
+/// it is in memory, on disk, and with the names of a `llava_qwen`; last our own.
+///
+/// Source: `conversion_mapping.py` of transformers 5; `llava_arch.py` and `siglip_encoder.py` of LLaVA.
 static VLM_PARTS: &[Part] = &[
     Part { from: "model.projector.", to: "projector.", rules: &[] },
     Part { from: "model.llm_backbone.llm.", to: "language_model.", rules: &[QWEN2_EXTRA] },
     Part { from: "model.vision_backbone.featurizer.", to: "vision_tower.", rules: &[TIMM_VISION] },
+    Part { from: "llm_backbone.llm.", to: "language_model.", rules: &[QWEN2_EXTRA] },
+    Part { from: "vision_backbone.featurizer.", to: "vision_tower.", rules: &[TIMM_VISION] },
+    Part { from: "model.language_model.", to: "language_model.model.", rules: &[] },
+    Part { from: "model.multi_modal_projector.", to: "projector.", rules: &[LLAVA_PROJECTOR] },
+    Part { from: "multi_modal_projector.", to: "projector.", rules: &[LLAVA_PROJECTOR] },
+    Part { from: "model.mm_projector.", to: "projector.", rules: &[] },
+    Part { from: "model.vision_tower.vision_tower.", to: "vision_tower.", rules: HUGGING_FACE_VISION },
+    Part { from: "model.vision_tower.", to: "vision_tower.", rules: HUGGING_FACE_VISION },
+    Part { from: "model.", to: "language_model.model.", rules: &[] },
+    Part { from: "lm_head.", to: "language_model.lm_head.", rules: &[] },
     Part { from: "language_model.", to: "language_model.", rules: &[QWEN2_EXTRA] },
-    Part { from: "vision_tower.", to: "vision_tower.", rules: &[POSITION_IDS] },
+    Part { from: "vision_tower.", to: "vision_tower.", rules: HUGGING_FACE_VISION },
 ];
+
+static HUGGING_FACE_VISION: &[&[Rule]] = &[POSITION_IDS, TRANSFORMERS_5_VISION];
 
 impl Network {
     fn parts(self) -> &'static [Part] {
@@ -214,9 +241,10 @@ impl Network {
 
     /// Gives tensors the names they have here, whichever of the known layouts they come in.
     ///
-    /// Known are Hugging Face's SigLIP, CLIP and Qwen2; CLIP as openai/CLIP and open_clip have it; timm's SigLIP vision
-    /// tower (bare, or as `visual.trunk.` of an open_clip file, whose text tower is known too); and the reference's
-    /// checkpoints (`model.{projector,llm_backbone,vision_backbone}.…`). Fused `qkv` matrices are cut into three.
+    /// Known are Hugging Face's SigLIP, CLIP, Qwen2 and LLaVA of the two; CLIP as openai/CLIP and open_clip have it; timm's
+    /// SigLIP vision tower (bare, or as `visual.trunk.` of an open_clip file, whose text tower is known too); the MLM-Filter
+    /// release; and the reference's checkpoints (`model.{projector,llm_backbone,vision_backbone}.…`). Fused `qkv` matrices
+    /// are cut into three.
     ///
     /// # Errors
     /// Lists every tensor that cannot be cut as its rule says, and every name that two tensors would have.
@@ -236,6 +264,48 @@ impl Network {
         }
         renamed.finish()
     }
+}
+
+/// A SigLIP vision tower under timm's names: the rules of [`Network::SiglipVision`] backwards.
+///
+/// # Errors
+/// If a part of a fused matrix is missing.
+pub(crate) fn timm_vision(
+    tensors: &BTreeMap<String, Tensor>,
+) -> std::result::Result<BTreeMap<String, Tensor>, ModelError> {
+    let mut renamed = BTreeMap::new();
+    for rule in TIMM_VISION {
+        let parts: &[&str] = if let Then::Split(names) = rule.then { names } else { &[] };
+        let ours = |part: &str| rule.to.replace("{}", part);
+        let first = ours(parts.first().unwrap_or(&""));
+        for (name, tensor) in tensors {
+            let Some(found) = find(&first, name) else { continue };
+            let theirs = match rule.then {
+                Then::DropFirst => tensor.unsqueeze(0)?,
+                Then::Split(_) => {
+                    let rows: std::result::Result<Vec<&Tensor>, ModelError> =
+                        parts.iter().map(|part| required(tensors, &fill(&ours(part), found))).collect();
+                    Tensor::cat(&rows?, 0)?
+                }
+                // Queries are the first third of the rows, keys and values the others.
+                Then::Block(index) => {
+                    let third = tensor.dim(0)? / 3;
+                    let (start, rows) = if index == 0 { (0, third) } else { (third, 2 * third) };
+                    tensor.narrow(0, start, rows)?.contiguous()?
+                }
+                _ => tensor.clone(),
+            };
+            renamed.insert(fill(rule.from, found), theirs);
+        }
+    }
+    Ok(renamed)
+}
+
+fn required<'t>(
+    tensors: &'t BTreeMap<String, Tensor>,
+    name: &str,
+) -> std::result::Result<&'t Tensor, ModelError> {
+    tensors.get(name).ok_or_else(|| ModelError::Weights { problems: vec![format!("`{name}` is missing")] })
 }
 
 /// The prefix a name gets, what follows its own, and the rules for that.

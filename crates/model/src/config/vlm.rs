@@ -1,0 +1,300 @@
+//! Vision-language models as transformers, the MLM-Filter release and the reference describe them.
+
+use super::Keys;
+use super::siglip::hub_tower;
+use crate::encoder::HiddenAct;
+use crate::qwen2::Qwen2Config;
+use crate::siglip::{SECOND_TO_LAST, SiglipVisionConfig};
+use crate::vlm::VlmConfig;
+use serde_json::{Map, Value};
+
+impl TryFrom<Map<String, Value>> for VlmConfig {
+    type Error = String;
+
+    /// Ours, transformers' `LlavaConfig`, or the `llava_qwen` of the MLM-Filter release.
+    fn try_from(keys: Map<String, Value>) -> Result<Self, String> {
+        let mut keys = Keys::new(keys);
+        let config = match keys.take::<String>("model_type")?.as_deref() {
+            None => ours(&mut keys)?,
+            Some("llava") => llava(&mut keys)?,
+            Some("llava_qwen") => llava_qwen(&mut keys)?,
+            Some(other) => {
+                return Err(format!("`model_type` is {other:?}, known are \"llava\" and \"llava_qwen\""));
+            }
+        };
+        keys.finish()?;
+        Ok(config)
+    }
+}
+
+fn ours(keys: &mut Keys) -> Result<VlmConfig, String> {
+    Ok(VlmConfig {
+        vision_config: tower(keys)?,
+        text_config: language_model(keys)?,
+        pooled_grid: keys.require("pooled_grid")?,
+        vision_feature_layer: keys.take("vision_feature_layer")?.unwrap_or(SECOND_TO_LAST),
+    })
+}
+
+fn tower(keys: &mut Keys) -> Result<SiglipVisionConfig, String> {
+    let table = keys.table("vision_config")?;
+    table.try_into().map_err(|error: String| format!("vision_config: {error}"))
+}
+
+fn language_model(keys: &mut Keys) -> Result<Qwen2Config, String> {
+    let table = keys.table("text_config")?;
+    table.try_into().map_err(|error: String| format!("text_config: {error}"))
+}
+
+/// Every patch goes through the projector: our network whose grid is not pooled.
+///
+/// Source: transformers `models/llava/{configuration,modeling}_llava.py`.
+fn llava(keys: &mut Keys) -> Result<VlmConfig, String> {
+    // The defaults of these two are those of LLaVA 1.5, whose tower is CLIP.
+    let vision_model: Option<&Value> = keys.peek("vision_config").and_then(|tower| tower.get("model_type"));
+    if vision_model.is_none_or(|model| model != "siglip_vision_model") {
+        return Err("vision_config: `model_type` must be \"siglip_vision_model\"".to_owned());
+    }
+    let text_model: Option<&Value> = keys.peek("text_config").and_then(|text| text.get("model_type"));
+    if text_model.is_none_or(|model| model != "qwen2") {
+        return Err("text_config: `model_type` must be \"qwen2\"".to_owned());
+    }
+    let vision_config = tower(keys)?;
+    let mut text_config = language_model(keys)?;
+    // Transformers 5 says it at the top, 4 within.
+    text_config.tie_word_embeddings |= keys.take("tie_word_embeddings")?.unwrap_or(false);
+    keys.only("projector_hidden_act", "gelu")?;
+    keys.only("multimodal_projector_bias", true)?;
+    let strategy: Option<String> = keys.take("vision_feature_select_strategy")?;
+    if strategy.as_deref() != Some("full") {
+        return Err(format!(
+            "`vision_feature_select_strategy` is {strategy:?}, only \"full\" can be computed here: the other drops the \
+             first patch"
+        ));
+    }
+    let vision_feature_layer = keys.take("vision_feature_layer")?.unwrap_or(SECOND_TO_LAST);
+    // Which id stands for an image: in a prompt of ours it is the placeholder.
+    let ids = ["image_token_index", "image_token_id", "image_seq_length", "ignore_index", "eos_token_id"];
+    keys.pass_over(&ids);
+    Ok(VlmConfig { pooled_grid: vision_config.grid(), vision_config, text_config, vision_feature_layer })
+}
+
+/// Keys of LLaVA's training scripts that say nothing about the network; how images are cut is the reader's business.
+const LLAVA_SCRIPT: &[&str] = &[
+    "freeze_mm_mlp_adapter",
+    "freeze_mm_vision_resampler",
+    "image_aspect_ratio",
+    "image_crop_resolution",
+    "image_grid_pinpoints",
+    "image_split_resolution",
+    "mm_hidden_size",
+    "mm_projector_lr",
+    "mm_tunable_parts",
+    "mm_use_im_patch_token",
+    "mm_vision_tower_lr",
+    "pretraining_tp",
+    "tokenizer_model_max_length",
+    "tokenizer_padding_side",
+    "tune_mm_mlp_adapter",
+    "tune_mm_vision_resampler",
+    "unfreeze_mm_vision_tower",
+    "vision_tower_pretrained",
+];
+
+/// Tokens of an image in `aapool_mlp`, along one edge.
+const AAPOOL_GRID: usize = 12;
+
+/// The keys of a `Qwen2Config`, and what the projector and the tower are.
+fn llava_qwen(keys: &mut Keys) -> Result<VlmConfig, String> {
+    let tower: String = match keys.take("mm_vision_tower")? {
+        Some(tower) => tower,
+        None => keys.require("vision_tower")?,
+    };
+    let vision_config = match keys.take::<Map<String, Value>>("vision_config")? {
+        // Put there by the reader of the folder, from the tower's own.
+        Some(config) => config.try_into().map_err(|error: String| format!("vision_config: {error}"))?,
+        None => hub_tower(&tower).ok_or_else(|| {
+            format!(
+                "`mm_vision_tower` is {tower:?}, whose shape is not known here: give the folder of the vision tower too"
+            )
+        })?,
+    };
+    keys.only("mm_projector_type", "aapool_mlp")?;
+    keys.only("mm_vision_select_feature", "patch")?;
+    keys.only("mm_patch_merge_type", "flat")?;
+    keys.only("mm_use_im_start_end", false)?;
+    keys.only("mm_resampler_type", Value::Null)?;
+    keys.only("use_mm_proj", true)?;
+    let vision_feature_layer = keys.take("mm_vision_select_layer")?.unwrap_or(SECOND_TO_LAST);
+    let text_config = Qwen2Config::take_from(keys)?;
+    keys.pass_over(LLAVA_SCRIPT);
+    Ok(VlmConfig { vision_config, text_config, pooled_grid: AAPOOL_GRID, vision_feature_layer })
+}
+
+/// Whether a config is a `llava_qwen`'s whose tower has a name that says nothing here.
+pub(crate) fn leaves_tower_open(config: &Map<String, Value>) -> bool {
+    let tower = config.get("mm_vision_tower").or_else(|| config.get("vision_tower")).and_then(Value::as_str);
+    config.get("model_type").is_some_and(|kind| kind == "llava_qwen") && tower.and_then(hub_tower).is_none()
+}
+
+/// What the reference's `config.json` says about the network: next to nothing, the rest is in the code and in the folders
+/// of the two models it names.
+///
+/// Source: `load`, Open-Qwen2VL `prismatic/models/load.py`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct ReferenceConfig {
+    pub(crate) pooled_grid: usize,
+    /// As the reference names them.
+    pub(crate) vision_backbone: String,
+    pub(crate) llm_backbone: String,
+}
+
+impl ReferenceConfig {
+    /// Nothing if the file is not the reference's; else its `model` table.
+    pub(crate) fn table(config: &Value) -> Option<&Map<String, Value>> {
+        let model = config.get("model")?.as_object()?;
+        model.contains_key("arch_specifier").then_some(model)
+    }
+
+    /// The reference's activation, whoever's folder the weights of the tower come from: timm's for this architecture.
+    pub(crate) const HIDDEN_ACT: HiddenAct = HiddenAct::Gelu;
+}
+
+impl TryFrom<&Map<String, Value>> for ReferenceConfig {
+    type Error = String;
+
+    fn try_from(model: &Map<String, Value>) -> Result<Self, String> {
+        let mut keys = Keys::new(model.clone());
+        keys.only("image_resize_strategy", "resize-naive")?;
+        let arch: String = keys.require("arch_specifier")?;
+        Ok(Self {
+            pooled_grid: pooled_grid(&arch)?,
+            vision_backbone: keys.require("vision_backbone_id")?,
+            llm_backbone: keys.require("llm_backbone_id")?,
+        })
+    }
+}
+
+/// `full-align+729-avgpool`: the part behind the last plus; 144 tokens where it names no number.
+///
+/// Source: `PrismaticVLM.__init__`, Open-Qwen2VL `prismatic/models/vlms/prismatic.py`.
+fn pooled_grid(arch_specifier: &str) -> Result<usize, String> {
+    let unknown = || format!("`arch_specifier` is {arch_specifier:?}, only `avgpool` can be computed here");
+    let last = arch_specifier.rsplit('+').next().unwrap_or_default();
+    let num_tokens = match last.strip_suffix("avgpool").ok_or_else(unknown)? {
+        "" => AAPOOL_GRID * AAPOOL_GRID,
+        number => number.strip_suffix('-').and_then(|number| number.parse().ok()).ok_or_else(unknown)?,
+    };
+    let grid = usize::isqrt(num_tokens);
+    match grid * grid == num_tokens && grid > 0 {
+        true => Ok(grid),
+        false => Err(format!("`arch_specifier` is {arch_specifier:?}, but {num_tokens} is not a square")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn read(config: Value) -> Result<VlmConfig, String> {
+        serde_json::from_value(config).map_err(|error| error.to_string())
+    }
+
+    fn llava() -> Value {
+        json!({
+            "architectures": ["LlavaForConditionalGeneration"], "dtype": "float32", "image_seq_length": 576,
+            "image_token_index": 59, "model_type": "llava", "multimodal_projector_bias": true,
+            "projector_hidden_act": "gelu", "tie_word_embeddings": true, "transformers_version": "5.23.0",
+            "text_config": {"model_type": "qwen2", "hidden_size": 16, "num_attention_heads": 2},
+            "vision_config": {"model_type": "siglip_vision_model", "image_size": 14, "patch_size": 4, "hidden_act": "gelu"},
+            "vision_feature_layer": -2, "vision_feature_select_strategy": "full",
+        })
+    }
+
+    #[test]
+    fn llava_is_the_network_that_does_not_pool() {
+        let config = read(llava()).unwrap();
+        assert_eq!((config.pooled_grid, config.vision_feature_layer), (3, -2));
+        assert_eq!(config.vision_config.hidden_act, HiddenAct::Gelu);
+        assert!(config.text_config.tie_word_embeddings);
+        assert_eq!(read(serde_json::to_value(&config).unwrap()).unwrap(), config);
+        for (pointer, key, value, expected) in [
+            ("", "vision_feature_select_strategy", json!("default"), "`vision_feature_select_strategy` is"),
+            ("", "vision_feature_layer", json!([-2, 3]), "`vision_feature_layer` cannot be [-2,3]"),
+            ("", "projector_hidden_act", json!("gelu_pytorch_tanh"), "`projector_hidden_act` is"),
+            ("", "spatial_merge_size", json!(2), "unknown key `spatial_merge_size`"),
+            ("", "model_type", json!("llava_next"), "`model_type` is \"llava_next\", known are"),
+            (
+                "/vision_config",
+                "model_type",
+                json!("clip_vision_model"),
+                "vision_config: `model_type` must be",
+            ),
+            ("/text_config", "model_type", json!("llama"), "text_config: `model_type` must be"),
+        ] {
+            let mut other = llava();
+            other.pointer_mut(pointer).unwrap()[key] = value;
+            let error = read(other).unwrap_err();
+            assert!(error.starts_with(expected), "{error}");
+        }
+    }
+
+    #[test]
+    fn llava_qwen_takes_the_last_layer_and_144_tokens() {
+        let config = json!({
+            "architectures": ["LlavaQwenForCausalLM"], "model_type": "llava_qwen", "hidden_size": 1536,
+            "intermediate_size": 8960, "num_attention_heads": 12, "num_hidden_layers": 28, "num_key_value_heads": 2,
+            "rope_theta": 1e6, "tie_word_embeddings": true, "vocab_size": 151_665, "use_sliding_window": false,
+            "mm_vision_tower": "google/siglip-so400m-patch14-384", "mm_projector_type": "aapool_mlp",
+            "mm_vision_select_layer": -1, "mm_vision_select_feature": "patch", "mm_hidden_size": 1152,
+            "mm_use_im_start_end": false, "mm_use_im_patch_token": false, "image_aspect_ratio": "pad",
+            "tokenizer_model_max_length": 4096, "use_mm_proj": true, "mm_projector_lr": null,
+        });
+        let read_config = read(config.clone()).unwrap();
+        assert_eq!((read_config.pooled_grid, read_config.vision_feature_layer), (12, -1));
+        assert_eq!(read_config.vision_config.hidden_act, HiddenAct::GeluPytorchTanh);
+        assert_eq!((read_config.vision_config.grid(), read_config.text_config.vocab_size), (27, 151_665));
+        for (key, value, expected) in [
+            (
+                "mm_projector_type",
+                json!("mlp2x_gelu"),
+                "`mm_projector_type` is \"mlp2x_gelu\", only \"aapool_mlp\"",
+            ),
+            (
+                "mm_vision_tower",
+                json!("./tower"),
+                "`mm_vision_tower` is \"./tower\", whose shape is not known here",
+            ),
+            (
+                "mm_patch_merge_type",
+                json!("spatial_unpad"),
+                "`mm_patch_merge_type` is \"spatial_unpad\", only",
+            ),
+            ("mm_new_idea", json!(1), "unknown key `mm_new_idea`"),
+        ] {
+            let mut other = config.clone();
+            other[key] = value;
+            let error = read(other).unwrap_err();
+            assert!(error.starts_with(expected), "{error}");
+        }
+    }
+
+    #[test]
+    fn the_reference_names_the_number_of_tokens() {
+        for (arch, grid) in [("no-align+avgpool", 12), ("full-align+729-avgpool", 27), ("144-avgpool", 12)] {
+            assert_eq!(pooled_grid(arch), Ok(grid));
+        }
+        for arch in ["no-align+gelu-mlp", "x-avgpool", "full-align+145-avgpool", "0-avgpool", ""] {
+            assert!(pooled_grid(arch).is_err(), "{arch}");
+        }
+        let config = json!({"stage": "x", "model": {
+            "arch_specifier": "no-align+avgpool", "vision_backbone_id": "siglip-vit-so400m-384px",
+            "llm_backbone_id": "qwen2.5-1.5b-instruct", "image_resize_strategy": "letterbox",
+        }});
+        let table = ReferenceConfig::table(&config).unwrap();
+        let error = ReferenceConfig::try_from(table).unwrap_err();
+        assert!(error.starts_with("`image_resize_strategy` is \"letterbox\", only"), "{error}");
+        assert!(ReferenceConfig::table(&json!({"model": "x"})).is_none());
+    }
+}

@@ -1,0 +1,164 @@
+//! The JSON files beside exported weights.
+
+use super::Result;
+use crate::ModelError;
+use crate::config::ReferenceConfig;
+use crate::qwen2::Qwen2Config;
+use crate::siglip::{SECOND_TO_LAST, SiglipVisionConfig};
+use crate::vlm::VlmConfig;
+use oqvl_text_prep::{BOS_TOKEN, EOS_TOKEN, IMAGE_PLACEHOLDER, PAD_TOKEN, Tokenizer};
+use serde::Serialize;
+use serde_json::{Map, Value, json};
+
+/// [`ChatTemplate::Reference`](oqvl_text_prep::ChatTemplate::Reference) in Jinja.
+pub(super) const CHAT_TEMPLATE: &str = include_str!("chat_template.jinja");
+
+pub(super) fn value(config: &impl Serialize) -> Result<Value> {
+    serde_json::to_value(config).map_err(|error| ModelError::Config(error.to_string()))
+}
+
+/// Our keys, which are Hugging Face's, and those it wants besides.
+fn with(config: &impl Serialize, more: Value) -> Result<Value> {
+    let mut keys = value(config)?;
+    if let (Value::Object(keys), Value::Object(more)) = (&mut keys, more) {
+        keys.extend(more);
+    }
+    Ok(keys)
+}
+
+fn qwen2(config: &Qwen2Config, tokenizer: &Tokenizer) -> Result<Value> {
+    let more = json!({
+        "model_type": "qwen2",
+        "hidden_act": "silu",
+        "attention_dropout": 0.0,
+        "use_sliding_window": false,
+        "bos_token_id": tokenizer.bos_id(),
+        "eos_token_id": tokenizer.eos_id(),
+        "pad_token_id": tokenizer.pad_id(),
+    });
+    with(config, more)
+}
+
+pub(super) fn qwen2_alone(config: &Qwen2Config, tokenizer: &Tokenizer) -> Result<Value> {
+    let more = json!({"architectures": ["Qwen2ForCausalLM"], "torch_dtype": "float32", "use_cache": true});
+    with(&qwen2(config, tokenizer)?, more)
+}
+
+fn siglip(config: &SiglipVisionConfig, has_head: bool) -> Result<Value> {
+    let more = json!({
+        "model_type": "siglip_vision_model",
+        "num_channels": 3,
+        "attention_dropout": 0.0,
+        "vision_use_head": has_head,
+    });
+    with(config, more)
+}
+
+/// Which GELU the tower computes is said in `vision_config`, its own; the projector's is the exact one.
+pub(super) fn llava(
+    config: &VlmConfig,
+    tokenizer: &Tokenizer,
+    image_id: i64,
+    has_head: bool,
+) -> Result<Value> {
+    Ok(json!({
+        "architectures": ["LlavaForConditionalGeneration"],
+        "model_type": "llava",
+        "torch_dtype": "float32",
+        "image_token_index": image_id,
+        "image_seq_length": config.pooled_grid * config.pooled_grid,
+        "vision_feature_layer": config.vision_feature_layer,
+        "vision_feature_select_strategy": "full",
+        "projector_hidden_act": "gelu",
+        "multimodal_projector_bias": true,
+        "tie_word_embeddings": config.text_config.tie_word_embeddings,
+        "vision_config": siglip(&config.vision_config, has_head)?,
+        "text_config": qwen2(&config.text_config, tokenizer)?,
+    }))
+}
+
+/// Greedy, as the reference answers; a placeholder is never an answer.
+pub(super) fn generation(tokenizer: &Tokenizer, image_id: Option<i64>) -> Value {
+    let mut config = json!({
+        "bos_token_id": tokenizer.bos_id(),
+        "eos_token_id": tokenizer.eos_id(),
+        "pad_token_id": tokenizer.pad_id(),
+        "do_sample": false,
+    });
+    if let Some(image_id) = image_id {
+        config["suppress_tokens"] = json!([image_id]);
+    }
+    config
+}
+
+/// The class that takes `tokenizer.json` as it is, in transformers 4 and 5.
+pub(super) fn tokenizer(config: &Qwen2Config, image_token: Option<&str>) -> Value {
+    let mut keys = Map::new();
+    let mut set = |key: &str, value: Value| drop(keys.insert(key.to_owned(), value));
+    set("tokenizer_class", json!("PreTrainedTokenizerFast"));
+    set("bos_token", json!(BOS_TOKEN));
+    set("eos_token", json!(EOS_TOKEN));
+    set("pad_token", json!(PAD_TOKEN));
+    set("clean_up_tokenization_spaces", json!(false));
+    set("model_max_length", json!(config.max_position_embeddings));
+    set("padding_side", json!("left"));
+    if let Some(token) = image_token {
+        set("image_token", json!(token));
+        set("processor_class", json!("LlavaProcessor"));
+    }
+    Value::Object(keys)
+}
+
+/// Any picture becomes a square, whatever its shape: the reference's `resize-naive`.
+pub(super) fn image_processor(vision: &SiglipVisionConfig) -> Value {
+    /// Pillow's number.
+    const BICUBIC: u32 = 3;
+    json!({
+        "image_processor_type": "SiglipImageProcessor",
+        "processor_class": "LlavaProcessor",
+        "do_convert_rgb": true,
+        "do_resize": true,
+        "size": {"height": vision.image_size, "width": vision.image_size},
+        "resample": BICUBIC,
+        "do_rescale": true,
+        "rescale_factor": 1.0 / 255.0,
+        "do_normalize": true,
+        // `oqvl_image_prep::siglip_pixel_values`, in words.
+        "image_mean": [0.5, 0.5, 0.5],
+        "image_std": [0.5, 0.5, 0.5],
+    })
+}
+
+/// With these, a placeholder becomes as many tokens as there are patches.
+pub(super) fn processor(vision: &SiglipVisionConfig) -> Value {
+    json!({
+        "processor_class": "LlavaProcessor",
+        "patch_size": vision.patch_size,
+        "vision_feature_select_strategy": "full",
+        "num_additional_image_tokens": 0,
+        "image_token": IMAGE_PLACEHOLDER,
+    })
+}
+
+/// As much of the reference's `config.json` as its `load` reads.
+pub(super) fn reference(config: &VlmConfig) -> Result<Value> {
+    let wrong = |what: String| Err(ModelError::Config(format!("the reference computes {what}")));
+    let (act, layer) = (config.vision_config.hidden_act, config.vision_feature_layer);
+    if act != ReferenceConfig::HIDDEN_ACT {
+        return wrong(format!("{:?} in its tower, this model {act:?}", ReferenceConfig::HIDDEN_ACT));
+    }
+    if layer != SECOND_TO_LAST {
+        return wrong(format!("images from layer {SECOND_TO_LAST} of its tower, this model from {layer}"));
+    }
+    Ok(json!({
+        "model": {
+            "model_id": "Open-Qwen2VL",
+            "vision_backbone_id": "siglip-vit-so400m-384px",
+            "image_resize_strategy": "resize-naive",
+            "llm_backbone_id": "qwen2.5-1.5b-instruct",
+            "llm_max_length": 4096,
+            "arch_specifier": format!("full-align+{}-avgpool", config.pooled_grid * config.pooled_grid),
+        },
+        "mount_path": "Qwen",
+    }))
+}
