@@ -29,7 +29,10 @@ pub fn resolve_model(model: &str, is_stopped: &dyn Fn() -> bool) -> Result<PathB
     }
     let wrong = |message: String| StageError::Config(ConfigError::new("model", message));
     let address = if is_address { model.to_owned() } else { format!("hf://{model}") };
-    let uri = StoreUri::parse(&address).ok().filter(StoreUri::is_hub_model).ok_or_else(|| {
+    // A path that is not there is not somebody else's model: those have one slash.
+    let is_id = model.split('@').next().unwrap_or_default().matches('/').count() == 1;
+    let uri = StoreUri::parse(&address).ok().filter(|uri| uri.is_hub_model() && (is_address || is_id));
+    let uri = uri.ok_or_else(|| {
         wrong(format!(
             "there is no path `{model}`, and it is no model of the hub: those are owner/name, owner/name@revision or \
              hf://owner/name@revision/path"

@@ -5,6 +5,8 @@ use oqvl_shard_io::{
     HubSettings, Mirror, MirrorOptions, Store, StoreError, StoreSettings, StoreUri, write_atomic,
 };
 use oqvl_testkit::{HubFile, HubRequest, HubServer, git_blob_id, python_venv, sha256_hex};
+use std::cell::RefCell;
+use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -72,14 +74,27 @@ impl World {
     }
 
     fn fetch_until(&self, uri: &str, is_stopped: &dyn Fn() -> bool) -> Result<Mirror, StoreError> {
-        let options = MirrorOptions {
-            root: &self.home.path().join("mirrors"),
+        self.fetch_with(uri, &MirrorOptions { is_stopped, ..self.options() })
+    }
+
+    fn fetch_with(&self, uri: &str, options: &MirrorOptions<'_>) -> Result<Mirror, StoreError> {
+        Store::new(self.settings.clone()).unwrap().mirror(&StoreUri::parse(uri).unwrap(), options)
+    }
+
+    /// What is here already.
+    fn find(&self) -> Result<Option<Mirror>, StoreError> {
+        let store = Store::new(self.settings.clone()).unwrap();
+        store.find_mirror(&StoreUri::parse(URI).unwrap(), &self.options())
+    }
+
+    fn options(&self) -> MirrorOptions<'_> {
+        MirrorOptions {
+            root: self.home.path(),
             max_bytes: 1 << 30,
             wants: &|_| true,
-            is_stopped,
+            is_stopped: &|| false,
             progress: &|_, _| (),
-        };
-        Store::new(self.settings.clone()).unwrap().mirror(&StoreUri::parse(uri).unwrap(), &options)
+        }
     }
 
     #[track_caller]
@@ -126,10 +141,11 @@ fn wait_for(what: &str, is_so: impl Fn() -> bool) {
 #[test]
 fn another_process() {
     let Ok(model) = std::env::var(CHILD) else { return };
-    match oqvl_stage::resolve_model(&model, &|| false) {
-        Ok(path) => println!("found {}", path.display()),
-        Err(error) => println!("failed {error}"),
-    }
+    let line = match oqvl_stage::resolve_model(&model, &|| false) {
+        Ok(path) => format!("found {}", path.display()),
+        Err(error) => format!("failed {error}"),
+    };
+    std::io::stdout().write_all(format!("{line}\n").as_bytes()).unwrap();
 }
 
 /// What such a process said.
@@ -196,6 +212,31 @@ fn shards_folders_and_the_references_layout() {
     assert_eq!((one.num_fetched, std::fs::read(one.path).unwrap()), (0, b"{}".to_vec()));
     let reference = world.model_dir().join("refs/refs/pr/1");
     assert_eq!(std::fs::read_to_string(reference).unwrap(), world.server.commit());
+}
+
+#[test]
+fn looking_for_a_model_changes_nothing() {
+    let world = World::new();
+    assert_eq!(world.find().unwrap(), None);
+    assert!(!world.model_dir().exists());
+    let fetched = world.fetch(URI).unwrap();
+    assert_eq!(world.find().unwrap(), Some(Mirror { num_fetched: 0, ..fetched }));
+    world.server.put("config.json", HubFile::Small, b"{ }");
+    assert_eq!(world.find().unwrap(), None);
+}
+
+#[test]
+fn limits_hold_and_progress_is_told() {
+    let world = World::new();
+    let refusal = world.fetch_with(URI, &MirrorOptions { max_bytes: 300_000, ..world.options() });
+    assert!(matches!(refusal, Err(StoreError::TooLarge { num_bytes: 300_015, .. })), "{refusal:?}");
+    assert!(!world.model_dir().exists());
+    let told = RefCell::new(Vec::new());
+    let progress = |num_bytes, total| told.borrow_mut().push((num_bytes, total));
+    world.fetch_with(URI, &MirrorOptions { progress: &progress, ..world.options() }).unwrap();
+    let told = told.into_inner();
+    assert!(told.is_sorted() && told.iter().all(|(_, total)| *total == 300_000), "{told:?}");
+    assert_eq!(told.last(), Some(&(300_000, 300_000)));
 }
 
 #[test]
@@ -455,6 +496,12 @@ fn a_model_is_found_by_its_name() {
     };
     let found = format!("found {}", world.snapshot().display());
     let token = [("HF_TOKEN", TOKEN)];
+    for wrong in ["checkpoint", "./no/model", "s3://bucket/model", "hf://datasets/team/model", "a/b/c"] {
+        let refusal = run(wrong, &[]);
+        assert!(refusal.starts_with("failed ") && refusal.contains(wrong), "{refusal}");
+        assert!(refusal.contains("it is no model of the hub"), "{refusal}");
+    }
+    assert_eq!(world.server.take_requests(), []);
     let refusal = run("team/model", &[]);
     let expected =
         "failed there is no path `team/model`, and as a model of the hub: hf://team/model: access denied: ";
@@ -471,11 +518,6 @@ fn a_model_is_found_by_its_name() {
     // What is here goes before what is on the hub.
     std::fs::create_dir_all(world.home.path().join("team/model")).unwrap();
     assert_eq!(run("team/model", &[]), "found team/model");
-    for wrong in ["checkpoint", "./no/model", "s3://bucket/model", "hf://datasets/team/model", "a/b/c"] {
-        let refusal = run(wrong, &[]);
-        assert!(refusal.contains("it is no model of the hub") || wrong == "a/b/c", "{refusal}");
-        assert!(refusal.starts_with("failed ") && refusal.contains(wrong), "{refusal}");
-    }
 }
 
 /// The hub's own package takes our cache for its own: it finds the model without a network, and with one it asks for

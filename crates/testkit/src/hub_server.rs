@@ -14,6 +14,9 @@ use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
+/// Files of a listing that are sent at a time.
+const PAGE_FILES: usize = 4;
+
 /// One repository of models and its two servers; they live as long as the process.
 #[derive(Debug, Clone)]
 pub struct HubServer {
@@ -346,7 +349,7 @@ impl State {
         if let Some(rest) = request.path.strip_prefix(&resolve) {
             return asked(rest).map_or_else(no_revision, |(_, path)| self.resolve(&path, request, others));
         }
-        let (path, _) = request.path.split_once('?').unwrap_or((&request.path, ""));
+        let (path, query) = request.path.split_once('?').unwrap_or((&request.path, ""));
         let Some((call, rest)) = path.strip_prefix(&api).and_then(|rest| rest.split_once('/')) else {
             return Answer::error(404, "RepoNotFound", "Repository not found");
         };
@@ -358,8 +361,17 @@ impl State {
             }
             "tree" => {
                 let is_below = |path: &str| below.is_empty() || path.starts_with(&format!("{below}/"));
-                let files = self.files.iter().filter(|(path, _)| is_below(path));
-                Answer::json(&files.map(|(path, file)| file.entry(path)).collect())
+                let start: usize =
+                    query.split("cursor=").nth(1).and_then(|text| text.parse().ok()).unwrap_or(0);
+                let mut files = self.files.iter().filter(|(path, _)| is_below(path)).skip(start);
+                let page = files.by_ref().take(PAGE_FILES).map(|(path, file)| file.entry(path)).collect();
+                let answer = Answer::json(&page);
+                if files.next().is_none() {
+                    return answer;
+                }
+                // A mirror of a hub passes on what the hub says: links to itself.
+                let next = format!("http://hub.invalid{path}?recursive=true&cursor={}", start + PAGE_FILES);
+                answer.with("Link", format!("<{next}>; rel=\"next\""))
             }
             "paths-info" => {
                 let asked: Value = serde_json::from_slice(body).unwrap_or_default();

@@ -143,18 +143,21 @@ impl Hub {
     /// Every file below a directory of the repository, page by page.
     async fn tree(&self, base: &str) -> Result<Vec<RemoteFile>, StoreError> {
         let below = if base.is_empty() { String::new() } else { format!("/{}", escaped(base, true)) };
-        let mut url = format!("{}/tree/{}{below}?recursive=true", self.api(), self.commit());
+        let folder = format!("{}/tree/{}{below}", self.api(), self.commit());
+        let mut query = "recursive=true".to_owned();
         let skipped = if base.is_empty() { 0 } else { base.len() + 1 };
         let mut files = Vec::new();
         loop {
+            let url = format!("{folder}?{query}");
             let (entries, headers): (Vec<Entry>, _) = self.json(Method::GET, &url, Bytes::new()).await?;
             for entry in entries.into_iter().filter(|entry| entry.kind == "file") {
                 let name = entry.path.get(skipped..).unwrap_or_default().to_owned();
                 files.push(self.remote_file(entry, name));
             }
-            match next_page(&headers) {
-                // The token must not follow a link to somebody else.
-                Some(next) if next.starts_with(&format!("{}/", self.endpoint)) => url = next,
+            // A mirror of the hub may pass on a link to the hub. The token must not follow it, only the place in the
+            // list does.
+            match next_page(&headers).as_deref().and_then(|next| next.split_once('?')) {
+                Some((_, next)) if next != query => next.clone_into(&mut query),
                 _ => return Ok(files),
             }
         }
