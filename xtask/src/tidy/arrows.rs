@@ -19,7 +19,7 @@ const BOOTSTRAP: &[&str] =
     &["image-prep", "kernels", "mlm-filter", "model", "shard-io", "stage", "text-prep", "trainer"];
 
 /// What each crate may depend on, from the bottom up: the picture of `docs/architecture.md`, section 2.
-const ARROWS: [(&str, &[&str]); 18] = [
+const ARROWS: [(&str, &[&str]); 19] = [
     ("image-prep", &[]),
     ("kernels", &[]),
     ("shard-io", &[]),
@@ -36,6 +36,7 @@ const ARROWS: [(&str, &[&str]); 18] = [
     ("evaluator", NETWORK),
     ("mlm-filter", NETWORK),
     ("trainer", NETWORK),
+    ("export", &["model", "shard-io", "text-prep"]),
     ("bootstrap", BOOTSTRAP),
     ("sft", TRAINING),
 ];

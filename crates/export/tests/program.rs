@@ -1,0 +1,100 @@
+//! The program, as a shell starts it.
+
+use candle_core::Device;
+use oqvl_model::{
+    Companions, HiddenAct, ParamStore, Qwen2Config, SECOND_TO_LAST, SiglipVisionConfig, Vlm, VlmConfig,
+    read_vlm, save_checkpoint,
+};
+use oqvl_shard_io::write_atomic;
+use oqvl_text_prep::BpeTrainer;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+/// A checkpoint of ours whose images are 4 patches, pooled to one token or not.
+fn checkpoint(dir: &Path, pooled_grid: usize) -> PathBuf {
+    let trained = BpeTrainer::new(300).train(["a red cube".to_owned()].into_iter()).unwrap();
+    let tokenizer_file = dir.join("tokenizer-of-ours.json");
+    write_atomic(&tokenizer_file, trained.json()).unwrap();
+    let config = VlmConfig {
+        vision_config: SiglipVisionConfig {
+            hidden_size: 8,
+            intermediate_size: 12,
+            num_hidden_layers: 2,
+            num_attention_heads: 2,
+            image_size: 8,
+            patch_size: 4,
+            layer_norm_eps: 1e-6,
+            hidden_act: HiddenAct::Gelu,
+        },
+        text_config: Qwen2Config {
+            vocab_size: trained.tokenizer().unwrap().vocab_size(),
+            hidden_size: 8,
+            intermediate_size: 12,
+            num_hidden_layers: 1,
+            num_attention_heads: 2,
+            num_key_value_heads: 1,
+            max_position_embeddings: 32,
+            rope_theta: 1e4,
+            rms_norm_eps: 1e-6,
+            tie_word_embeddings: true,
+        },
+        pooled_grid,
+        vision_feature_layer: SECOND_TO_LAST,
+    };
+    let mut store = ParamStore::seeded(8, &Device::Cpu);
+    Vlm::new(&config, store.root(), &Device::Cpu).unwrap();
+    let out = dir.join(format!("ours-{pooled_grid}"));
+    save_checkpoint(&out, &config, &store, &tokenizer_file).unwrap();
+    out
+}
+
+fn program(dir: &Path, args: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_oqvl-export")).current_dir(dir).args(args).output().unwrap()
+}
+
+fn refusal(dir: &Path, args: &[&str], code: i32) -> String {
+    let output = program(dir, args);
+    assert_eq!(output.status.code(), Some(code));
+    assert!(output.stdout.is_empty());
+    String::from_utf8(output.stderr).unwrap()
+}
+
+#[test]
+fn every_layout_is_written_and_the_checkpoint_goes_round() {
+    let dir = tempfile::tempdir().unwrap();
+    checkpoint(dir.path(), 2);
+    for layout in ["llava", "qwen2", "reference", "checkpoint"] {
+        let output = program(dir.path(), &["--model", "ours-2", "--to", layout, layout]);
+        let said = String::from_utf8(output.stdout).unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        assert!(said.starts_with(&format!("{layout}: ")) && said.ends_with(" bytes\n"), "{said}");
+    }
+    // What the reference leaves out comes from where it was taken.
+    let whole = ["--model", "reference", "--vision-tower", "ours-2-tower", "--language-model", "qwen2"];
+    std::fs::create_dir(dir.path().join("ours-2-tower")).unwrap();
+    let model = read_vlm(&dir.path().join("ours-2"), &Companions::default(), &Device::Cpu).unwrap();
+    let tower = serde_json::to_vec(&model.config.vision_config).unwrap();
+    write_atomic(&dir.path().join("ours-2-tower/config.json"), &tower).unwrap();
+    let output = program(dir.path(), &[&whole[..], &["--to", "llava", "again"]].concat());
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let weights = |name: &str| std::fs::read(dir.path().join(name).join("model.safetensors")).unwrap();
+    assert_eq!(weights("again"), weights("llava"));
+}
+
+#[test]
+fn what_cannot_be_is_one_sentence() {
+    let dir = tempfile::tempdir().unwrap();
+    checkpoint(dir.path(), 1);
+    let pooled = refusal(dir.path(), &["--model", "ours-1", "--to", "llava", "out"], 1);
+    assert!(pooled.starts_with("error: config: this model pools 2 x 2 patches to 1 x 1 tokens"), "{pooled}");
+    assert!(!dir.path().join("out").exists());
+    assert!(program(dir.path(), &["--model", "ours-1", "--to", "reference", "out"]).status.success());
+    let incomplete = refusal(dir.path(), &["--model", "out", "--to", "checkpoint", "whole"], 1);
+    assert!(incomplete.contains("give the folder of its vision tower (siglip-"), "{incomplete}");
+    let there = refusal(dir.path(), &["--model", "ours-1", "--to", "checkpoint", "out"], 1);
+    assert_eq!(there, "error: cannot write out: it is there already; give the name of a new folder\n");
+    let nothing = refusal(dir.path(), &["--model", "nowhere", "--to", "checkpoint", "new"], 1);
+    assert!(nothing.starts_with("error: cannot read nowhere/config.json"), "{nothing}");
+    let unknown = refusal(dir.path(), &["--model", "ours-1", "--to", "gguf", "new"], 2);
+    assert!(unknown.contains("[possible values: llava, qwen2, reference, checkpoint]"), "{unknown}");
+}
