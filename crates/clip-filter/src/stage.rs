@@ -138,7 +138,8 @@ impl Stage for ClipFilter {
             metrics: &columns,
             texts: &[],
         };
-        let tally = score_shards(run, &run.resolve(&config.shards), info, &Scorer::new(run, towers))?;
-        Ok(ClipFilterReport { tally, model_digest, models: columns.into_iter().zip(digests).collect() })
+        let scored = score_shards(run, &run.resolve(&config.shards), info, &Scorer::new(run, towers))?;
+        let models = columns.into_iter().zip(digests).collect();
+        Ok(ClipFilterReport { tally: scored.tally, model_digest, models })
     }
 }

@@ -110,6 +110,11 @@ fn a_folder_of_open_clip_gives_its_cosines() {
 }
 
 #[test]
+fn a_siglip_of_transformers_gives_its_pipelines_cosines() {
+    check("hf_siglip", "siglip", None);
+}
+
+#[test]
 fn several_models_in_one_pass_are_each_alone() {
     let dir = tempfile::tempdir().unwrap();
     let expected = goldens("hf_clip", "open-ai");
@@ -122,17 +127,19 @@ fn several_models_in_one_pass_are_each_alone() {
     let models = vec![
         named("plain", "hf_clip", Some(ClipTextStyle::HuggingFace)),
         named("open", "open_clip", None),
+        named("siglip", "hf_siglip", None),
         named("cleaned", "hf_clip", None),
     ];
     let config = ClipFilterConfig { shards: "shards".into(), model: None, text_style: None, models };
     let report = run(dir.path(), &config);
     let columns: Vec<&str> = report.models.keys().map(String::as_str).collect();
-    let expected_columns = ["clip_cleaned_score", "clip_open_score", "clip_plain_score"];
+    let expected_columns = ["clip_cleaned_score", "clip_open_score", "clip_plain_score", "clip_siglip_score"];
     assert_eq!(columns, expected_columns);
     for (column, folder, style) in [
         ("clip_plain_score", "hf_clip", "hugging-face"),
         ("clip_cleaned_score", "hf_clip", "open-ai"),
         ("clip_open_score", "open_clip", "open-clip"),
+        ("clip_siglip_score", "hf_siglip", "siglip"),
     ] {
         let of_folder = goldens(folder, style);
         // Others have an image more; these images are the first of theirs.
@@ -196,4 +203,8 @@ fn what_is_wrong_with_a_folder_is_said_before_any_work() {
         let error = broken(file, from, to);
         assert!(error.contains(expected) && error.contains("model"), "{error}");
     }
+    let siglip = tempfile::tempdir().unwrap();
+    let context = RunContext::for_test::<ClipFilter>(siglip.path(), 7).unwrap();
+    let error = ClipFilter::run(&one("hf_siglip", Some(ClipTextStyle::OpenAi)), &context).unwrap_err();
+    assert!(error.to_string().contains("`text_style` is for CLIP"), "{error}");
 }

@@ -3,6 +3,7 @@
 //! - [`Metric`]: the four questions; [`PromptStyle`]: their wording
 //! - [`parse_score`]: the answer as a number
 //! - [`MlmFilter`]: the stage; writes `{shard}.mlm.parquet` with `{metric}_score` and the raw answers
+//! - [`Mode`]: whether it is right or as the reference's script; [`ImageShape`]: what becomes of images that are not square
 //!
 //! ```
 //! use oqvl_mlm_filter::{Metric, PromptStyle, parse_score};
@@ -18,11 +19,13 @@
 
 mod config;
 mod error;
+mod expected;
+mod image;
 mod prompt;
 mod score;
 mod stage;
 
-pub use config::MlmFilterConfig;
+pub use config::{ImageShape, MlmFilterConfig, Mode};
 pub use error::MlmFilterError;
 pub use prompt::{Metric, PromptStyle};
 pub use score::{MAX_SCORE, parse_score};

@@ -66,12 +66,19 @@ pub enum PromptStyle {
     Brief,
 }
 
+/// Ids after which the reference cuts a prompt, the blank at its end not counted. What it cuts first is the header of
+/// the answer. Source: `--max-len` of the v2 script.
+const PARITY_MAX_IDS: usize = 2040;
+
 impl PromptStyle {
     /// The text put to the model, with `<image>` in it.
     #[must_use]
     pub fn text(self, metric: Metric, caption: &str) -> String {
         // A literal placeholder in a caption would ask for an image that is not there.
-        let caption = caption.replace(IMAGE_PLACEHOLDER, ESCAPED_PLACEHOLDER);
+        self.text_as_is(metric, &caption.replace(IMAGE_PLACEHOLDER, ESCAPED_PLACEHOLDER))
+    }
+
+    fn text_as_is(self, metric: Metric, caption: &str) -> String {
         match self {
             Self::Reference => {
                 let instructions = include_str!("prompts/instructions.txt").trim_end_matches('\n');
@@ -98,5 +105,30 @@ impl PromptStyle {
         caption: &str,
     ) -> Result<Vec<i64>, TextError> {
         tokenize_with_images(tokenizer, &self.text(metric, caption))
+    }
+
+    /// The prompt as the reference's script has it: the caption as it is, even with a `<image>` in it, and no more than
+    /// 2040 ids before the blank that ends it, so that a long caption loses the header of the answer.
+    ///
+    /// # Errors
+    /// If the tokenizer fails.
+    ///
+    /// Source: `mlm_filter_scoring_single_image_v2.py`, the collator.
+    pub fn parity_input_ids(
+        self,
+        tokenizer: &Tokenizer,
+        metric: Metric,
+        caption: &str,
+    ) -> Result<Vec<i64>, TextError> {
+        let text = self.text_as_is(metric, caption);
+        let (text, blank) = match text.strip_suffix(' ') {
+            // The reference appends the last id of a tokenized blank.
+            Some(text) => (text, tokenizer.encode(" ")?.pop()),
+            None => (text.as_str(), None),
+        };
+        let mut ids = tokenize_with_images(tokenizer, text)?;
+        ids.truncate(PARITY_MAX_IDS);
+        ids.extend(blank);
+        Ok(ids)
     }
 }

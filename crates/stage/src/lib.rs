@@ -93,7 +93,7 @@ pub use hub_model::resolve_model;
 pub use progress::Progress;
 pub use random::{Rng, stream};
 pub use runtime::main;
-pub use scoring::{SampleScorer, SampleScores, ScorerInfo, score_shards};
+pub use scoring::{SampleScorer, SampleScores, Scored, ScorerInfo, score_shards};
 pub use shard_range::ShardRange;
 pub use tally::{RejectedSample, Tally};
 

@@ -3,6 +3,7 @@
 use crate::{Interrupted, Progress, RunContext, Tally};
 use oqvl_shard_io::{Sample, ScoreTable, ShardError, ShardReader, list_shards};
 use rayon::prelude::*;
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::time::Instant;
@@ -13,6 +14,8 @@ const SAMPLES_AT_ONCE: usize = 256;
 const BYTES_AT_ONCE: usize = 64 << 20;
 /// Bytes of prepared samples in a batch.
 const PREPARED_BYTES_AT_ONCE: usize = 128 << 20;
+/// Rows after which a batch ends though few of them could be prepared.
+const MAX_ROWS: usize = 4 * SAMPLES_AT_ONCE;
 /// Batches that wait, beside the one that is scored and the one that is prepared.
 const BATCHES_AHEAD: usize = 1;
 /// Text column that says why a sample has no score.
@@ -46,6 +49,11 @@ pub trait SampleScorer: Sync {
     /// Bytes of one prepared sample, about; batches are made smaller where it is many.
     fn prepared_bytes(&self) -> usize;
 
+    /// A batch ends at a multiple of this many prepared samples, or with its shard, for scorers whose results depend on it.
+    fn batch_multiple(&self) -> usize {
+        1
+    }
+
     /// Decodes a sample: what the network needs, or a kebab-case reason why it cannot be scored. Called on many threads.
     ///
     /// # Errors
@@ -58,6 +66,15 @@ pub trait SampleScorer: Sync {
     /// # Errors
     /// If the network fails, or the run is interrupted.
     fn score(&self, batch: &[Self::Prepared]) -> Result<Vec<SampleScores>, Self::Error>;
+}
+
+/// What the sidecars say.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Scored {
+    /// Samples that could be scored, and those that could not and why.
+    pub tally: Tally,
+    /// How many of the kept samples have nothing in a column of numbers, by column.
+    pub num_null: BTreeMap<String, u64>,
 }
 
 /// Scores all shards of `shards_dir` that are this process's share and have no sidecar in the output directory yet. A
@@ -73,7 +90,7 @@ pub fn score_shards<S: SampleScorer>(
     shards_dir: &Path,
     info: ScorerInfo<'_>,
     scorer: &S,
-) -> Result<Tally, S::Error> {
+) -> Result<Scored, S::Error> {
     let mut shards = Vec::new();
     for (shard_idx, shard) in list_shards(shards_dir)?.into_iter().enumerate() {
         if run.owns_shard(shard_idx) {
@@ -84,7 +101,7 @@ pub fn score_shards<S: SampleScorer>(
         }
     }
     let mut pace = Pace::new(run, &shards);
-    let mut tally = Tally::default();
+    let mut scored = Scored::default();
     std::thread::scope(|scope| {
         // When this closure ends, for whatever reason, nobody takes batches any more, and so the other thread ends too.
         let (sender, batches) = sync_channel(BATCHES_AHEAD);
@@ -95,13 +112,13 @@ pub fn score_shards<S: SampleScorer>(
                 score_shard(run, &info, scorer, &batches, &mut pace)?.write(&shard.sidecar)?;
             }
             // Always from the file: the report of a resumed run is that of an undisturbed one.
-            tally.merge(count(&ScoreTable::read(&shard.sidecar)?));
+            scored.add(&ScoreTable::read(&shard.sidecar)?);
         }
         Ok::<(), S::Error>(())
     })?;
     pace.finish();
-    tally.assert_balanced();
-    Ok(tally)
+    scored.tally.assert_balanced();
+    Ok(scored)
 }
 
 /// A tar of this process's share.
@@ -154,20 +171,53 @@ fn next_batch<S: SampleScorer>(
     reader: &mut impl Iterator<Item = Result<Sample, ShardError>>,
     scorer: &S,
 ) -> Result<Batch<S::Prepared>, S::Error> {
-    let most = samples_at_once(scorer.prepared_bytes());
-    let (mut samples, mut num_bytes, mut damage, mut ends_shard) = (Vec::new(), 0, None, false);
-    while !ends_shard && samples.len() < most && num_bytes < BYTES_AT_ONCE as u64 {
-        match reader.next() {
-            Some(Ok(sample)) => {
-                num_bytes += bytes_in_tar(&sample);
-                samples.push(sample);
-            }
-            Some(Err(error)) => (damage, ends_shard) = (Some(error), true),
-            None => ends_shard = true,
+    let multiple = scorer.batch_multiple().max(1);
+    let most = samples_at_once(scorer.prepared_bytes()).next_multiple_of(multiple);
+    let mut batch = Batch { rows: Vec::new(), prepared: Vec::new(), num_bytes: 0, ends_shard: false };
+    let mut damage = None;
+    // Samples that are rejected leave room for others, so that batches are the same whatever is between the good ones.
+    while !batch.ends_shard && batch.prepared.len() < most {
+        let is_full = batch.num_bytes >= BYTES_AT_ONCE as u64 || batch.rows.len() >= MAX_ROWS;
+        if is_full && batch.prepared.len().is_multiple_of(multiple) {
+            break;
         }
+        let room = if is_full { multiple } else { most };
+        let wanted = room - batch.prepared.len() % room;
+        let mut samples = Vec::new();
+        let mut num_bytes = 0;
+        while samples.len() < wanted && (samples.is_empty() || num_bytes < BYTES_AT_ONCE as u64) {
+            match reader.next() {
+                Some(Ok(sample)) => {
+                    num_bytes += bytes_in_tar(&sample);
+                    samples.push(sample);
+                }
+                Some(Err(error)) => {
+                    (damage, batch.ends_shard) = (Some(error), true);
+                    break;
+                }
+                None => {
+                    batch.ends_shard = true;
+                    break;
+                }
+            }
+        }
+        batch.num_bytes += num_bytes;
+        prepare(&samples, scorer, &mut batch)?;
     }
+    if let Some(error) = damage {
+        tracing::warn!("{error}: scored up to there");
+        batch.rows.push((shard.display().to_string(), None, Some(error.shard_reason().to_owned())));
+    }
+    Ok(batch)
+}
+
+/// Prepares samples on all threads.
+fn prepare<S: SampleScorer>(
+    samples: &[Sample],
+    scorer: &S,
+    batch: &mut Batch<S::Prepared>,
+) -> Result<(), S::Error> {
     let answers: Vec<_> = samples.par_iter().map(|sample| scorer.prepare(sample)).collect();
-    let mut batch = Batch { rows: Vec::new(), prepared: Vec::new(), num_bytes, ends_shard };
     for (sample, answer) in samples.iter().zip(answers) {
         let reject = match answer? {
             Ok(prepared) => {
@@ -178,11 +228,7 @@ fn next_batch<S: SampleScorer>(
         };
         batch.rows.push((sample.key.as_str().to_owned(), uid(sample), reject));
     }
-    if let Some(error) = damage {
-        tracing::warn!("{error}: scored up to there");
-        batch.rows.push((shard.display().to_string(), None, Some(error.shard_reason().to_owned())));
-    }
-    Ok(batch)
+    Ok(())
 }
 
 /// How many samples a batch has whose prepared samples are so large: a power of two.
@@ -297,17 +343,24 @@ fn push(table: &mut ScoreTable, key: String, uid: Option<String>, answer: Result
     table.texts.iter_mut().zip(texts).for_each(|((_, column), value)| column.push(value));
 }
 
-fn count(table: &ScoreTable) -> Tally {
-    let mut tally = Tally::default();
-    let rejects =
-        table.texts.iter().find(|(name, _)| name == REJECT_COLUMN).map(|(_, column)| column.as_slice());
-    for (row, key) in table.keys.iter().enumerate() {
-        match rejects.and_then(|column| column[row].as_ref()) {
-            Some(reason) => tally.reject(key, reason),
-            None => tally.keep(),
+impl Scored {
+    fn add(&mut self, table: &ScoreTable) {
+        let mut tally = Tally::default();
+        let rejects = table.texts.iter().find(|(name, _)| name == REJECT_COLUMN).map(|(_, column)| column);
+        let reason = |row: usize| rejects.and_then(|column| column[row].as_ref());
+        for (row, key) in table.keys.iter().enumerate() {
+            match reason(row) {
+                Some(reason) => tally.reject(key, reason),
+                None => tally.keep(),
+            }
+        }
+        self.tally.merge(tally);
+        for (name, column) in &table.metrics {
+            let empty =
+                column.iter().enumerate().filter(|(row, value)| value.is_none() && reason(*row).is_none());
+            *self.num_null.entry(name.clone()).or_default() += empty.count() as u64;
         }
     }
-    tally
 }
 
 #[cfg(test)]
@@ -359,6 +412,7 @@ mod tests {
         prepared: AtomicUsize,
         scored: AtomicUsize,
         prepared_bytes: usize,
+        multiple: usize,
         /// Sizes of batches.
         batches: Mutex<Vec<usize>>,
         /// Fails at the batch that has it.
@@ -372,6 +426,10 @@ mod tests {
 
         fn prepared_bytes(&self) -> usize {
             self.prepared_bytes
+        }
+
+        fn batch_multiple(&self) -> usize {
+            self.multiple
         }
 
         fn prepare(&self, sample: &Sample) -> Result<Result<usize, String>, Failure> {
@@ -413,7 +471,7 @@ mod tests {
     }
 
     impl World {
-        fn score(&self, scorer: &Length) -> Result<Tally, Failure> {
+        fn score(&self, scorer: &Length) -> Result<Scored, Failure> {
             let metrics = ["length".to_owned()];
             let info = ScorerInfo {
                 scorer: "len",
@@ -433,12 +491,13 @@ mod tests {
     #[test]
     fn finished_sidecars_are_not_made_again_and_count_the_same() {
         let (world, scorer) = (world(), Length::default());
-        let tally = world.score(&scorer).unwrap();
-        assert_eq!((tally.seen, tally.rejected["empty"]), (SAMPLES_AT_ONCE as u64 + 5, 2));
-        assert_eq!(*scorer.batches.lock().unwrap(), [SAMPLES_AT_ONCE - 1, 3, 1]);
+        let scored = world.score(&scorer).unwrap();
+        assert_eq!((scored.tally.seen, scored.tally.rejected["empty"]), (SAMPLES_AT_ONCE as u64 + 5, 2));
+        // The rejected sample is no part of a batch.
+        assert_eq!(*scorer.batches.lock().unwrap(), [SAMPLES_AT_ONCE, 2, 1]);
         std::fs::remove_file(world.sidecar("00001")).unwrap();
         let again = Length::default();
-        assert_eq!(world.score(&again).unwrap(), tally);
+        assert_eq!(world.score(&again).unwrap(), scored);
         assert_eq!(again.prepared.into_inner(), 2, "only the missing sidecar is made");
         let table = ScoreTable::read(&world.sidecar("00001")).unwrap();
         assert_eq!(table.metric("length").unwrap(), [Some(2.0), None]);
@@ -448,9 +507,9 @@ mod tests {
     #[test]
     fn batches_change_nothing_but_their_size() {
         let (one, other) = (world(), world());
-        let small = Length { prepared_bytes: PREPARED_BYTES_AT_ONCE / 9, ..Length::default() };
+        let small = Length { prepared_bytes: PREPARED_BYTES_AT_ONCE / 9, multiple: 3, ..Length::default() };
         assert_eq!(one.score(&Length::default()).unwrap(), other.score(&small).unwrap());
-        assert_eq!(small.batches.lock().unwrap()[1..3], [8, 8]);
+        assert_eq!(small.batches.lock().unwrap()[..3], [9, 9, 9]);
         for shard in ["00000", "00001"] {
             let bytes = |world: &World| std::fs::read(world.sidecar(shard)).unwrap();
             assert_eq!(bytes(&one), bytes(&other));
@@ -493,7 +552,7 @@ mod tests {
         let tar = world.shards.join("00000.tar");
         let bytes = std::fs::read(&tar).unwrap();
         write_atomic(&tar, &bytes[..bytes.len() / 2]).unwrap();
-        let tally = world.score(&Length::default()).unwrap();
+        let tally = world.score(&Length::default()).unwrap().tally;
         let table = ScoreTable::read(&world.sidecar("00000")).unwrap();
         let reasons = &table.texts.last().unwrap().1;
         assert!(table.keys.len() > 100 && table.keys.len() < 200, "{}", table.keys.len());
