@@ -27,7 +27,7 @@ impl ScoringTask<'_> {
             let input_ids = caption_document(self.tokenizer, &self.captioning.captions[index])?;
             let labels = input_ids.clone();
             return Ok(Example {
-                prompt: Prompt { input_ids, images: vec![self.captioning.images[index].clone()] },
+                prompt: Prompt { input_ids, images: vec![self.captioning.images[index].as_slice().into()] },
                 labels,
             });
         }
@@ -47,7 +47,10 @@ impl ScoringTask<'_> {
         answer.push(self.tokenizer.eos_id());
         labels.extend(&answer);
         input_ids.extend(&answer);
-        Ok(Example { prompt: Prompt { input_ids, images: vec![self.scored.images[sample].clone()] }, labels })
+        Ok(Example {
+            prompt: Prompt { input_ids, images: vec![self.scored.images[sample].as_slice().into()] },
+            labels,
+        })
     }
 }
 

@@ -34,7 +34,11 @@ impl CheckpointResponder {
         max_new_tokens: usize,
     ) -> Result<Self, EvaluatorError> {
         let stop_ids = stop_ids(&checkpoint.tokenizer, prompt_style)?;
-        Ok(Self { checkpoint, prompt_style, generate: GenerateConfig { max_new_tokens, stop_ids } })
+        Ok(Self {
+            checkpoint,
+            prompt_style,
+            generate: GenerateConfig { max_new_tokens, stop_ids, ..GenerateConfig::default() },
+        })
     }
 
     /// The prompt of a request, or the reason why the model cannot take it.
@@ -50,7 +54,7 @@ impl CheckpointResponder {
             Some(image) => pixel_values(image, image_size),
             None => vec![0.0; 3 * image_size as usize * image_size as usize],
         };
-        Ok(Ok(Prompt { input_ids, images: vec![image] }))
+        Ok(Ok(Prompt { input_ids, images: vec![image.into()] }))
     }
 }
 

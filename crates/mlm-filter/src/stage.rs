@@ -7,13 +7,14 @@ use crate::image::tower_pixels;
 use crate::score::parse_score;
 use candle_core::Device;
 use oqvl_image_prep::{DecodeLimits, decode};
-use oqvl_model::{GenerateConfig, Prompt, VlmCheckpoint};
+use oqvl_model::{GenerateConfig, Prompt, VlmCheckpoint, pad_left_unmasked};
 use oqvl_shard_io::{Sample, score_in_answer};
 use oqvl_stage::{RunContext, SampleScorer, SampleScores, ScorerInfo, Stage, Tally, score_shards};
 use oqvl_text_prep::{IMAGE_TOKEN_ID, SpecialTokens, expanded_len};
 use rayon::prelude::*;
 use serde::Serialize;
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 /// Name of the scorer in sidecar file names.
 pub const SCORER: &str = "mlm";
@@ -71,6 +72,8 @@ impl SampleScorer for Scorer<'_> {
         let Some(pixels) = tower_pixels(&image, self.config.image, vlm.image_size()) else {
             return Ok(Err("image-too-long-to-pad".to_owned()));
         };
+        // Shared, so that the image is encoded once for all metrics.
+        let pixels: Arc<[f32]> = pixels.into();
         let max = vlm.config().text_config.max_position_embeddings;
         let mut prompts = Vec::with_capacity(self.config.metrics.len());
         for &metric in &self.config.metrics {
@@ -86,7 +89,7 @@ impl SampleScorer for Scorer<'_> {
             if expanded_len(input_ids.len(), 1, vlm.num_image_tokens()) + self.config.max_new_tokens() > max {
                 return Ok(Err("caption-too-long".to_owned()));
             }
-            prompts.push(Prompt { input_ids, images: vec![pixels.clone()] });
+            prompts.push(Prompt { input_ids, images: vec![Arc::clone(&pixels)] });
         }
         Ok(Ok(prompts))
     }
@@ -114,6 +117,7 @@ impl Scorer<'_> {
         let generation = GenerateConfig {
             max_new_tokens: self.config.max_new_tokens(),
             stop_ids: vec![tokenizer.eos_id(), tokenizer.pad_id()],
+            ..GenerateConfig::default()
         };
         let answers = vlm.generate(&prompts, &generation)?;
         let expected = match &self.expectation {
@@ -155,18 +159,6 @@ fn pad_by_metric(prompts: &mut [Prompt], num_metrics: usize, pad_id: i64) {
             .step_by(num_metrics)
             .zip(batch)
             .for_each(|(place, prompt)| *place = prompt);
-    }
-}
-
-/// Puts pads in front of all prompts but the longest until they are as long, as tokens like others: the network attends to
-/// them, and the positions of the prompt begin after them.
-///
-/// Source: `mlm_filter_scoring_single_image_v2.py`, `pad_sequence`.
-fn pad_left_unmasked(batch: &mut [Prompt], pad_id: i64) {
-    let longest = batch.iter().map(|prompt| prompt.input_ids.len()).max().unwrap_or(0);
-    for prompt in batch {
-        let missing = longest - prompt.input_ids.len();
-        prompt.input_ids.splice(0..0, std::iter::repeat_n(pad_id, missing));
     }
 }
 

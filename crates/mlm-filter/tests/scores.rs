@@ -105,9 +105,9 @@ fn every_sample_has_its_answers_or_its_reason() {
         let caption = sample.caption().unwrap().unwrap();
         for metric in METRICS {
             let input_ids = PromptStyle::Brief.input_ids(tokenizer, metric, caption).unwrap();
-            let prompt = Prompt { input_ids, images: vec![pixel_values(&image, 8)] };
+            let prompt = Prompt { input_ids, images: vec![pixel_values(&image, 8).into()] };
             let stop_ids = vec![tokenizer.eos_id(), tokenizer.pad_id()];
-            let generation = GenerateConfig { max_new_tokens: 3, stop_ids };
+            let generation = GenerateConfig { max_new_tokens: 3, stop_ids, ..GenerateConfig::default() };
             let ids = checkpoint.vlm.generate(&[prompt], &generation).unwrap().remove(0);
             let text = tokenizer.decode(&ids, SpecialTokens::Skip).unwrap();
             let score = table.metric(&format!("{}_score", metric.name())).unwrap()[row];

@@ -81,4 +81,13 @@ pub enum ModelError {
         /// Index of the text in its batch.
         row: usize,
     },
+    /// A wish for generation that makes no sense.
+    #[error("generation: {0}")]
+    Generation(String),
+    /// The network computes infinities or what is no number.
+    #[error("sequence {row}: the model gives no finite scores; its weights are damaged")]
+    NotFinite {
+        /// Index of the sequence in its batch.
+        row: usize,
+    },
 }

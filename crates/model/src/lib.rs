@@ -4,7 +4,8 @@
 //! - [`Clip`]: the other image-text pair, OpenAI's and open_clip's
 //! - [`Qwen2`]: the language model
 //! - [`AvgPoolProjector`]: patches to image tokens
-//! - [`Vlm`]: the three assembled; [`Vlm::loss`] to train, [`Vlm::generate`] to answer
+//! - [`Vlm`]: the three assembled; [`Vlm::loss`] to train, [`Vlm::generate`] and [`Vlm::answer`] to answer in batches,
+//!   [`Session`] to converse
 //! - [`ParamStore`]: parameters under their checkpoint names, drawn from a seed or read from files
 //! - [`read_weights`]: tensors from safetensors and torch files, and [`Network::rename`]: their names here
 //! - [`read_vlm`], [`read_vision_tower`], [`read_language_model`]: folders of ours and of others, with `config.json`, weights,
@@ -32,7 +33,7 @@
 //! store.finish()?;
 //!
 //! // An image (placeholder -200) between two tokens; the last token is the one to learn.
-//! let prompt = Prompt { input_ids: vec![1, -200, 2], images: vec![vec![0.0; 3 * 8 * 8]] };
+//! let prompt = Prompt { input_ids: vec![1, -200, 2], images: vec![vec![0.0; 3 * 8 * 8].into()] };
 //! let example = Example { prompt, labels: vec![-100, -100, 2] };
 //! let output = vlm.loss(&[&example])?;
 //! assert_eq!((output.num_labels, output.num_tokens), (1, 3));
@@ -72,7 +73,9 @@ pub use clip::{
 pub use encoder::HiddenAct;
 pub use error::ModelError;
 pub use export::{ExportFormat, Exported, MAX_SHARD_BYTES, export};
-pub use generate::GenerateConfig;
+pub use generate::{
+    Answer, AnswerEnd, Event, GenerateConfig, Sampling, Session, TextStream, pad_left_unmasked, single_tokens,
+};
 pub use params::{Init, Missing, ParamBuilder, ParamStore, Trainable};
 pub use projector::AvgPoolProjector;
 pub use qwen2::{Qwen2, Qwen2Config};

@@ -6,6 +6,7 @@
 //! but not the future when given a mask, and uses operations without a backward.
 
 use crate::ModelError;
+use crate::generate::KvCache;
 use crate::layers::{Bias, Linear, join_heads, lecun, split_heads};
 use crate::params::{Init, ParamBuilder};
 use crate::vlm::LossOutput;
@@ -79,10 +80,13 @@ struct DecoderLayer {
     down_proj: Linear,
 }
 
-/// Keys and values of one sequence, layer by layer: `(1, kv_heads, len, head_dim)` each.
-#[derive(Debug, Clone, Default)]
-pub(crate) struct KvCache {
-    layers: Vec<(Tensor, Tensor)>,
+/// The next positions of one sequence.
+#[derive(Debug)]
+pub(crate) struct Part<'a> {
+    /// What it has read so far.
+    pub(crate) cache: &'a mut KvCache,
+    /// Number of positions, at least 1.
+    pub(crate) len: usize,
 }
 
 /// The language model.
@@ -142,34 +146,23 @@ impl Qwen2 {
     pub fn forward(&self, inputs_embeds: &Tensor) -> Result<Tensor> {
         let mut x = inputs_embeds.clone();
         for layer in &self.layers {
-            x = layer.forward(self, &x, |_, _| Ok(()))?;
+            x = layer.forward(self, &x)?;
         }
         rms_norm(&x, &self.norm, self.config.rms_norm_eps)
     }
 
-    /// As [`forward`](Self::forward), and the keys and values of the first `lens[row]` positions of every row.
-    pub(crate) fn prefill(&self, inputs_embeds: &Tensor, lens: &[usize]) -> Result<(Tensor, Vec<KvCache>)> {
-        let mut caches = vec![KvCache::default(); lens.len()];
-        let mut x = inputs_embeds.clone();
-        for layer in &self.layers {
-            x = layer.forward(self, &x, |keys, values| {
-                for (row, (cache, len)) in caches.iter_mut().zip(lens).enumerate() {
-                    let part = |t: &Tensor| t.narrow(0, row, 1)?.narrow(2, 0, *len)?.contiguous();
-                    cache.layers.push((part(keys)?, part(values)?));
-                }
-                Ok(())
-            })?;
-        }
-        Ok((rms_norm(&x, &self.norm, self.config.rms_norm_eps)?, caches))
-    }
-
-    /// One more position for each sequence: `inputs_embeds` `(b, 1, h)` to `(b, 1, h)`; the caches grow.
-    pub(crate) fn decode(&self, inputs_embeds: &Tensor, caches: &mut [&mut KvCache]) -> Result<Tensor> {
-        let mut x = inputs_embeds.clone();
+    /// Reads on in several sequences, none of which sees another: `inputs_embeds` `(t, h)` holds the next positions of each,
+    /// one sequence behind the other. Final hidden states, normalised, `(t, h)`; the caches grow.
+    ///
+    /// # Errors
+    /// If a sequence becomes longer than the positions.
+    pub(crate) fn extend(&self, inputs_embeds: &Tensor, parts: &mut [Part<'_>]) -> Result<Tensor> {
+        let mut x = inputs_embeds.unsqueeze(0)?;
         for (layer_idx, layer) in self.layers.iter().enumerate() {
-            x = layer.decode(self, &x, layer_idx, caches)?;
+            x = layer.extend(self, &x, layer_idx, parts)?;
         }
-        rms_norm(&x, &self.norm, self.config.rms_norm_eps)
+        parts.iter_mut().for_each(|part| part.cache.advance(part.len));
+        rms_norm(&x.squeeze(0)?, &self.norm, self.config.rms_norm_eps)
     }
 
     /// Next-token loss of text sequences of one length, every position but the first a label.
@@ -252,35 +245,24 @@ impl DecoderLayer {
         x + self.down_proj.forward(&gated)?
     }
 
-    fn forward(
-        &self,
-        model: &Qwen2,
-        x: &Tensor,
-        mut keep: impl FnMut(&Tensor, &Tensor) -> Result<()>,
-    ) -> Result<Tensor> {
+    fn forward(&self, model: &Qwen2, x: &Tensor) -> Result<Tensor> {
         let (q, k, v) = self.project(model, x)?;
         let (q, k) = (rope(&q, &model.rope, 0)?, rope(&k, &model.rope, 0)?);
-        keep(&k, &v)?;
         self.finish(model, x, &attention(&q, &k, &v, Mask::Causal)?)
     }
 
-    fn decode(
-        &self,
-        model: &Qwen2,
-        x: &Tensor,
-        layer_idx: usize,
-        caches: &mut [&mut KvCache],
-    ) -> Result<Tensor> {
+    /// [`Qwen2::extend`] in one layer: `(1, t, h)` to `(1, t, h)`.
+    fn extend(&self, model: &Qwen2, x: &Tensor, layer_idx: usize, parts: &mut [Part<'_>]) -> Result<Tensor> {
         let (q, k, v) = self.project(model, x)?;
-        let mut mixed = Vec::with_capacity(caches.len());
-        for (row, cache) in caches.iter_mut().enumerate() {
-            let (keys, values) = &mut cache.layers[layer_idx];
-            let position = keys.dim(2)?;
-            let own = |t: &Tensor| t.narrow(0, row, 1)?.contiguous();
-            *keys = Tensor::cat(&[&*keys, &rope(&own(&k)?, &model.rope, position)?], 2)?;
-            *values = Tensor::cat(&[&*values, &own(&v)?], 2)?;
-            mixed.push(attention(&rope(&own(&q)?, &model.rope, position)?, keys, values, Mask::Full)?);
+        let mut start = 0;
+        let mut mixed = Vec::with_capacity(parts.len());
+        for Part { cache, len } in parts {
+            let own = |t: &Tensor| t.narrow(2, start, *len)?.contiguous();
+            let position = cache.len();
+            cache.write(layer_idx, &rope(&own(&k)?, &model.rope, position)?, &own(&v)?)?;
+            mixed.push(cache.attend(layer_idx, &rope(&own(&q)?, &model.rope, position)?)?);
+            start += *len;
         }
-        self.finish(model, x, &Tensor::cat(&mixed, 0)?)
+        self.finish(model, x, &Tensor::cat(&mixed, 2)?)
     }
 }

@@ -13,6 +13,7 @@ use oqvl_kernels::cross_entropy;
 use oqvl_text_prep::{IGNORE_INDEX, IMAGE_TOKEN_ID};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
+use std::sync::Arc;
 
 /// `config.json` of a VLM checkpoint; also read from transformers' LLaVA folders and the MLM-Filter release.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -47,7 +48,9 @@ pub struct Prompt {
     /// Token ids, -200 where an image goes.
     pub input_ids: Vec<i64>,
     /// Pixel values of the images in order of their placeholders: `3 * image_size * image_size` each, CHW, [-1, 1].
-    pub images: Vec<Vec<f32>>,
+    ///
+    /// Prompts that hold the same image hold it in common: it is then encoded once for all of them.
+    pub images: Vec<Arc<[f32]>>,
 }
 
 /// One sequence to learn from.
@@ -147,22 +150,16 @@ impl Vlm {
 
     /// Embeds sequences: token embeddings with the images' spliced in at the placeholders.
     pub(crate) fn embed(&self, prompts: &[&Prompt]) -> Result<Embedded, ModelError> {
-        let vocab_size = self.config.text_config.vocab_size;
         let q = self.num_image_tokens();
         let mut token_ids = Vec::new();
+        let mut lens = Vec::with_capacity(prompts.len());
         for (row, prompt) in prompts.iter().enumerate() {
-            let placeholders = prompt.input_ids.iter().filter(|id| **id == IMAGE_TOKEN_ID).count();
-            if placeholders != prompt.images.len() {
-                return Err(ModelError::ImageCount { row, placeholders, images: prompt.images.len() });
-            }
-            for &id in prompt.input_ids.iter().filter(|id| **id != IMAGE_TOKEN_ID) {
-                let known = u32::try_from(id).ok().filter(|id| (*id as usize) < vocab_size);
-                token_ids.push(known.ok_or(ModelError::TokenId { row, id, vocab_size })?);
-            }
+            lens.push(self.check_prompt(row, prompt)?);
+            token_ids.extend(prompt.input_ids.iter().filter_map(|&id| u32::try_from(id).ok()));
         }
         let num_tokens = token_ids.len();
         let images: Vec<&[f32]> =
-            prompts.iter().flat_map(|prompt| prompt.images.iter().map(Vec::as_slice)).collect();
+            prompts.iter().flat_map(|prompt| prompt.images.iter().map(|image| &**image)).collect();
         let hidden = self.config.text_config.hidden_size;
 
         // One table holds every row that occurs: tokens, then image rows, then a zero row for the padding.
@@ -177,12 +174,7 @@ impl Vlm {
         rows.push(Tensor::zeros((1, hidden), DType::F32, &self.device)?);
         let table = Tensor::cat(&rows, 0)?;
 
-        let lens: Vec<usize> = prompts.iter().map(|prompt| self.expanded_len(prompt)).collect();
         let longest = lens.iter().copied().max().unwrap_or(0);
-        let max = self.config.text_config.max_position_embeddings;
-        if let Some(row) = lens.iter().position(|len| *len > max) {
-            return Err(ModelError::TooLong { row, len: lens[row], max });
-        }
         let (mut next_token, mut next_image) = (0, num_tokens as u32);
         let mut sources = Vec::with_capacity(prompts.len() * longest);
         for (prompt, len) in prompts.iter().zip(&lens) {
@@ -202,9 +194,26 @@ impl Vlm {
         Ok(Embedded { inputs_embeds, lens })
     }
 
-    /// Multimodal length of a sequence.
-    fn expanded_len(&self, prompt: &Prompt) -> usize {
-        oqvl_text_prep::expanded_len(prompt.input_ids.len(), prompt.images.len(), self.num_image_tokens())
+    /// Checks the sequence `row` of a batch, and tells its multimodal length.
+    ///
+    /// # Errors
+    /// If placeholders and images do not match, an id is outside the vocabulary, or it is longer than the positions.
+    pub(crate) fn check_prompt(&self, row: usize, prompt: &Prompt) -> Result<usize, ModelError> {
+        let vocab_size = self.config.text_config.vocab_size;
+        let (images, mut placeholders) = (prompt.images.len(), 0);
+        for &id in &prompt.input_ids {
+            match usize::try_from(id) {
+                Ok(id) if id < vocab_size => {}
+                _ if id == IMAGE_TOKEN_ID => placeholders += 1,
+                _ => return Err(ModelError::TokenId { row, id, vocab_size }),
+            }
+        }
+        if placeholders != images {
+            return Err(ModelError::ImageCount { row, placeholders, images });
+        }
+        let len = oqvl_text_prep::expanded_len(prompt.input_ids.len(), images, self.num_image_tokens());
+        let max = self.config.text_config.max_position_embeddings;
+        if len > max { Err(ModelError::TooLong { row, len, max }) } else { Ok(len) }
     }
 
     /// Next-token loss, computed on labelled positions only.

@@ -98,7 +98,7 @@ impl ChatTask<'_> {
         let mut images = Vec::new();
         if let Some(path) = &prepared.image {
             let bytes = std::fs::read(path).map_err(TrainError::io(path))?;
-            images.push(self.images.load(&path.display().to_string(), &bytes));
+            images.push(self.images.load(&path.display().to_string(), &bytes).into());
         }
         let ChatExample { input_ids, labels } = prepared.chat.clone();
         Ok(Example { prompt: Prompt { input_ids, images }, labels })

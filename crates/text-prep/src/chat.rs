@@ -7,8 +7,11 @@ use crate::{
     tokenizer::{BOS_TOKEN, EOS_TOKEN, IM_START_TOKEN},
 };
 
-/// The system message of every conversation.
+/// The system message of every conversation of the reference.
 const SYSTEM_MESSAGE: &str = "You are a helpful assistant.";
+
+/// The system message that Qwen2.5's own template puts before a conversation that brings none.
+const QWEN_SYSTEM_MESSAGE: &str = "You are Qwen, created by Alibaba Cloud. You are a helpful assistant.";
 
 /// Who speaks in a turn.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -71,6 +74,20 @@ pub enum ChatTemplate {
     /// Source: `Qwen2PromptBuilder`, Open-Qwen2VL `prismatic/models/backbones/llm/prompting/qwen2_prompter.py`.
     #[default]
     Reference,
+    /// Qwen2.5's own template, which the language model knew before it saw images. Messages are left as they are.
+    ///
+    /// ```text
+    /// <|im_start|>system
+    /// You are Qwen, created by Alibaba Cloud. You are a helpful assistant.<|im_end|>
+    /// <|im_start|>user
+    /// {question}<|im_end|>
+    /// <|im_start|>assistant
+    /// {answer}<|im_end|>
+    /// …
+    /// ```
+    ///
+    /// Source: `chat_template` of `tokenizer_config.json`, Qwen/Qwen2.5-1.5B-Instruct, without tools.
+    Qwen,
 }
 
 impl ChatTemplate {
@@ -117,19 +134,37 @@ impl ChatTemplate {
         tokenize_with_images(tokenizer, &self.render_turn(0, user_text))
     }
 
+    /// As [`generation_prompt`](Self::generation_prompt), in a conversation: what an answer to the last turn, a human's,
+    /// is generated from. The turns are those of a [fine-tuning example](Self::sft_example), tokenized one by one.
+    ///
+    /// # Errors
+    /// If there is no turn, or the tokenizer refuses one.
+    pub fn conversation_prompt(&self, tokenizer: &Tokenizer, turns: &[Turn]) -> Result<Vec<i64>, TextError> {
+        Ok(self.sft_example(tokenizer, turns)?.input_ids)
+    }
+
     fn render_turn(&self, turn_idx: usize, message: &str) -> String {
-        let Self::Reference = self;
-        let message = strip(message);
-        match written_role(turn_idx) {
-            Role::Human if turn_idx == 0 => format!(
-                "{BOS_TOKEN}{IM_START_TOKEN}system\n{SYSTEM_MESSAGE}{EOS_TOKEN}\n\
-                 {IM_START_TOKEN}user\n{message}{EOS_TOKEN}assistant\n"
-            ),
-            Role::Human => format!("{IM_START_TOKEN}user\n{message}{EOS_TOKEN}assistant\n"),
-            Role::Assistant => {
+        match (self, written_role(turn_idx)) {
+            (Self::Reference, Role::Human) => {
+                let opening = match turn_idx {
+                    0 => format!("{BOS_TOKEN}{IM_START_TOKEN}system\n{SYSTEM_MESSAGE}{EOS_TOKEN}\n"),
+                    _ => String::new(),
+                };
+                format!("{opening}{IM_START_TOKEN}user\n{}{EOS_TOKEN}assistant\n", strip(message))
+            }
+            (Self::Reference, Role::Assistant) => {
+                let message = strip(message);
                 let answer = if message.is_empty() { " " } else { message };
                 format!("{answer}{EOS_TOKEN}\n")
             }
+            (Self::Qwen, Role::Human) => {
+                let opening = match turn_idx {
+                    0 => format!("{IM_START_TOKEN}system\n{QWEN_SYSTEM_MESSAGE}{EOS_TOKEN}\n"),
+                    _ => String::new(),
+                };
+                format!("{opening}{IM_START_TOKEN}user\n{message}{EOS_TOKEN}\n{IM_START_TOKEN}assistant\n")
+            }
+            (Self::Qwen, Role::Assistant) => format!("{message}{EOS_TOKEN}\n"),
         }
     }
 }
@@ -168,6 +203,35 @@ mod tests {
              <|im_start|>user\nhi<|im_end|>assistant\nhello<|im_end|>\n\
              <|im_start|>user\nagain?<|im_end|>assistant\n <|im_end|>\n"
         );
+    }
+
+    #[test]
+    fn qwens_own_template_byte_for_byte() {
+        let turns = conversation(&[" hi\n", "hello", "again?"]);
+        assert_eq!(
+            ChatTemplate::Qwen.render(&turns),
+            "<|im_start|>system\nYou are Qwen, created by Alibaba Cloud. You are a helpful assistant.<|im_end|>\n\
+             <|im_start|>user\n hi\n<|im_end|>\n<|im_start|>assistant\nhello<|im_end|>\n\
+             <|im_start|>user\nagain?<|im_end|>\n<|im_start|>assistant\n"
+        );
+        // Nothing is dropped after an image: it does not begin with `<s>`.
+        let ids = ChatTemplate::Qwen.generation_prompt(&bytes_only(), "<image>\nq").unwrap();
+        let image = ids.iter().position(|&id| id == IMAGE_TOKEN_ID).unwrap();
+        assert_eq!(ids[image + 1..image + 3], bytes_only().encode("\nq").unwrap());
+    }
+
+    #[test]
+    fn a_conversation_goes_on_from_what_training_saw() {
+        let tokenizer = bytes_only();
+        let turns = conversation(&["<image>\nq", "yes", "why?", "so"]);
+        for template in [ChatTemplate::Reference, ChatTemplate::Qwen] {
+            let whole = template.sft_example(&tokenizer, &turns).unwrap().input_ids;
+            let prompt = template.conversation_prompt(&tokenizer, &turns[..3]).unwrap();
+            assert_eq!(whole[prompt.len()..], tokenizer.encode("so<|im_end|>\n").unwrap());
+            assert_eq!(whole[..prompt.len()], prompt);
+            let first = template.conversation_prompt(&tokenizer, &turns[..1]).unwrap();
+            assert_eq!(first, template.generation_prompt(&tokenizer, "<image>\nq").unwrap());
+        }
     }
 
     #[test]

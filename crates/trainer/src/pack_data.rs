@@ -127,7 +127,7 @@ impl PackData {
             let name = format!("{}, sample {}", self.files.path(image).display(), image.key);
             // What is no base64 is no image either.
             let bytes = self.files.image(image)?.unwrap_or_default();
-            images.push(self.images.load(&name, &bytes));
+            images.push(self.images.load(&name, &bytes).into());
         }
         let labels =
             input_ids.iter().map(|&id| if id == IMAGE_TOKEN_ID { IGNORE_INDEX } else { id }).collect();
@@ -261,7 +261,7 @@ mod tests {
         write_pack_tar(&tars.join("0.tar"), &info(), [(pack, vec![png[..png.len() - 30].to_vec()])]).unwrap();
         let data = PackData::open(&tars, dir.path(), 4, PAD).unwrap();
         for _ in 0..2 {
-            assert_eq!(data.example(0).unwrap().prompt.images, [vec![0.0; 3 * 4 * 4]]);
+            assert_eq!(data.example(0).unwrap().prompt.images, [vec![0.0; 3 * 4 * 4].into()]);
         }
         assert_eq!(data.num_undecodable_images(), 1);
     }

@@ -3,7 +3,7 @@
 use super::{Outputs, store};
 use crate::fixture::Fixture;
 use crate::row::Row;
-use anyhow::Context as _;
+use anyhow::ensure;
 use candle_core::{DType, Device, Tensor};
 use oqvl_model::{Example, Missing, Network, Prompt, Vlm, VlmConfig, drop_tied_head};
 use oqvl_text_prep::IMAGE_TOKEN_ID;
@@ -55,10 +55,13 @@ fn prompts(fixture: &Fixture) -> anyhow::Result<Vec<Prompt>> {
     let mut prompts = Vec::new();
     for input_ids in fixture.ragged("input_ids")? {
         let num_images = input_ids.iter().filter(|id| **id == IMAGE_TOKEN_ID).count();
-        let images: Vec<_> =
-            places.by_ref().take(num_images).filter_map(|at| pictures.get(at as usize).cloned()).collect();
-        (images.len() == num_images).then_some(()).context("an image that is not there")?;
-        prompts.push(Prompt { input_ids, images });
+        let images = places
+            .by_ref()
+            .take(num_images)
+            .filter_map(|at| Some(pictures.get(at as usize)?.as_slice().into()));
+        let prompt = Prompt { input_ids, images: images.collect() };
+        ensure!(prompt.images.len() == num_images, "an image that is not there");
+        prompts.push(prompt);
     }
     Ok(prompts)
 }
