@@ -167,11 +167,11 @@ fn neither_threads_nor_batch_mates_change_a_score() {
 
 #[test]
 fn what_is_wrong_with_a_folder_is_said_before_any_work() {
-    let broken = |file: &str, from: &str, to: &str| -> String {
+    let broken = |model: &str, file: &str, from: &str, to: &str| -> String {
         let dir = tempfile::tempdir().unwrap();
         let folder = dir.path().join("model");
         std::fs::create_dir(&folder).unwrap();
-        for entry in std::fs::read_dir(fixtures().join("hf_clip")).unwrap() {
+        for entry in std::fs::read_dir(fixtures().join(model)).unwrap() {
             let entry = entry.unwrap();
             std::fs::copy(entry.path(), folder.join(entry.file_name())).unwrap();
         }
@@ -193,14 +193,22 @@ fn what_is_wrong_with_a_folder_is_said_before_any_work() {
         }
         text
     };
-    for (file, from, to, expected) in [
-        ("config.json", "\"quick_gelu\"", "\"relu\"", "unknown variant `relu`"),
-        ("config.json", "\"projection_dim\": 12", "\"projection_dim\": 13", "visual_projection.weight"),
-        ("preprocessor_config.json", "\"shortest_edge\": 24", "\"shortest_edge\": 32", "`size`"),
-        ("tokenizer.json", "", "", "there is no tokenizer; looked for tokenizer.json"),
-        ("model.safetensors", "", "", "model.safetensors"),
+    for (model, file, from, to, expected) in [
+        ("hf_clip", "config.json", "\"quick_gelu\"", "\"relu\"", "unknown variant `relu`"),
+        (
+            "hf_clip",
+            "config.json",
+            "\"projection_dim\": 12",
+            "\"projection_dim\": 13",
+            "visual_projection.weight",
+        ),
+        ("hf_clip", "preprocessor_config.json", "\"shortest_edge\": 24", "\"shortest_edge\": 32", "`size`"),
+        ("hf_siglip", "preprocessor_config.json", "\"resample\": 3", "\"resample\": 2", "`resample` is 2"),
+        ("hf_siglip", "config.json", "\"gelu_pytorch_tanh\"", "\"relu\"", "hidden_act"),
+        ("hf_clip", "tokenizer.json", "", "", "there is no tokenizer; looked for tokenizer.json"),
+        ("hf_clip", "model.safetensors", "", "", "model.safetensors"),
     ] {
-        let error = broken(file, from, to);
+        let error = broken(model, file, from, to);
         assert!(error.contains(expected) && error.contains("model"), "{error}");
     }
     let siglip = tempfile::tempdir().unwrap();

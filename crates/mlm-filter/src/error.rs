@@ -20,9 +20,6 @@ pub enum MlmFilterError {
     /// The tokenizer failed.
     #[error(transparent)]
     Text(#[from] oqvl_text_prep::TextError),
-    /// The expected score is asked of a model whose tokenizer makes it too hard.
-    #[error("`expected` needs a tokenizer in which every digit is one token, and this has other digits")]
-    DigitsAreNoTokens,
     /// A shard or sidecar cannot be read or written.
     #[error(transparent)]
     Shard(#[from] oqvl_shard_io::ShardError),

@@ -2,7 +2,7 @@
 
 use crate::MlmFilterError;
 use crate::score::MAX_SCORE;
-use oqvl_model::{Prompt, Vlm};
+use oqvl_model::{Prompt, Vlm, single_tokens};
 use oqvl_text_prep::Tokenizer;
 
 /// Prompts whose logits are in memory at a time: 192 rows of Qwen's vocabulary are 115 MB.
@@ -21,11 +21,8 @@ impl Expectation {
     /// # Errors
     /// If a digit is not one token.
     pub(crate) fn new(tokenizer: &Tokenizer) -> Result<Self, MlmFilterError> {
-        let id = |digit: u32| match tokenizer.encode(&digit.to_string())?.as_slice() {
-            [id] => Ok(*id),
-            _ => Err(MlmFilterError::DigitsAreNoTokens),
-        };
-        Ok(Self { digits: (0..10).map(id).collect::<Result<_, _>>()? })
+        let texts: Vec<String> = (0..10).map(|digit| digit.to_string()).collect();
+        Ok(Self { digits: single_tokens(tokenizer, &texts)? })
     }
 
     /// The mean score of every prompt, or none where no digit can follow.
@@ -83,8 +80,8 @@ fn mean(answers: &[[f64; 10]]) -> Option<f64> {
     add(0, first[0]);
     for digit in 1..10 {
         add(digit, first[digit] * (1.0 - second[digit].iter().sum::<f64>()).max(0.0));
-        for next in 0..10 {
-            let (number, both) = (10 * digit + next, first[digit] * second[digit][next]);
+        for (next, probability) in second[digit].iter().enumerate() {
+            let (number, both) = (10 * digit + next, first[digit] * probability);
             let hundred = if number == 10 { after_ten[0] } else { 0.0 };
             add(number, both * (1.0 - hundred));
             add(MAX_SCORE as usize, both * hundred);

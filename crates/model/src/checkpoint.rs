@@ -1,6 +1,7 @@
 //! Checkpoint directories, ours and those of others: `config.json`, weights, `tokenizer.json`.
 
 use crate::ModelError;
+use crate::clip::check_siglip_images;
 use crate::config::{ReferenceConfig, leaves_tower_open};
 use crate::params::{Missing, ParamStore, Trainable};
 use crate::qwen2::Qwen2Config;
@@ -256,6 +257,7 @@ impl SiglipCheckpoint {
     /// If a file is missing or malformed, or the weights do not fit the config.
     pub fn load(dir: &Path, device: &Device) -> Result<Self> {
         let mut read = read_siglip(dir, device)?;
+        check_siglip_images(dir, read.config.vision_config.image_size)?;
         let mut store = for_inference(std::mem::take(&mut read.tensors), device);
         let siglip = Siglip::new(&read.config, store.root())?;
         store.finish()?;

@@ -12,6 +12,7 @@ mod open_clip;
 mod preprocessing;
 
 pub use checkpoint::ClipCheckpoint;
+pub(crate) use checkpoint::check_siglip_images;
 pub use config::{ClipConfig, ClipTextConfig, ClipVisionConfig};
 
 use crate::ModelError;

@@ -106,13 +106,21 @@ impl ClipCheckpoint {
     }
 }
 
+/// Refuses a folder of Hugging Face's SigLIP that wants its images made in another way than
+/// [`pixel_values`](oqvl_image_prep::pixel_values) does it.
+pub(crate) fn check_siglip_images(dir: &Path, image_size: usize) -> Result<(), ModelError> {
+    const HALF: [f32; 3] = [0.5; 3];
+    hugging_face_preprocessing(dir)?
+        .check(Wanted { image_size, mean: HALF, std: HALF, squash: true })
+        .map_err(|what| ModelError::Config(format!("{}: {what}", dir.display())))
+}
+
 /// `preprocessor_config.json` of the folder, or nothing said.
-pub(crate) fn hugging_face_preprocessing(dir: &Path) -> Result<Preprocessing, ModelError> {
+fn hugging_face_preprocessing(dir: &Path) -> Result<Preprocessing, ModelError> {
     let path = dir.join(Preprocessing::HUGGING_FACE_FILE);
-    if path.is_file() {
-        Ok(Preprocessing::of_hugging_face(read_file(&path)?))
-    } else {
-        Ok(Preprocessing::default())
+    match path.is_file() {
+        true => Ok(Preprocessing::of_hugging_face(read_file(&path)?)),
+        false => Ok(Preprocessing::default()),
     }
 }
 
@@ -150,7 +158,7 @@ fn check_tokenizer(config: &ClipConfig, tokenizer: &ClipTokenizer) -> Result<(),
 }
 
 /// Digest of several files together.
-pub(crate) fn digest_of(files: impl Iterator<Item = PathBuf>) -> Result<String, ModelError> {
+fn digest_of(files: impl Iterator<Item = PathBuf>) -> Result<String, ModelError> {
     let mut all = String::new();
     for path in files {
         let digest =

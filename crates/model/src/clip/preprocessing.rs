@@ -4,7 +4,7 @@ use serde_json::{Map, Value};
 
 /// Statements of a folder about its images. What it does not say, it leaves to its library's default.
 #[derive(Debug, Default)]
-pub(crate) struct Preprocessing {
+pub(super) struct Preprocessing {
     /// Where the statements are from, for errors.
     file: &'static str,
     /// Key and value of everything that is said.
@@ -18,23 +18,23 @@ const TOLERANCE: f64 = 1e-6;
 
 /// What the network's images must look like.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Wanted {
+pub(super) struct Wanted {
     /// Edge of the square, pixels.
-    pub(crate) image_size: usize,
+    pub(super) image_size: usize,
     /// Mean of the channels, of 1.
-    pub(crate) mean: [f32; 3],
+    pub(super) mean: [f32; 3],
     /// Standard deviation of the channels, of 1.
-    pub(crate) std: [f32; 3],
+    pub(super) std: [f32; 3],
     /// Whether the whole image is squeezed into the square; else its middle is cut out.
-    pub(crate) squash: bool,
+    pub(super) squash: bool,
 }
 
 impl Preprocessing {
     /// The name of Hugging Face's file.
-    pub(crate) const HUGGING_FACE_FILE: &'static str = "preprocessor_config.json";
+    pub(super) const HUGGING_FACE_FILE: &'static str = "preprocessor_config.json";
 
     /// `preprocessor_config.json` of a Hugging Face folder.
-    pub(crate) fn of_hugging_face(said: Map<String, Value>) -> Self {
+    pub(super) fn of_hugging_face(said: Map<String, Value>) -> Self {
         Self { file: Self::HUGGING_FACE_FILE, said }
     }
 
@@ -44,7 +44,7 @@ impl Preprocessing {
     }
 
     /// Refuses statements that are not what we do: the scores would be of other images than the network was made for.
-    pub(crate) fn check(&self, wanted: Wanted) -> Result<(), String> {
+    pub(super) fn check(&self, wanted: Wanted) -> Result<(), String> {
         for (key, value) in &self.said {
             let fits = match key.as_str() {
                 "image_mean" | "mean" => is_close(value, wanted.mean),
