@@ -80,6 +80,13 @@ enum Task {
         /// Shards
         shards: Vec<PathBuf>,
     },
+    /// Read the scores of all sidecars of a directory
+    Scores {
+        /// Column
+        metric: String,
+        /// The directory
+        dir: PathBuf,
+    },
     /// Decode, resize and normalise the files of a folder
     Normalise {
         /// Also digest pixels and values
@@ -91,6 +98,19 @@ enum Task {
         repeats: usize,
         /// The folder
         dir: PathBuf,
+    },
+    /// Answer prompts about images greedily, in one batch
+    Generate {
+        /// Checkpoint directory
+        model: PathBuf,
+        /// A JSON list of lists of ids, -200 for the image
+        prompts: PathBuf,
+        /// Folder of images: one for each prompt, in name order
+        images: PathBuf,
+        /// Threads
+        threads: usize,
+        /// Tokens of every answer
+        num_new_tokens: usize,
     },
     /// Pack a file of lengths, first-fit-decreasing
     BinPacking {
@@ -117,8 +137,13 @@ fn main() -> ExitCode {
         }
         Task::MakeLengths { file, count } => data::write_lengths(&file, count),
         Task::Read { digest, shards } => measured::read(&shards, digest).map(|figures| println!("{figures}")),
+        Task::Scores { metric, dir } => measured::scores(&dir, &metric).map(|figures| println!("{figures}")),
         Task::Normalise { digest, size, repeats, dir } => {
             measured::normalise(&dir, size, repeats, digest).map(|figures| println!("{figures}"))
+        }
+        Task::Generate { model, prompts, images, threads, num_new_tokens } => {
+            measured::generate(&model, &prompts, &images, threads, num_new_tokens)
+                .map(|figures| println!("{figures}"))
         }
         Task::BinPacking { digest, capacity, repeats, file } => {
             measured::bin_packing(&file, capacity, repeats, digest).map(|figures| println!("{figures}"))

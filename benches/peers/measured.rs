@@ -1,12 +1,14 @@
 //! The loops that are timed.
 //!
-//! Process time is the sum over threads, so these loops stay on one thread: their wall time is what the processor spent
-//! on them, as far as nothing else ran.
+//! Process time is the sum over threads, so these loops stay on one thread, but for generation: their wall time is what
+//! the processor spent on them, as far as nothing else ran.
 
 use anyhow::Context as _;
+use candle_core::Device;
 use oqvl_image_prep::{DecodeLimits, Filter, decode, pixel_values, resize};
+use oqvl_model::{GenerateConfig, Prompt, VlmCheckpoint};
 use oqvl_packer::first_fit_decreasing;
-use oqvl_shard_io::ShardReader;
+use oqvl_shard_io::{ScoreTable, ShardReader};
 use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
 use std::hint::black_box;
@@ -45,12 +47,59 @@ pub(crate) fn read(shards: &[PathBuf], with_digest: bool) -> anyhow::Result<Valu
     Ok(figures)
 }
 
-/// Decodes, resizes and normalises every file of a folder, read beforehand in name order.
-pub(crate) fn normalise(dir: &Path, size: u32, repeats: usize, with_digest: bool) -> anyhow::Result<Value> {
+/// Answers every prompt about its image with `num_new_tokens` tokens; model and images are read beforehand.
+pub(crate) fn generate(
+    model: &Path,
+    prompts: &Path,
+    images: &Path,
+    threads: usize,
+    num_new_tokens: usize,
+) -> anyhow::Result<Value> {
+    rayon::ThreadPoolBuilder::new().num_threads(threads).build_global()?;
+    let checkpoint = VlmCheckpoint::load(model, &Device::Cpu)?;
+    let ids: Vec<Vec<i64>> = serde_json::from_slice(&std::fs::read(prompts)?)?;
+    let mut rows = Vec::with_capacity(ids.len());
+    for (input_ids, path) in ids.into_iter().zip(files_of(images)?) {
+        let image = decode(&std::fs::read(&path)?, &DecodeLimits::default())
+            .with_context(|| path.display().to_string())?;
+        let pixels = pixel_values(&image, checkpoint.vlm.image_size());
+        rows.push(Prompt { input_ids, images: vec![pixels.into()] });
+    }
+    let config = GenerateConfig { max_new_tokens: num_new_tokens, ..GenerateConfig::default() };
+    let started = Instant::now();
+    let answers = checkpoint.vlm.generate(&rows, &config)?;
+    Ok(json!({
+        "num_items": answers.iter().map(Vec::len).sum::<usize>(),
+        "loop_wall_seconds": started.elapsed().as_secs_f64(),
+        "answers": answers,
+    }))
+}
+
+/// The scores of all sidecars of a directory, by key.
+pub(crate) fn scores(dir: &Path, metric: &str) -> anyhow::Result<Value> {
+    let mut scores = serde_json::Map::new();
+    for path in files_of(dir)? {
+        if path.extension().is_some_and(|ending| ending == "parquet") {
+            let table = ScoreTable::read(&path)?;
+            let column = table.metric(metric).with_context(|| format!("no column {metric}"))?;
+            scores.extend(table.keys.iter().cloned().zip(column.iter().map(|score| json!(score))));
+        }
+    }
+    Ok(json!({ "scores": scores }))
+}
+
+/// The files of a folder, in name order.
+fn files_of(dir: &Path) -> anyhow::Result<Vec<PathBuf>> {
     let mut paths: Vec<PathBuf> = std::fs::read_dir(dir)
         .and_then(|entries| entries.map(|entry| Ok(entry?.path())).collect())
         .with_context(|| dir.display().to_string())?;
     paths.sort();
+    Ok(paths)
+}
+
+/// Decodes, resizes and normalises every file of a folder, read beforehand in name order.
+pub(crate) fn normalise(dir: &Path, size: u32, repeats: usize, with_digest: bool) -> anyhow::Result<Value> {
+    let paths = files_of(dir)?;
     let files: Vec<Vec<u8>> = paths.iter().map(std::fs::read).collect::<Result<_, _>>()?;
     let limits = DecodeLimits::default();
     let (mut pixel_digest, mut value_digest) = (Sha256::new(), Sha256::new());
