@@ -104,9 +104,10 @@ impl TrainingConfig {
 pub struct TrainerConfig {
     /// Directory of packs (`*.plan.parquet`).
     pub packs: PathBuf,
-    /// Checkpoint directory of the SigLIP pair whose vision half becomes the tower.
+    /// Folder of a SigLIP tower, or of a pair whose vision half becomes the tower: ours, transformers', timm's or
+    /// open_clip's.
     pub vision_tower: PathBuf,
-    /// Checkpoint directory of the language model; its tokenizer becomes the model's.
+    /// Folder of a Qwen2, ours or transformers'; its tokenizer becomes the model's.
     pub language_model: PathBuf,
     /// Edge of the pooled grid; must be what the packs were made for.
     pub pooled_grid: usize,

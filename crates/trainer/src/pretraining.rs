@@ -163,3 +163,35 @@ fn check_packs(data: &PackData, vlm: &Vlm, tokenizer: &Tokenizer, packs: &Path) 
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use oqvl_model::HiddenAct;
+    use std::path::PathBuf;
+
+    /// Folders as transformers saved them.
+    fn folder(name: &str) -> PathBuf {
+        Path::new(env!("CARGO_MANIFEST_DIR")).join("../model/tests/fixtures/folders").join(name)
+    }
+
+    #[test]
+    fn training_starts_from_folders_of_transformers() {
+        let (vlm, store) = assemble(&folder("tower"), &folder("qwen2"), 2, 7).unwrap();
+        assert_eq!(vlm.config().vision_config.hidden_act, HiddenAct::GeluPytorchTanh);
+        assert_eq!((vlm.config().pooled_grid, vlm.config().vision_feature_layer), (2, SECOND_TO_LAST));
+        assert!(store.frozen().keys().all(|name| name.starts_with("vision_tower.")));
+        // As they are in the file, less the prefix of release 4 and with it.
+        let saved =
+            oqvl_model::read_safetensors(&folder("tower").join("model.safetensors"), &Device::Cpu).unwrap();
+        let values = |tensor: &Tensor| tensor.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+        let name = "encoder.layers.2.mlp.fc1.weight";
+        let ours = &store.frozen()[&format!("vision_tower.vision_model.{name}")];
+        assert_eq!(values(ours), values(&saved[name]));
+        assert!(store.vars().contains_key("language_model.lm_head.weight"));
+
+        // A model of all tokens goes on with fewer.
+        let (vlm, _) = reopen(&folder("llava"), 2).unwrap();
+        assert_eq!(vlm.num_image_tokens(), 4);
+    }
+}
