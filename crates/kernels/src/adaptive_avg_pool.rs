@@ -1,11 +1,11 @@
 //! The pooling of the projector: a square grid of patches to a smaller one.
 
-use crate::element::{Element, dispatch, elements, lit, with_elements};
+use crate::element::{Element, dispatch, elements, lit, widened, with_elements};
 use candle_core::{CpuStorage, CudaStorage, CustomOp1, Layout, Result, Shape, Tensor, WithDType, bail};
 
 /// Adaptive average pooling of a square grid of feature vectors.
 ///
-/// `x`: `(batch, grid * grid, channels)`, patches row after row, f32 or f64. `windows`: for each of the `pooled` outputs
+/// `x`: `(batch, grid * grid, channels)`, patches row after row, bf16, f32 or f64. `windows`: for each of the `pooled` outputs
 /// along a side the range of the `grid` inputs it is the mean of; windows may overlap. Returns
 /// `(batch, pooled * pooled, channels)`.
 ///
@@ -14,7 +14,8 @@ use candle_core::{CpuStorage, CudaStorage, CustomOp1, Layout, Result, Shape, Ten
 ///
 /// Source: `adaptive_avg_pool2d` of PyTorch, as `AvgPoolProjector` of Open-Qwen2VL uses it.
 pub fn adaptive_avg_pool(x: &Tensor, windows: &[(usize, usize)]) -> Result<Tensor> {
-    x.contiguous()?.apply_op1(AdaptiveAvgPool { windows: windows.to_vec() })
+    let pool = AdaptiveAvgPool { windows: windows.to_vec() };
+    widened([x], |[x]| x.contiguous()?.apply_op1(pool))
 }
 
 struct AdaptiveAvgPool {
@@ -82,7 +83,7 @@ impl AdaptiveAvgPool {
             for (top, bottom) in &self.windows {
                 for (left, right) in &self.windows {
                     let size = lit::<T>(((bottom - top) * (right - left)) as f64);
-                    y[output..output + channels].iter_mut().for_each(|sum| *sum = *sum / size);
+                    y[output..output + channels].iter_mut().for_each(|sum| *sum /= size);
                     output += channels;
                 }
             }

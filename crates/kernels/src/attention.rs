@@ -1,6 +1,6 @@
 //! Softmax attention with grouped queries.
 
-use crate::element::{Element, dispatch, elements, lit, with_elements};
+use crate::element::{Element, dispatch, elements, lit, widened, with_elements};
 use crate::matmul::{Matrix, Output, matmul};
 use crate::rows;
 use candle_core::backend::BackendStorage as _;
@@ -21,7 +21,7 @@ pub enum Mask {
 /// `softmax(q k^T / sqrt(head_dim)) v`.
 ///
 /// `q`: `(batch, num_heads, q_len, head_dim)`, `k` and `v`: `(batch, num_kv_heads, kv_len, head_dim)`, same dtype
-/// (f32 or f64); `num_heads` is a multiple of `num_kv_heads`, consecutive query heads share a key head.
+/// (bf16, f32 or f64); `num_heads` is a multiple of `num_kv_heads`, consecutive query heads share a key head.
 /// Returns the shape of `q`. Scores are kept for one block of rows at a time; the backward computes them anew.
 ///
 /// # Errors
@@ -29,7 +29,9 @@ pub enum Mask {
 ///
 /// Source: Vaswani et al., 2017; grouped queries: Ainslie et al., 2023.
 pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, mask: Mask) -> Result<Tensor> {
-    q.contiguous()?.apply_op3(&k.contiguous()?, &v.contiguous()?, Attention { mask })
+    widened([q, k, v], |[q, k, v]| {
+        q.contiguous()?.apply_op3(&k.contiguous()?, &v.contiguous()?, Attention { mask })
+    })
 }
 
 struct Attention {

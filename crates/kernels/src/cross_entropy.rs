@@ -3,18 +3,19 @@
 use crate::element::{Element, dispatch, elements, lit, with_elements};
 use crate::rows;
 use candle_core::backend::BackendStorage as _;
-use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor, WithDType, bail};
+use candle_core::{CpuStorage, CustomOp1, DType, Layout, Result, Shape, Tensor, WithDType, bail};
 use std::sync::Arc;
 
 /// Mean of `log(sum(exp(logits))) - logits[target]` over the rows.
 ///
-/// `logits`: `(num_rows, vocab_size)`, f32 or f64; `targets`: one id below `vocab_size` per row. Returns a scalar.
+/// `logits`: `(num_rows, vocab_size)`, bf16 (then the loss is in f32), f32 or f64; `targets`: one id below `vocab_size` per row. Returns a scalar.
 /// Rows without a label do not belong here: gather the labelled rows first, so that the head is not computed for
 /// the others either. No rows give a loss of 0.
 ///
 /// # Errors
 /// If the number of targets differs from the number of rows or a target is out of the vocabulary.
 pub fn cross_entropy(logits: &Tensor, targets: &[u32]) -> Result<Tensor> {
+    let logits = if logits.dtype() == DType::BF16 { &logits.to_dtype(DType::F32)? } else { logits };
     logits.contiguous()?.apply_op1(CrossEntropy { targets: Arc::from(targets) })
 }
 

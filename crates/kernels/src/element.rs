@@ -1,6 +1,6 @@
 //! Element types and access to contiguous CPU storages.
 
-use candle_core::{CpuStorage, Layout, Result, Storage, Tensor, WithDType, bail};
+use candle_core::{CpuStorage, DType, Layout, Result, Storage, Tensor, WithDType, bail};
 
 /// f32 or f64.
 pub(crate) trait Element:
@@ -63,6 +63,23 @@ pub(crate) fn with_elements<T: Element, R>(tensor: &Tensor, f: impl FnOnce(&[T])
     }
 }
 
+/// Runs an operation on inputs of one dtype: on bf16 in f32, its result rounded once. Both conversions have gradients.
+///
+/// Inputs of several dtypes go in as they are; the operation refuses them.
+pub(crate) fn widened<const N: usize>(
+    inputs: [&Tensor; N],
+    operation: impl FnOnce([&Tensor; N]) -> Result<Tensor>,
+) -> Result<Tensor> {
+    if inputs.iter().any(|input| input.dtype() != DType::BF16) {
+        return operation(inputs);
+    }
+    let mut wide = Vec::with_capacity(N);
+    for input in inputs {
+        wide.push(input.to_dtype(DType::F32)?);
+    }
+    operation(std::array::from_fn(|index| &wide[index]))?.to_dtype(DType::BF16)
+}
+
 /// Runs the same generic expression for the dtype of a storage: `dispatch!(storage, T => body)`.
 macro_rules! dispatch {
     ($dtype:expr, $name:expr, $element:ident => $body:expr) => {
@@ -75,7 +92,7 @@ macro_rules! dispatch {
                 type $element = f64;
                 $body
             }
-            dtype => candle_core::bail!("{} takes f32 or f64, got {dtype:?}", $name),
+            dtype => candle_core::bail!("{} takes bf16, f32 or f64, got {dtype:?}", $name),
         }
     };
 }

@@ -1,20 +1,22 @@
 //! Layer normalisation.
 
-use crate::element::{Element, dispatch, elements, lit, with_elements};
+use crate::element::{Element, dispatch, elements, lit, widened, with_elements};
 use crate::rows;
 use candle_core::backend::BackendStorage as _;
 use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape, Tensor, WithDType, bail};
 
 /// `y = (x - mean) / sqrt(var + eps) * weight + bias` over the last dimension, with the biased variance.
 ///
-/// `x`: `(.., hidden)`, `weight` and `bias`: `(hidden)`, same dtype (f32 or f64). Returns the shape of `x`.
+/// `x`: `(.., hidden)`, `weight` and `bias`: `(hidden)`, same dtype (bf16, f32 or f64). Returns the shape of `x`.
 ///
 /// # Errors
 /// If the sizes differ.
 ///
 /// Source: Ba, Kiros and Hinton, "Layer Normalization", 2016; as `torch.nn.LayerNorm`.
 pub fn layer_norm(x: &Tensor, weight: &Tensor, bias: &Tensor, eps: f64) -> Result<Tensor> {
-    x.contiguous()?.apply_op3(&weight.contiguous()?, &bias.contiguous()?, LayerNorm { eps })
+    widened([x, weight, bias], |[x, weight, bias]| {
+        x.contiguous()?.apply_op3(&weight.contiguous()?, &bias.contiguous()?, LayerNorm { eps })
+    })
 }
 
 struct LayerNorm {

@@ -12,7 +12,10 @@
 //! - [`cross_entropy`]: mean over rows, from logits
 //! - [`adaptive_avg_pool`]: the pooling of the projector
 //!
-//! This is the CPU side (f32 and f64, one thread per call, so that results do not depend on the number of threads).
+//! This is the CPU side (f32 and f64, one thread per call, so that results do not depend on the number of threads). bf16
+//! is taken too: the inputs are widened to f32 and the result is rounded once, so that an operation is at least as close as
+//! the several of PyTorch that it stands for, each of which rounds. That is for results, not for speed: weights are widened
+//! anew in every call.
 //! CUDA storages are answered with candle's error for a missing implementation.
 //!
 //! ```
@@ -56,5 +59,7 @@ pub use rms_norm::rms_norm;
 pub use rope::{RopeTables, rope};
 pub use swiglu::swiglu;
 
+#[cfg(test)]
+mod bf16;
 #[cfg(test)]
 mod gradcheck;

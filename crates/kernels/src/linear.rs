@@ -1,6 +1,6 @@
 //! `y = x w^T + b`.
 
-use crate::element::{Element, dispatch, elements, with_elements};
+use crate::element::{Element, dispatch, elements, widened, with_elements};
 use crate::matmul::{Matrix, Output, matmul, product};
 use crate::rows;
 use candle_core::backend::BackendStorage as _;
@@ -8,8 +8,8 @@ use candle_core::{CpuStorage, CustomOp2, CustomOp3, Layout, Result, Shape, Tenso
 
 /// Multiplies rows by a weight stored as PyTorch stores it, and adds the bias if there is one.
 ///
-/// `x`: `(.., in_features)`, `weight`: `(out_features, in_features)`, `bias`: `(out_features)`, same dtype (f32 or
-/// f64). Returns `(.., out_features)`.
+/// `x`: `(.., in_features)`, `weight`: `(out_features, in_features)`, `bias`: `(out_features)`, same dtype (bf16,
+/// f32 or f64). Returns `(.., out_features)`.
 ///
 /// Backward: `dx = dy w`, `dw = dy^T x`, both plain row-major products (candle's autograd of `x.matmul(&w.t()?)`
 /// gives the second as a transposed view that is then added through the strided path), and `db` the sum of the rows
@@ -18,10 +18,11 @@ use candle_core::{CpuStorage, CustomOp2, CustomOp3, Layout, Result, Shape, Tenso
 /// # Errors
 /// If the last dimensions differ, the weight is not a matrix, or the bias does not fit it.
 pub fn linear(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
-    let (x, weight) = (x.contiguous()?, weight.contiguous()?);
     match bias {
-        Some(bias) => x.apply_op3(&weight, &bias.contiguous()?, Linear),
-        None => x.apply_op2(&weight, Linear),
+        Some(bias) => widened([x, weight, bias], |[x, weight, bias]| {
+            x.contiguous()?.apply_op3(&weight.contiguous()?, &bias.contiguous()?, Linear)
+        }),
+        None => widened([x, weight], |[x, weight]| x.contiguous()?.apply_op2(&weight.contiguous()?, Linear)),
     }
 }
 

@@ -1,20 +1,20 @@
 //! Root-mean-square normalisation.
 
-use crate::element::{Element, dispatch, elements, lit, with_elements};
+use crate::element::{Element, dispatch, elements, lit, widened, with_elements};
 use crate::rows;
 use candle_core::backend::BackendStorage as _;
 use candle_core::{CpuStorage, CustomOp2, Layout, Result, Shape, Tensor, WithDType, bail};
 
 /// `y = x / sqrt(mean(x^2) + eps) * weight` over the last dimension.
 ///
-/// `x`: `(.., hidden)`, `weight`: `(hidden)`, same dtype (f32 or f64). Returns the shape of `x`.
+/// `x`: `(.., hidden)`, `weight`: `(hidden)`, same dtype (bf16, f32 or f64). Returns the shape of `x`.
 ///
 /// # Errors
 /// If the sizes differ.
 ///
 /// Source: Zhang and Sennrich, "Root Mean Square Layer Normalization", 2019; as in Qwen2.
 pub fn rms_norm(x: &Tensor, weight: &Tensor, eps: f64) -> Result<Tensor> {
-    x.contiguous()?.apply_op2(&weight.contiguous()?, RmsNorm { eps })
+    widened([x, weight], |[x, weight]| x.contiguous()?.apply_op2(&weight.contiguous()?, RmsNorm { eps }))
 }
 
 struct RmsNorm {

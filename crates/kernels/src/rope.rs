@@ -1,6 +1,6 @@
 //! Rotary position embedding.
 
-use crate::element::{Element, dispatch, elements, lit, with_elements};
+use crate::element::{Element, dispatch, elements, lit, widened, with_elements};
 use candle_core::backend::BackendStorage as _;
 use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor, WithDType, bail};
 use std::sync::Arc;
@@ -44,7 +44,8 @@ impl RopeTables {
 ///
 /// Source: Su et al., "RoFormer", 2021; half-split layout as in `transformers` Qwen2.
 pub fn rope(x: &Tensor, tables: &RopeTables, first_position: usize) -> Result<Tensor> {
-    x.contiguous()?.apply_op1(Rope { tables: tables.clone(), first_position, direction: 1.0 })
+    let rope = Rope { tables: tables.clone(), first_position, direction: 1.0 };
+    widened([x], |[x]| x.contiguous()?.apply_op1(rope))
 }
 
 #[derive(Clone)]

@@ -1,19 +1,19 @@
 //! The gated activation of Qwen2's MLP.
 
-use crate::element::{Element, dispatch, elements, with_elements};
+use crate::element::{Element, dispatch, elements, widened, with_elements};
 use candle_core::backend::BackendStorage as _;
 use candle_core::{CpuStorage, CustomOp2, Layout, Result, Shape, Tensor, WithDType, bail};
 
 /// `silu(gate) * up`, elementwise, with `silu(x) = x / (1 + exp(-x))`.
 ///
-/// `gate` and `up`: same shape and dtype (f32 or f64). Returns that shape.
+/// `gate` and `up`: same shape and dtype (bf16, f32 or f64). Returns that shape.
 ///
 /// # Errors
 /// If the shapes differ.
 ///
 /// Source: Shazeer, "GLU Variants Improve Transformer", 2020.
 pub fn swiglu(gate: &Tensor, up: &Tensor) -> Result<Tensor> {
-    gate.contiguous()?.apply_op2(&up.contiguous()?, SwiGlu)
+    widened([gate, up], |[gate, up]| gate.contiguous()?.apply_op2(&up.contiguous()?, SwiGlu))
 }
 
 struct SwiGlu;

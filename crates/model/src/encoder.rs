@@ -1,6 +1,6 @@
 //! The pre-norm transformer encoder of the towers of SigLIP and CLIP.
 
-use crate::layers::{Bias, LayerNorm, Linear, lecun, multi_head_attention};
+use crate::layers::{Bias, LayerNorm, Linear, in_f32, lecun, multi_head_attention};
 use crate::params::{Init, ParamBuilder};
 use candle_core::{Device, Result, Tensor};
 use oqvl_kernels::{Mask, linear};
@@ -24,11 +24,11 @@ impl HiddenAct {
     fn forward(self, x: &Tensor) -> Result<Tensor> {
         /// Source: `QuickGELU`, openai/CLIP `clip/model.py`.
         const SLOPE: f64 = 1.702;
-        match self {
+        in_f32(x, |x| match self {
             Self::Gelu => x.gelu_erf(),
             Self::GeluPytorchTanh => x.gelu(),
             Self::QuickGelu => (x * SLOPE)?.silu()? / SLOPE,
-        }
+        })
     }
 }
 
@@ -60,7 +60,7 @@ impl PatchEmbedding {
     }
 
     /// `(b, 3, image_size, image_size)` to `(b, n, hidden)`, row-major over the grid. Pixels right and below the last
-    /// whole patch are unused.
+    /// whole patch are unused. Pixels come in any float and are given the weights' own.
     pub(crate) fn forward(&self, pixel_values: &Tensor) -> Result<Tensor> {
         let (b, channels, height, width) = pixel_values.dims4()?;
         let PatchSizes { hidden, image_size: edge, patch_size: patch } = self.sizes;
@@ -68,6 +68,7 @@ impl PatchEmbedding {
             candle_core::bail!("expected pixel_values (b, 3, {edge}, {edge}), got {:?}", pixel_values.dims());
         }
         let grid = edge / patch;
+        let pixel_values = pixel_values.to_dtype(self.weight.dtype())?;
         let used = pixel_values.narrow(2, 0, grid * patch)?.narrow(3, 0, grid * patch)?.contiguous()?;
         let patches = used
             .reshape(vec![b, 3, grid, patch, grid, patch])?

@@ -1,7 +1,7 @@
 //! Layers that more than one network uses.
 
 use crate::params::{Init, ParamBuilder};
-use candle_core::{D, Result, Tensor};
+use candle_core::{D, DType, Result, Tensor};
 use oqvl_kernels::{Mask, attention, layer_norm, linear};
 
 /// How matrices start when they are drawn (LeCun): normal with variance `1 / fan_in`, as SigLIP's big_vision. At the
@@ -94,7 +94,15 @@ pub(crate) fn multi_head_attention(
     join_heads(&attention(&q, &k, &v, mask)?)
 }
 
+/// Runs `f` in f32 where `x` is in bf16: candle's own operations round after every step.
+pub(crate) fn in_f32(x: &Tensor, f: impl FnOnce(&Tensor) -> Result<Tensor>) -> Result<Tensor> {
+    match x.dtype() {
+        DType::BF16 => f(&x.to_dtype(DType::F32)?)?.to_dtype(DType::BF16),
+        _ => f(x),
+    }
+}
+
 /// Rows of length one.
 pub(crate) fn normalize(x: &Tensor) -> Result<Tensor> {
-    x.broadcast_div(&(x.sqr()?.sum_keepdim(D::Minus1)? + 1e-12)?.sqrt()?)
+    in_f32(x, |x| x.broadcast_div(&(x.sqr()?.sum_keepdim(D::Minus1)? + 1e-12)?.sqrt()?))
 }

@@ -66,6 +66,7 @@ pub struct ParamStore {
     given: BTreeMap<String, Tensor>,
     missing: Missing,
     trainable: Trainable,
+    dtype: DType,
     device: Device,
     vars: BTreeMap<String, Var>,
     frozen: BTreeMap<String, Tensor>,
@@ -73,7 +74,7 @@ pub struct ParamStore {
 }
 
 impl ParamStore {
-    /// A store that hands out `given` tensors (converted to f32) and treats the others as `missing` says.
+    /// A store that hands out `given` tensors (converted to f32, unless it is made [`with_dtype`](Self::with_dtype)) and treats the others as `missing` says.
     #[must_use]
     pub fn new(
         given: BTreeMap<String, Tensor>,
@@ -82,7 +83,15 @@ impl ParamStore {
         device: &Device,
     ) -> Self {
         let (vars, frozen, problems) = Default::default();
-        Self { given, missing, trainable, device: device.clone(), vars, frozen, problems }
+        let dtype = DType::F32;
+        Self { given, missing, trainable, dtype, device: device.clone(), vars, frozen, problems }
+    }
+
+    /// The same store with parameters of another floating type. A network computes in the type of its parameters; bf16 is
+    /// for inference, as training wants its weights in f32.
+    #[must_use]
+    pub fn with_dtype(self, dtype: DType) -> Self {
+        Self { dtype, ..self }
     }
 
     /// A store that draws every parameter from a seed, all trainable.
@@ -131,7 +140,7 @@ impl ParamStore {
         let trainable = self.vars.iter().map(|(name, var)| (name, var.as_tensor()));
         let mut tensors = BTreeMap::new();
         for (name, tensor) in trainable.chain(self.frozen.iter()) {
-            let values = tensor.flatten_all()?.to_vec1::<f32>()?;
+            let values = tensor.to_dtype(DType::F32)?.flatten_all()?.to_vec1::<f32>()?;
             let bytes: Vec<u8> = values.iter().flat_map(|value| value.to_le_bytes()).collect();
             tensors.insert(name.clone(), (tensor.dims().to_vec(), bytes));
         }
@@ -145,18 +154,18 @@ impl ParamStore {
 
     fn take(&mut self, name: String, shape: &[usize], init: Init) -> Result<Tensor> {
         let value = match self.given.remove(&name) {
-            Some(tensor) if tensor.dims() == shape => tensor.to_dtype(DType::F32)?.to_device(&self.device)?,
+            Some(tensor) if tensor.dims() == shape => tensor.to_dtype(self.dtype)?.to_device(&self.device)?,
             Some(tensor) => {
                 self.problems.push(format!("`{name}` is {:?}, expected {shape:?}", tensor.dims()));
-                Tensor::zeros(shape, DType::F32, &self.device)?
+                Tensor::zeros(shape, self.dtype, &self.device)?
             }
             None => match &self.missing {
                 Missing::Draw { seed, prefixes } if starts_with_any(&name, prefixes) => {
-                    draw(*seed, &name, shape, init, &self.device)?
+                    draw(*seed, &name, shape, init, &self.device)?.to_dtype(self.dtype)?
                 }
                 _ => {
                     self.problems.push(format!("`{name}` {shape:?} is missing"));
-                    Tensor::zeros(shape, DType::F32, &self.device)?
+                    Tensor::zeros(shape, self.dtype, &self.device)?
                 }
             },
         };

@@ -10,7 +10,7 @@ use crate::generate::KvCache;
 use crate::layers::{Bias, Linear, join_heads, lecun, split_heads};
 use crate::params::{Init, ParamBuilder};
 use crate::vlm::LossOutput;
-use candle_core::{Result, Tensor};
+use candle_core::{DType, Result, Tensor};
 use oqvl_kernels::{Mask, RopeTables, attention, cross_entropy, linear, rms_norm, rope, swiglu};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
@@ -128,6 +128,11 @@ impl Qwen2 {
     #[must_use]
     pub fn config(&self) -> &Qwen2Config {
         &self.config
+    }
+
+    /// Type of its parameters and of what it computes.
+    pub(crate) fn dtype(&self) -> DType {
+        self.embed_tokens.dtype()
     }
 
     /// Token embeddings of ids `(s)` (u32): `(s, h)`.

@@ -7,7 +7,7 @@ use crate::params::ParamBuilder;
 use crate::projector::AvgPoolProjector;
 use crate::qwen2::{Qwen2, Qwen2Config};
 use crate::siglip::{SiglipVisionConfig, SiglipVisionTower};
-use candle_core::{DType, Device, Tensor};
+use candle_core::{Device, Tensor};
 use oqvl_image_prep::ImageGeometry;
 use oqvl_kernels::cross_entropy;
 use oqvl_text_prep::{IGNORE_INDEX, IMAGE_TOKEN_ID};
@@ -171,7 +171,7 @@ impl Vlm {
             rows.push(self.encode_images(&images)?.reshape((images.len() * q, hidden))?);
         }
         let padding_row = (num_tokens + images.len() * q) as u32;
-        rows.push(Tensor::zeros((1, hidden), DType::F32, &self.device)?);
+        rows.push(Tensor::zeros((1, hidden), self.language_model.dtype(), &self.device)?);
         let table = Tensor::cat(&rows, 0)?;
 
         let longest = lens.iter().copied().max().unwrap_or(0);

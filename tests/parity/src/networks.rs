@@ -13,7 +13,7 @@ use candle_core::{DType, Device, Tensor};
 use oqvl_model::{Missing, ParamStore, Trainable};
 
 /// Types of weights and activations.
-const DTYPES: [DType; 1] = [DType::F32];
+const DTYPES: [DType; 2] = [DType::F32, DType::BF16];
 
 /// What a network makes of its fixture's inputs, under the names of the goldens.
 type Outputs = Vec<(&'static str, Tensor)>;
@@ -83,6 +83,5 @@ fn no_tokens(_: &Fixture) -> anyhow::Result<Vec<Row>> {
 
 /// A store that gives these weights to a network, for inference in `dtype`.
 fn store(weights: Tensors, missing: Missing, dtype: DType) -> ParamStore {
-    assert_eq!(dtype, DType::F32);
-    ParamStore::new(weights, missing, Trainable::None, &Device::Cpu)
+    ParamStore::new(weights, missing, Trainable::None, &Device::Cpu).with_dtype(dtype)
 }
