@@ -19,7 +19,7 @@ const BOOTSTRAP: &[&str] =
     &["image-prep", "kernels", "mlm-filter", "model", "shard-io", "stage", "text-prep", "trainer"];
 
 /// What each crate may depend on, from the bottom up: the picture of `docs/architecture.md`, section 2.
-const ARROWS: [(&str, &[&str]); 19] = [
+const ARROWS: [(&str, &[&str]); 20] = [
     ("image-prep", &[]),
     ("kernels", &[]),
     ("shard-io", &[]),
@@ -37,6 +37,7 @@ const ARROWS: [(&str, &[&str]); 19] = [
     ("mlm-filter", NETWORK),
     ("trainer", NETWORK),
     ("export", &["model", "shard-io", "text-prep"]),
+    ("chat", NETWORK),
     ("bootstrap", BOOTSTRAP),
     ("sft", TRAINING),
 ];
