@@ -2,8 +2,8 @@
 
 use candle_core::{Device, Tensor};
 use oqvl_model::{
-    Example, GenerateConfig, HiddenAct, Missing, ModelError, ParamStore, Prompt, Qwen2Config,
-    SECOND_TO_LAST, Siglip, SiglipConfig, SiglipTextConfig, SiglipVisionConfig, Trainable, Vlm, VlmConfig,
+    Example, GenerateConfig, HiddenAct, Missing, ModelError, ParamStore, Prompt, Qwen2Config, SECOND_TO_LAST,
+    Siglip, SiglipConfig, SiglipTextConfig, SiglipVisionConfig, Trainable, Vlm, VlmConfig,
 };
 use oqvl_text_prep::{IGNORE_INDEX, IMAGE_TOKEN_ID as IMG};
 use std::collections::BTreeMap;
