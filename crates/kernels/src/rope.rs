@@ -3,14 +3,23 @@
 use crate::element::{Element, dispatch, elements, lit, widened, with_elements};
 use candle_core::backend::BackendStorage as _;
 use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor, WithDType, bail};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
-/// Cosines and sines of every position, in f64 whatever the dtype of the model: angles lose their meaning in bf16.
+/// Cosines and sines of every position, in f64 whatever the dtype of the model: angles lose their meaning in bf16. They
+/// are computed when they are first asked for: the tables of a network that turns out not to fit its weights never are.
 #[derive(Debug, Clone)]
 pub struct RopeTables {
     half: usize,
-    cos: Arc<Vec<f64>>,
-    sin: Arc<Vec<f64>>,
+    num_positions: usize,
+    theta: f64,
+    values: Arc<OnceLock<Values>>,
+}
+
+/// Row by row, `half` for each position.
+#[derive(Debug)]
+struct Values {
+    cos: Vec<f64>,
+    sin: Vec<f64>,
 }
 
 impl RopeTables {
@@ -21,16 +30,18 @@ impl RopeTables {
     #[must_use]
     pub fn new(head_dim: usize, num_positions: usize, theta: f64) -> Self {
         assert!(head_dim.is_multiple_of(2), "a rotation takes pairs, head_dim is {head_dim}");
-        let half = head_dim / 2;
-        let angles = (0..num_positions).flat_map(|position| {
-            (0..half).map(move |pair| position as f64 / theta.powf(2.0 * pair as f64 / head_dim as f64))
-        });
-        let (cos, sin) = angles.map(|angle| (angle.cos(), angle.sin())).unzip();
-        Self { half, cos: Arc::new(cos), sin: Arc::new(sin) }
+        Self { half: head_dim / 2, num_positions, theta, values: Arc::default() }
     }
 
-    fn num_positions(&self) -> usize {
-        self.cos.len().checked_div(self.half).unwrap_or(0)
+    fn values(&self) -> &Values {
+        self.values.get_or_init(|| {
+            let (half, head_dim) = (self.half, 2.0 * self.half as f64);
+            let angles = (0..self.num_positions).flat_map(|position| {
+                (0..half).map(move |pair| position as f64 / self.theta.powf(2.0 * pair as f64 / head_dim))
+            });
+            let (cos, sin) = angles.map(|angle| (angle.cos(), angle.sin())).unzip();
+            Values { cos, sin }
+        })
     }
 }
 
@@ -59,13 +70,14 @@ struct Rope {
 impl Rope {
     fn rotate<T: Element>(&self, x: &[T], seq_len: usize) -> Vec<T> {
         let half = self.tables.half;
+        let Values { cos, sin } = self.tables.values();
         let mut y = vec![T::zero(); x.len()];
         for (row_idx, (x, y)) in x.chunks_exact(2 * half).zip(y.chunks_exact_mut(2 * half)).enumerate() {
             let start = (self.first_position + row_idx % seq_len) * half;
             let (left, right) = y.split_at_mut(half);
             for pair in 0..half {
-                let cos = lit::<T>(self.tables.cos[start + pair]);
-                let sin = lit::<T>(self.direction * self.tables.sin[start + pair]);
+                let cos = lit::<T>(cos[start + pair]);
+                let sin = lit::<T>(self.direction * sin[start + pair]);
                 left[pair] = x[pair] * cos - x[pair + half] * sin;
                 right[pair] = x[pair + half] * cos + x[pair] * sin;
             }
@@ -80,9 +92,9 @@ impl Rope {
         if head_dim != 2 * self.tables.half {
             bail!("rope: head_dim is {head_dim}, the tables are for {}", 2 * self.tables.half);
         }
-        if self.first_position + seq_len > self.tables.num_positions() {
+        if self.first_position + seq_len > self.tables.num_positions {
             let last = self.first_position + seq_len;
-            bail!("rope: position {last} is beyond the {} of the tables", self.tables.num_positions());
+            bail!("rope: position {last} is beyond the {} of the tables", self.tables.num_positions);
         }
         Ok(seq_len)
     }
@@ -124,7 +136,9 @@ mod tests {
         let x = random(&[2, 3, 4, 6], 1);
         let table =
             |values: &[f64]| Tensor::from_vec(values[5 * 3..9 * 3].to_vec(), (4, 3), &Device::Cpu).unwrap();
-        let slow = candle_nn::rotary_emb::rope_slow(&x, &table(&tables.cos), &table(&tables.sin)).unwrap();
+        let slow =
+            candle_nn::rotary_emb::rope_slow(&x, &table(&tables.values().cos), &table(&tables.values().sin))
+                .unwrap();
         assert_same(&rope(&x, &tables, 5).unwrap(), &slow, 1e-12);
         check_gradients(&[x], |inputs| rope(&inputs[0], &tables, 5));
     }

@@ -2,7 +2,7 @@
 
 use crate::ModelError;
 use crate::clip::check_siglip_images;
-use crate::config::{ReferenceConfig, leaves_tower_open};
+use crate::config::{ReferenceConfig, check_sizes, leaves_tower_open};
 use crate::params::{Missing, ParamStore, Trainable};
 use crate::qwen2::Qwen2Config;
 use crate::siglip::{Siglip, SiglipConfig, SiglipVisionConfig};
@@ -283,8 +283,14 @@ fn for_inference(given: Tensors, device: &Device) -> ParamStore {
 /// # Errors
 /// If it is missing or has other keys than the network's config.
 pub fn read_config<C: DeserializeOwned>(dir: &Path) -> Result<C> {
-    let path = config_file(dir);
-    oqvl_shard_io::read_json(&path).map_err(|error| unreadable(&path, error))
+    read_config_file(&config_file(dir))
+}
+
+/// Reads a file that describes a network, of a size that a network can have.
+pub(crate) fn read_config_file<C: DeserializeOwned>(path: &Path) -> Result<C> {
+    let config: Value = oqvl_shard_io::read_json(path).map_err(|error| unreadable(path, error))?;
+    check_sizes(&config).map_err(|problem| unreadable(path, problem))?;
+    serde_json::from_value(config).map_err(|error| unreadable(path, error))
 }
 
 fn raw_config(dir: &Path) -> Result<(PathBuf, Value)> {

@@ -6,7 +6,9 @@
 mod keys;
 mod qwen2;
 mod siglip;
+mod sizes;
 mod vlm;
 
 pub(crate) use keys::{Keys, remove_unread};
+pub(crate) use sizes::check_sizes;
 pub(crate) use vlm::{ReferenceConfig, leaves_tower_open};

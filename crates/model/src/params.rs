@@ -156,17 +156,13 @@ impl ParamStore {
         let value = match self.given.remove(&name) {
             Some(tensor) if tensor.dims() == shape => tensor.to_dtype(self.dtype)?.to_device(&self.device)?,
             Some(tensor) => {
-                self.problems.push(format!("`{name}` is {:?}, expected {shape:?}", tensor.dims()));
-                Tensor::zeros(shape, self.dtype, &self.device)?
+                return self.refuse(format!("`{name}` is {:?}, expected {shape:?}", tensor.dims()), shape);
             }
             None => match &self.missing {
                 Missing::Draw { seed, prefixes } if starts_with_any(&name, prefixes) => {
                     draw(*seed, &name, shape, init, &self.device)?.to_dtype(self.dtype)?
                 }
-                _ => {
-                    self.problems.push(format!("`{name}` {shape:?} is missing"));
-                    Tensor::zeros(shape, self.dtype, &self.device)?
-                }
+                _ => return self.refuse(format!("`{name}` {shape:?} is missing"), shape),
             },
         };
         if self.trainable.contains(&name) {
@@ -178,6 +174,12 @@ impl ParamStore {
             self.frozen.insert(name, value.clone());
             Ok(value)
         }
+    }
+
+    /// Stands in until all problems are known. It takes no memory: what is missing may be of any size.
+    fn refuse(&mut self, problem: String, shape: &[usize]) -> Result<Tensor> {
+        self.problems.push(problem);
+        Tensor::zeros((), self.dtype, &self.device)?.broadcast_as(shape)
     }
 }
 

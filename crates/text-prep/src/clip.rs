@@ -12,6 +12,7 @@ use tokenizers::{Model as _, ModelWrapper};
 use crate::TextError;
 use crate::ftfy::fix_text;
 use crate::html::unescape_html;
+use crate::tokenizer::parse_tokenizer;
 
 /// Tokens of every published CLIP text tower (`context_length`).
 pub const CLIP_CONTEXT_LENGTH: usize = 77;
@@ -122,7 +123,7 @@ impl ClipTokenizer {
             }
             None => Cow::Borrowed(bytes),
         };
-        let mut inner = tokenizers::Tokenizer::from_bytes(json).map_err(parse_error)?;
+        let mut inner = parse_tokenizer(&json).map_err(parse_error)?;
         // Length is decided here, not by whoever saved the file.
         inner.with_truncation(None).map_err(parse_error)?;
         inner.with_padding(None);

@@ -5,6 +5,7 @@ use std::path::Path;
 use crate::TextError;
 use crate::ftfy::fix_text;
 use crate::html::unescape_html;
+use crate::tokenizer::parse_tokenizer;
 
 /// Ends every text, and pads it (id 1 in the public vocabulary).
 const END_TOKEN: &str = "</s>";
@@ -41,7 +42,7 @@ impl SiglipTokenizer {
             std::fs::read(path).map_err(|source| TextError::Read { path: path.to_path_buf(), source })?;
         let origin = path.display().to_string();
         let parse_error = |source| TextError::Parse { origin: origin.clone(), source };
-        let mut inner = tokenizers::Tokenizer::from_bytes(&bytes).map_err(parse_error)?;
+        let mut inner = parse_tokenizer(&bytes).map_err(parse_error)?;
         // Length is decided here, not by whoever saved the file.
         inner.with_truncation(None).map_err(parse_error)?;
         inner.with_padding(None);

@@ -4,7 +4,7 @@ use super::open_clip::OpenClipFolder;
 use super::preprocessing::{Preprocessing, Wanted};
 use super::{Clip, ClipConfig};
 use crate::ModelError;
-use crate::checkpoint::{CONFIG_FILE, OPEN_CLIP_CONFIG_FILE, TOKENIZER_FILE, read_config};
+use crate::checkpoint::{CONFIG_FILE, OPEN_CLIP_CONFIG_FILE, TOKENIZER_FILE, read_config, read_config_file};
 use crate::params::{Missing, ParamStore, Trainable};
 use crate::weights::{Network, read_weights, weight_files};
 use candle_core::Device;
@@ -39,7 +39,7 @@ impl ClipCheckpoint {
     pub fn is_in(dir: &Path) -> Result<bool, ModelError> {
         let open_clip = dir.join(OPEN_CLIP_CONFIG_FILE);
         if !dir.join(CONFIG_FILE).is_file() && open_clip.is_file() {
-            let config: serde_json::Value = read_file(&open_clip)?;
+            let config: serde_json::Value = read_config_file(&open_clip)?;
             return Ok(config.pointer("/model_cfg/vision_cfg/timm_model_name").is_none());
         }
         let config: serde_json::Value = read_config(dir)?;
@@ -62,7 +62,7 @@ impl ClipCheckpoint {
         let is_open_clip = open_clip.is_file();
         let (config_file, config, preprocessing) = if is_open_clip && !dir.join(CONFIG_FILE).is_file() {
             let wrong = |what: String| ModelError::Config(format!("{}: {what}", open_clip.display()));
-            let folder: OpenClipFolder = read_file(&open_clip)?;
+            let folder: OpenClipFolder = read_config_file(&open_clip)?;
             let config = folder.config().map_err(wrong)?;
             (open_clip.clone(), config, folder.preprocessing())
         } else {

@@ -1,9 +1,11 @@
 //! The targets: what is read, and what must hold whatever the bytes.
 
+mod config;
 mod image;
 mod npy;
 mod parquet;
 mod tar;
+mod text;
 mod url_list;
 mod weights;
 
@@ -36,7 +38,7 @@ impl fmt::Debug for Fixup {
 }
 
 /// All targets.
-pub static TARGETS: [Target; 9] = [
+pub static TARGETS: [Target; 12] = [
     tar::TARGET,
     npy::TARGET,
     parquet::SCORES,
@@ -46,6 +48,9 @@ pub static TARGETS: [Target; 9] = [
     weights::TORCH,
     weights::PICKLES,
     weights::SAFETENSORS,
+    text::CAPTIONS,
+    text::TOKENIZERS,
+    config::TARGET,
 ];
 
 /// The target of that name.
