@@ -62,6 +62,9 @@ pub(super) const TARGET: Target = Target {
 /// A safetensors file without tensors.
 const NO_TENSORS: &[u8] = b"\x02\0\0\0\0\0\0\0{}";
 
+/// Loads whatever it takes a folder to be.
+type Load = fn(&Path) -> Result<(), ModelError>;
+
 fn run(input: &[u8]) -> String {
     let dir = scratch();
     let dir = dir.path();
@@ -71,7 +74,7 @@ fn run(input: &[u8]) -> String {
         let mut file = std::fs::File::create(dir.join(name)).expect("a temporary file can be made");
         std::io::Write::write_all(&mut file, bytes).expect("a temporary file can be written");
     }
-    let loads: [fn(&Path) -> Result<(), ModelError>; 5] = [
+    let loads: [Load; 5] = [
         |dir| VlmCheckpoint::load(dir, &Device::Cpu).map(drop),
         |dir| SiglipCheckpoint::load(dir, &Device::Cpu).map(drop),
         |dir| ClipCheckpoint::load(dir, None, &Device::Cpu).map(drop),
