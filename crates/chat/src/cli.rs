@@ -27,7 +27,7 @@ pub enum Template {
                   Ctrl-C ends an answer."
 )]
 pub struct Request {
-    /// Folder with config.json, weights and tokenizer.json, or a model of the hub: owner/name[@revision]
+    /// Folder with config.json, weights and tokenizer.json, or a model of the hub: owner/name or owner/name@revision
     #[arg(long, value_name = "DIR_OR_HUB_ID")]
     pub model: String,
     /// The vision tower, for a model that does not hold its own
@@ -66,7 +66,7 @@ pub struct Request {
     /// Tells how probable each of these is as the first token of the answer, among them, instead of an answer
     #[arg(long, value_name = "A,B,C", value_delimiter = ',')]
     pub probabilities: Vec<String>,
-    /// The question, with an <image> where each image goes; without any, they come before it
+    /// The question, with an `<image>` where each image goes; without any, they come before it
     pub question: Option<String>,
 }
 
