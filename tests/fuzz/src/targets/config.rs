@@ -84,8 +84,12 @@ fn run(input: &[u8]) -> String {
     loads.map(|load| load(dir).map_or_else(|error| kind(&error), |()| "loads".to_owned())).join(" ")
 }
 
-/// The kind of an error, without what the file says.
+/// The kind of an error and the beginning of its reason, without what the file says.
 fn kind(error: &ModelError) -> String {
-    let text = format!("{error:?}");
-    text.chars().take_while(|it| it.is_ascii_alphanumeric()).collect()
+    if matches!(error, ModelError::Weights { .. }) {
+        return "weights".to_owned();
+    }
+    let reason = std::error::Error::source(error).map_or_else(|| error.to_string(), ToString::to_string);
+    let reason = reason.rsplit('/').next().unwrap_or_default();
+    reason.chars().filter(|it| it.is_ascii_alphabetic() || *it == ' ').take(24).collect()
 }

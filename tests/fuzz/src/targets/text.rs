@@ -76,8 +76,14 @@ fn run_caption(input: &[u8]) -> String {
     let (fixed, plain) = (fix_text(&text), unescape_html(&text));
     let clean = clean_clip_text(&text);
     assert!(clean.trim() == clean && !clean.contains("  "), "whitespace is left in {clean:?}");
-    let change = |changed: bool, what: &'static str| if changed { what } else { "" };
-    format!("{}{}", change(fixed != text, "fixed "), change(plain != text, "unescaped"))
+    let mark = |is_so: bool, what: &'static str| if is_so { what } else { "" };
+    format!(
+        "{}{}{}{}",
+        mark(fixed != text, "fixed "),
+        mark(plain != text, "unescaped "),
+        mark(clean.is_ascii(), "ASCII "),
+        mark(clean.len() < text.len(), "shorter")
+    )
 }
 
 pub(super) fn trained() -> &'static [u8] {
@@ -120,7 +126,10 @@ fn run_tokenizer(input: &[u8]) -> String {
 /// The kind of an error, without what the file says.
 fn kind(error: &TextError) -> String {
     match error {
-        TextError::Parse { .. } => "not a tokenizer".to_owned(),
+        TextError::Parse { source, .. } => {
+            let reason = source.to_string();
+            reason.chars().filter(|it| it.is_ascii_alphabetic() || *it == ' ').take(16).collect()
+        }
         TextError::MissingSpecialToken { token, .. } => format!("without {token}"),
         TextError::NotClip { reason, .. } => {
             reason.chars().filter(|it| !it.is_ascii_digit()).take(30).collect()
