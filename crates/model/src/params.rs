@@ -156,13 +156,17 @@ impl ParamStore {
         let value = match self.given.remove(&name) {
             Some(tensor) if tensor.dims() == shape => tensor.to_dtype(self.dtype)?.to_device(&self.device)?,
             Some(tensor) => {
-                return self.refuse(format!("`{name}` is {:?}, expected {shape:?}", tensor.dims()), shape);
+                let problem = format!("`{name}` is {:?}, expected {shape:?}", tensor.dims());
+                return self.refuse(name, problem, shape);
             }
             None => match &self.missing {
                 Missing::Draw { seed, prefixes } if starts_with_any(&name, prefixes) => {
                     draw(*seed, &name, shape, init, &self.device)?.to_dtype(self.dtype)?
                 }
-                _ => return self.refuse(format!("`{name}` {shape:?} is missing"), shape),
+                _ => {
+                    let problem = format!("`{name}` {shape:?} is missing");
+                    return self.refuse(name, problem, shape);
+                }
             },
         };
         if self.trainable.contains(&name) {
@@ -177,9 +181,11 @@ impl ParamStore {
     }
 
     /// Stands in until all problems are known. It takes no memory: what is missing may be of any size.
-    fn refuse(&mut self, problem: String, shape: &[usize]) -> Result<Tensor> {
+    fn refuse(&mut self, name: String, problem: String, shape: &[usize]) -> Result<Tensor> {
         self.problems.push(problem);
-        Tensor::zeros((), self.dtype, &self.device)?.broadcast_as(shape)
+        let zeros = Tensor::zeros((), self.dtype, &self.device)?.broadcast_as(shape)?;
+        self.frozen.insert(name, zeros.clone());
+        Ok(zeros)
     }
 }
 

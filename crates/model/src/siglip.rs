@@ -43,7 +43,7 @@ impl SiglipVisionConfig {
     /// Patches along one edge; pixels right and below the last whole patch are unused.
     #[must_use]
     pub fn grid(&self) -> usize {
-        self.image_size / self.patch_size
+        self.image_size.checked_div(self.patch_size).unwrap_or(0)
     }
 
     /// Blocks whose output is the state `layer`; none if there is no such state.

@@ -47,7 +47,7 @@ impl ClipVisionConfig {
     /// Patches along one edge; pixels right and below the last whole patch are unused.
     #[must_use]
     pub fn grid(&self) -> usize {
-        self.image_size / self.patch_size
+        self.image_size.checked_div(self.patch_size).unwrap_or(0)
     }
 
     pub(super) fn validate(&self) -> Result<(), ModelError> {

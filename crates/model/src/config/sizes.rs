@@ -10,6 +10,9 @@ const MAX_LAYERS: u64 = 1024;
 /// Far above the largest vocabularies.
 const MAX_SIZE: u64 = 1 << 24;
 
+/// Twice what the longest contexts have; tables of all positions are made.
+const MAX_POSITIONS: u64 = 1 << 21;
+
 const LAYERS: &[&str] = &["layers", "num_hidden_layers"];
 const SIZES: &[&str] = &[
     "context_length",
@@ -20,7 +23,6 @@ const SIZES: &[&str] = &[
     "hidden_size",
     "image_size",
     "intermediate_size",
-    "max_position_embeddings",
     "num_attention_heads",
     "num_key_value_heads",
     "patch_size",
@@ -40,6 +42,7 @@ pub(crate) fn check_sizes(config: &Value) -> Result<(), String> {
         check_sizes(value)?;
         let max = match key.as_str() {
             key if LAYERS.contains(&key) => MAX_LAYERS,
+            "max_position_embeddings" => MAX_POSITIONS,
             key if SIZES.contains(&key) => MAX_SIZE,
             _ => continue,
         };
@@ -63,6 +66,8 @@ mod tests {
         );
         let error = check_sizes(&json!({"text_config": {"num_hidden_layers": 1025}})).unwrap_err();
         assert_eq!(error, "`num_hidden_layers` is 1025, no network has more than 1024");
+        let error = check_sizes(&json!({"max_position_embeddings": 1 << 24})).unwrap_err();
+        assert_eq!(error, "`max_position_embeddings` is 16777216, no network has more than 2097152");
         let error = check_sizes(&json!({"model_cfg": {"vision_cfg": {"width": u64::MAX}}})).unwrap_err();
         assert!(error.starts_with("`width` is 18446744073709551615, no network"), "{error}");
     }
