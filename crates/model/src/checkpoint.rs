@@ -196,12 +196,17 @@ impl<C> Contents<C> {
     /// # Errors
     /// If a file cannot be read.
     pub fn digest(&self) -> Result<String> {
-        let mut all = String::new();
-        for path in &self.files {
-            all += &digest_file(path).map_err(|error| unreadable(path, error))?;
-        }
-        Ok(digest_bytes(all.as_bytes()))
+        digest_of(&self.files)
     }
+}
+
+/// Digest of several files together, in this order.
+pub(crate) fn digest_of(files: &[PathBuf]) -> Result<String> {
+    let mut all = String::new();
+    for path in files {
+        all += &digest_file(path).map_err(|error| unreadable(path, error))?;
+    }
+    Ok(digest_bytes(all.as_bytes()))
 }
 
 /// A vision-language model read from disk.

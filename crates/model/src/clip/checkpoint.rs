@@ -4,12 +4,14 @@ use super::open_clip::OpenClipFolder;
 use super::preprocessing::{Preprocessing, Wanted};
 use super::{Clip, ClipConfig};
 use crate::ModelError;
-use crate::checkpoint::{CONFIG_FILE, OPEN_CLIP_CONFIG_FILE, TOKENIZER_FILE, read_config, read_config_file};
+use crate::checkpoint::{
+    CONFIG_FILE, OPEN_CLIP_CONFIG_FILE, TOKENIZER_FILE, digest_of, read_config, read_config_file,
+};
 use crate::params::{Missing, ParamStore, Trainable};
 use crate::weights::{Network, read_weights, weight_files};
 use candle_core::Device;
 use oqvl_image_prep::{CLIP_MEAN, CLIP_STD, RgbImage, clip_pixel_values};
-use oqvl_shard_io::{digest_bytes, digest_file, read_json};
+use oqvl_shard_io::read_json;
 use oqvl_text_prep::{ClipTextStyle, ClipTokenizer};
 use std::path::{Path, PathBuf};
 
@@ -84,7 +86,7 @@ impl ClipCheckpoint {
         let clip = Clip::new(&config, store.root())?;
         store.finish()?;
         let files = std::iter::once(config_file).chain(weight_files(dir)?).chain([tokenizer_file]);
-        Ok(Self { clip, config, tokenizer, digest: digest_of(files)? })
+        Ok(Self { clip, config, tokenizer, digest: digest_of(&files.collect::<Vec<_>>())? })
     }
 
     /// What the network reads of an image: `(3, image_size, image_size)`, see [`clip_pixel_values`].
@@ -106,12 +108,17 @@ impl ClipCheckpoint {
     }
 }
 
-/// Refuses a folder of Hugging Face's SigLIP that wants its images made in another way than
+/// Refuses a SigLIP folder of Hugging Face's or open_clip's that wants its images made in another way than
 /// [`pixel_values`](oqvl_image_prep::pixel_values) does it.
 pub(crate) fn check_siglip_images(dir: &Path, image_size: usize) -> Result<(), ModelError> {
     const HALF: [f32; 3] = [0.5; 3];
-    hugging_face_preprocessing(dir)?
-        .check(Wanted { image_size, mean: HALF, std: HALF, squash: true })
+    let open_clip = dir.join(OPEN_CLIP_CONFIG_FILE);
+    let said = if open_clip.is_file() && !dir.join(CONFIG_FILE).is_file() {
+        read_config_file::<OpenClipFolder>(&open_clip)?.preprocessing()
+    } else {
+        hugging_face_preprocessing(dir)?
+    };
+    said.check(Wanted { image_size, mean: HALF, std: HALF, squash: true })
         .map_err(|what| ModelError::Config(format!("{}: {what}", dir.display())))
 }
 
@@ -155,15 +162,4 @@ fn check_tokenizer(config: &ClipConfig, tokenizer: &ClipTokenizer) -> Result<(),
         return Err(format!("the tokenizer ends a text with {end}, the network expects {expected}"));
     }
     Ok(())
-}
-
-/// Digest of several files together.
-fn digest_of(files: impl Iterator<Item = PathBuf>) -> Result<String, ModelError> {
-    let mut all = String::new();
-    for path in files {
-        let digest =
-            digest_file(&path).map_err(|error| ModelError::Read { path, source: Box::new(error) })?;
-        all += &digest;
-    }
-    Ok(digest_bytes(all.as_bytes()))
 }
