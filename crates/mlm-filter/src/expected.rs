@@ -9,6 +9,8 @@ use oqvl_text_prep::Tokenizer;
 const PROMPTS_AT_ONCE: usize = 16;
 /// What is asked of the model about one prompt: the token after it, after each first digit, and after `10`.
 const NUM_QUESTIONS: usize = 12;
+/// Tokens of the longest question after the prompt: those of `10`.
+pub(crate) const MAX_ADDED_TOKENS: usize = 2;
 
 /// Reads numbers off the distribution of the next token.
 #[derive(Debug)]

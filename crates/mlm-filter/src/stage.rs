@@ -2,7 +2,7 @@
 
 use crate::MlmFilterError;
 use crate::config::{MlmFilterConfig, Mode};
-use crate::expected::Expectation;
+use crate::expected::{Expectation, MAX_ADDED_TOKENS};
 use crate::image::tower_pixels;
 use crate::score::parse_score;
 use candle_core::Device;
@@ -86,7 +86,7 @@ impl SampleScorer for Scorer<'_> {
                 // The reference ends here, with an error about an image that is not there.
                 return Ok(Err("placeholder-in-caption".to_owned()));
             }
-            if expanded_len(input_ids.len(), 1, vlm.num_image_tokens()) + self.config.max_new_tokens() > max {
+            if expanded_len(input_ids.len(), 1, vlm.num_image_tokens()) + self.added_tokens() > max {
                 return Ok(Err("caption-too-long".to_owned()));
             }
             prompts.push(Prompt { input_ids, images: vec![Arc::clone(&pixels)] });
@@ -106,6 +106,12 @@ impl SampleScorer for Scorer<'_> {
 }
 
 impl Scorer<'_> {
+    /// Positions that must be left after a prompt: for its answer, and for the numbers whose probabilities are asked.
+    fn added_tokens(&self) -> usize {
+        let asked = if self.expectation.is_some() { MAX_ADDED_TOKENS } else { 0 };
+        self.config.max_new_tokens().max(asked)
+    }
+
     fn score_group(&self, group: &[Vec<Prompt>]) -> Result<Vec<SampleScores>, MlmFilterError> {
         self.run.check_interrupt()?;
         let VlmCheckpoint { vlm, tokenizer, .. } = self.checkpoint;

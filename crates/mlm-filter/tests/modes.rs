@@ -1,65 +1,21 @@
 //! What parity with the reference's script does to scores, and the corrected mode does not.
 
+mod common;
+
 use candle_core::{DType, Device, Tensor};
+use common::{HIDDEN, save_model};
 use oqvl_mlm_filter::{
     ImageShape, Metric, MlmFilter, MlmFilterConfig, MlmFilterReport, Mode, PromptStyle, SCORER,
 };
-use oqvl_model::{
-    HiddenAct, Missing, ParamStore, Qwen2Config, SECOND_TO_LAST, SiglipVisionConfig, TOKENIZER_FILE,
-    Trainable, Vlm, VlmConfig, save_checkpoint,
-};
-use oqvl_shard_io::{ScoreTable, write_atomic};
+use oqvl_shard_io::ScoreTable;
 use oqvl_stage::{RunContext, Stage as _};
 use oqvl_testkit::tiny_shard;
-use oqvl_text_prep::{BpeTrainer, Tokenizer};
+use oqvl_text_prep::Tokenizer;
 use std::collections::BTreeMap;
 use std::path::Path;
 
 const METRIC: Metric = Metric::SemanticUnderstanding;
-const HIDDEN: usize = 8;
-
-/// A small model: `given` as it is, the rest drawn from a seed.
-fn save_model(dir: &Path, given: impl Fn(&Tokenizer, usize) -> BTreeMap<String, Tensor>) {
-    let trained = BpeTrainer::new(300).train(std::iter::empty()).unwrap();
-    let tokenizer_file = dir.join(TOKENIZER_FILE);
-    std::fs::create_dir_all(dir).unwrap();
-    write_atomic(&tokenizer_file, trained.json()).unwrap();
-    let tokenizer = Tokenizer::from_file(&tokenizer_file).unwrap();
-    let vision_config = SiglipVisionConfig {
-        hidden_size: 8,
-        intermediate_size: 8,
-        num_hidden_layers: 2,
-        num_attention_heads: 2,
-        image_size: 8,
-        patch_size: 4,
-        layer_norm_eps: 1e-6,
-        hidden_act: HiddenAct::Gelu,
-    };
-    let text_config = Qwen2Config {
-        vocab_size: tokenizer.vocab_size(),
-        hidden_size: HIDDEN,
-        intermediate_size: 8,
-        num_hidden_layers: 1,
-        num_attention_heads: 2,
-        num_key_value_heads: 1,
-        max_position_embeddings: 4096,
-        rope_theta: 10_000.0,
-        rms_norm_eps: 1e-6,
-        tie_word_embeddings: false,
-    };
-    let vocab_size = text_config.vocab_size;
-    let config =
-        VlmConfig { vision_config, text_config, pooled_grid: 2, vision_feature_layer: SECOND_TO_LAST };
-    let missing = Missing::Draw { seed: 4, prefixes: vec![String::new()] };
-    let mut store = ParamStore::new(
-        given(&tokenizer, vocab_size),
-        missing,
-        Trainable::Prefixes(vec![String::new()]),
-        &Device::Cpu,
-    );
-    Vlm::new(&config, store.root(), &Device::Cpu).unwrap();
-    save_checkpoint(dir, &config, &store, &tokenizer_file).unwrap();
-}
+const POSITIONS: usize = 4096;
 
 /// Weights that say `100` over and over: the blocks add nothing, so that the next token follows from the last alone.
 fn says_100(tokenizer: &Tokenizer, vocab_size: usize) -> BTreeMap<String, Tensor> {
@@ -119,7 +75,7 @@ fn answer(table: &ScoreTable, row: usize) -> &str {
 #[test]
 fn a_hundred_is_a_hundred_and_in_parity_ten() {
     let dir = tempfile::tempdir().unwrap();
-    save_model(&dir.path().join("model"), says_100);
+    save_model(&dir.path().join("model"), POSITIONS, says_100);
     let (report, table) = run(dir.path(), &["a cat"], &config(Mode::Corrected));
     assert_eq!((answer(&table, 0), column(&table, "score")[0]), ("100", Some(100.0)));
     assert_eq!(report.unparsable[METRIC.name()], 0);
@@ -130,7 +86,7 @@ fn a_hundred_is_a_hundred_and_in_parity_ten() {
 #[test]
 fn only_in_parity_a_score_depends_on_its_batch_mates() {
     let dir = tempfile::tempdir().unwrap();
-    save_model(&dir.path().join("model"), |_, _| BTreeMap::new());
+    save_model(&dir.path().join("model"), POSITIONS, |_, _| BTreeMap::new());
     let long = "a much longer caption about something else ".repeat(5);
     let differences = |mode| {
         let (_, alone) = run(dir.path(), &["a cat"], &config(mode));
@@ -155,7 +111,7 @@ fn only_in_parity_a_score_depends_on_its_batch_mates() {
 #[test]
 fn long_captions_and_placeholders_are_refused_or_as_in_the_reference() {
     let dir = tempfile::tempdir().unwrap();
-    save_model(&dir.path().join("model"), |_, _| BTreeMap::new());
+    save_model(&dir.path().join("model"), POSITIONS, |_, _| BTreeMap::new());
     // The model has room for 4096 tokens; the question alone has some 2100 bytes, each a token here.
     let long = "x".repeat(3000);
     let captions = ["an <image> of a cat", long.as_str(), "a cat"];
@@ -170,7 +126,7 @@ fn long_captions_and_placeholders_are_refused_or_as_in_the_reference() {
 #[test]
 fn padding_to_a_square_is_another_question() {
     let dir = tempfile::tempdir().unwrap();
-    save_model(&dir.path().join("model"), |_, _| BTreeMap::new());
+    save_model(&dir.path().join("model"), POSITIONS, |_, _| BTreeMap::new());
     let score = |image| {
         let config = MlmFilterConfig { image, ..config(Mode::Corrected) };
         column(&run(dir.path(), &["a cat"], &config).1, "expected")[0].unwrap()
@@ -181,7 +137,7 @@ fn padding_to_a_square_is_another_question() {
 #[test]
 fn threads_change_nothing() {
     let dir = tempfile::tempdir().unwrap();
-    save_model(&dir.path().join("model"), |_, _| BTreeMap::new());
+    save_model(&dir.path().join("model"), POSITIONS, |_, _| BTreeMap::new());
     let captions: Vec<String> = (0..20).map(|index| "cat ".repeat(index + 1)).collect();
     let captions: Vec<&str> = captions.iter().map(String::as_str).collect();
     for mode in [Mode::Corrected, Mode::Parity] {

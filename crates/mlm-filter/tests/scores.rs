@@ -1,61 +1,42 @@
 //! The stage on a shard with bad samples in it, against answers asked for one at a time.
 
+mod common;
+
 use candle_core::Device;
+use common::save_model;
 use oqvl_image_prep::{decode, pixel_values};
 use oqvl_mlm_filter::{
     ImageShape, Metric, MlmFilter, MlmFilterConfig, Mode, PromptStyle, SCORER, parse_score,
 };
-use oqvl_model::{
-    GenerateConfig, HiddenAct, ParamStore, Prompt, Qwen2Config, SECOND_TO_LAST, SiglipVisionConfig,
-    TOKENIZER_FILE, Vlm, VlmCheckpoint, VlmConfig, save_checkpoint,
-};
-use oqvl_shard_io::{Sample, SampleKey, ScoreTable, ShardReader, ShardWriter, write_atomic};
+use oqvl_model::{GenerateConfig, Prompt, VlmCheckpoint};
+use oqvl_shard_io::{Sample, SampleKey, ScoreTable, ShardReader, ShardWriter};
 use oqvl_stage::{RunContext, Stage as _};
 use oqvl_testkit::tiny_shard;
-use oqvl_text_prep::{BpeTrainer, SpecialTokens, Tokenizer};
-use std::path::Path;
+use oqvl_text_prep::SpecialTokens;
+use std::collections::BTreeMap;
 
 const METRICS: [Metric; 2] = [Metric::ImageTextMatching, Metric::SemanticUnderstanding];
+const POSITIONS: usize = 128;
 
-/// A model drawn from a seed.
-fn save_model(dir: &Path) {
-    let tokenizer = BpeTrainer::new(300).train(std::iter::empty()).unwrap();
-    let tokenizer_file = dir.join(TOKENIZER_FILE);
-    std::fs::create_dir_all(dir).unwrap();
-    write_atomic(&tokenizer_file, tokenizer.json()).unwrap();
-    let vision_config = SiglipVisionConfig {
-        hidden_size: 8,
-        intermediate_size: 8,
-        num_hidden_layers: 2,
-        num_attention_heads: 2,
-        image_size: 8,
-        patch_size: 4,
-        layer_norm_eps: 1e-6,
-        hidden_act: HiddenAct::Gelu,
-    };
-    let text_config = Qwen2Config {
-        vocab_size: Tokenizer::from_file(&tokenizer_file).unwrap().vocab_size(),
-        hidden_size: 8,
-        intermediate_size: 8,
-        num_hidden_layers: 1,
-        num_attention_heads: 2,
-        num_key_value_heads: 1,
-        max_position_embeddings: 128,
-        rope_theta: 10_000.0,
-        rms_norm_eps: 1e-6,
-        tie_word_embeddings: true,
-    };
-    let config =
-        VlmConfig { vision_config, text_config, pooled_grid: 2, vision_feature_layer: SECOND_TO_LAST };
-    let mut store = ParamStore::seeded(4, &Device::Cpu);
-    Vlm::new(&config, store.root(), &Device::Cpu).unwrap();
-    save_checkpoint(dir, &config, &store, &tokenizer_file).unwrap();
+/// Asks the metrics of a model that nobody has taught.
+fn config() -> MlmFilterConfig {
+    MlmFilterConfig {
+        shards: "shards".into(),
+        model: "model".into(),
+        prompt: PromptStyle::Brief,
+        metrics: METRICS.to_vec(),
+        mode: Mode::Corrected,
+        image: ImageShape::Squash,
+        max_new_tokens: Some(3),
+        batch_size: None,
+        expected: false,
+    }
 }
 
 #[test]
 fn every_sample_has_its_answers_or_its_reason() {
     let dir = tempfile::tempdir().unwrap();
-    save_model(&dir.path().join("model"));
+    save_model(&dir.path().join("model"), POSITIONS, |_, _| BTreeMap::new());
     let captions: Vec<String> = (0..20).map(|index| format!("{index} <image> cats")).collect();
     let keys: Vec<String> = (0..20).map(|index| format!("good{index:02}")).collect();
     let samples: Vec<_> = keys.iter().zip(&captions).map(|(k, c)| (k.as_str(), c.as_str())).collect();
@@ -76,17 +57,7 @@ fn every_sample_has_its_answers_or_its_reason() {
     }
     writer.finish().unwrap();
 
-    let config = MlmFilterConfig {
-        shards: "shards".into(),
-        model: "model".into(),
-        prompt: PromptStyle::Brief,
-        metrics: METRICS.to_vec(),
-        mode: Mode::Corrected,
-        image: ImageShape::Squash,
-        max_new_tokens: Some(3),
-        batch_size: None,
-        expected: false,
-    };
+    let config = config();
     let run = RunContext::for_test::<MlmFilter>(dir.path(), 7).unwrap();
     let report = MlmFilter::run(&config, &run).unwrap();
     assert_eq!((report.tally.seen, report.tally.kept), (60, 20));
@@ -121,4 +92,26 @@ fn every_sample_has_its_answers_or_its_reason() {
     // A model that nobody has taught says all sorts of things.
     assert_eq!(report.unparsable.values().sum::<u64>(), unparsable);
     assert!(unparsable > 0 && report.unparsable.len() == 2, "{:?}", report.unparsable);
+}
+
+#[test]
+fn expected_scores_have_room_at_the_edge_of_the_context() {
+    let dir = tempfile::tempdir().unwrap();
+    save_model(&dir.path().join("model"), POSITIONS, |_, _| BTreeMap::new());
+    let captions: Vec<String> = (0..POSITIONS).map(|len| "x".repeat(len + 1)).collect();
+    let keys: Vec<String> = (0..captions.len()).map(|index| format!("{index:03}")).collect();
+    let samples: Vec<_> = keys.iter().zip(&captions).map(|(k, c)| (k.as_str(), c.as_str())).collect();
+    std::fs::create_dir(dir.path().join("shards")).unwrap();
+    let _ = tiny_shard(&dir.path().join("shards"), "00000", &samples);
+    let kept = |expected| {
+        let config = MlmFilterConfig { max_new_tokens: Some(1), expected, ..config() };
+        let run = RunContext::for_test::<MlmFilter>(dir.path(), 7).unwrap();
+        let tally = MlmFilter::run(&config, &run).unwrap().tally;
+        std::fs::remove_dir_all(&run.out_dir).unwrap();
+        tally.kept
+    };
+    let kept_without = kept(false);
+    assert!(kept_without > 0 && kept_without < POSITIONS as u64, "{kept_without}");
+    // `10` is a token longer than the answer.
+    assert_eq!(kept(true), kept_without - 1);
 }

@@ -18,11 +18,10 @@ use crate::ModelError;
 use crate::qwen2::Part;
 use crate::vlm::{Prompt, Vlm};
 use candle_core::{DType, Tensor};
-use choose::Chooser;
+use choose::{Chooser, REPETITION_PENALTY, in_range};
 use oqvl_text_prep::{TextError, Tokenizer};
 use prefix::{Segment, Unit, num_positions, plan};
 use rayon::prelude::*;
-use serde::{Deserialize, Serialize};
 use std::collections::{HashMap, HashSet};
 use std::ops::ControlFlow;
 use std::sync::Arc;
@@ -40,18 +39,17 @@ const READ_POSITIONS: usize = 1024;
 const EXPECTED_NEW_TOKENS: usize = 256;
 
 /// How to generate.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
+#[derive(Debug, Clone, Default, PartialEq)]
 pub struct GenerateConfig {
-    /// Stop after this many tokens.
+    /// Stop after this many tokens. The default, 0, makes none: there is no number that suits everyone.
     pub max_new_tokens: usize,
     /// No stop id before this many tokens. (`min_length` of `transformers` counts the prompt too: the 1 the reference
     /// passes forbids nothing.)
     pub min_new_tokens: usize,
     /// Stop at one of these; it is not part of the result.
     pub stop_ids: Vec<i64>,
-    /// Makes tokens of the prompt and of the answer so far less probable (above 1) or more (below); above 0. It comes
-    /// before everything else. Source: Keskar et al., "CTRL", 2019.
+    /// Makes tokens of the prompt and of the answer so far less probable (above 1) or more (below); from 0.001 to 1000. It
+    /// comes before everything else. Source: Keskar et al., "CTRL", 2019.
     pub repetition_penalty: Option<f64>,
     /// How the next token is chosen.
     pub sampling: Sampling,
@@ -63,12 +61,10 @@ impl GenerateConfig {
     /// # Errors
     /// Names the first that is out of its range.
     pub fn validate(&self) -> Result<(), ModelError> {
-        match self.repetition_penalty {
-            Some(penalty) if !(penalty > 0.0 && penalty.is_finite()) => {
-                Err(ModelError::Generation(format!("repetition_penalty must be above 0, got {penalty}")))
-            }
-            _ => self.sampling.validate(),
+        if let Some(penalty) = self.repetition_penalty {
+            in_range("repetition_penalty", penalty, &REPETITION_PENALTY)?;
         }
+        self.sampling.validate()
     }
 }
 
@@ -159,7 +155,7 @@ impl Vlm {
     /// Logits of the token after each prompt: one vector of `vocab_size` per prompt.
     ///
     /// # Errors
-    /// If a prompt does not fit the model.
+    /// If a prompt does not fit the model, or the network gives no numbers.
     pub fn next_token_logits(&self, prompts: &[Prompt]) -> Result<Vec<Vec<f32>>, ModelError> {
         self.check(prompts, 1)?;
         let features = self.image_features(prompts.iter().flat_map(|prompt| &prompt.images))?;
@@ -170,7 +166,11 @@ impl Vlm {
                 Ok(logits.to_dtype(DType::F32)?.to_vec2::<f32>()?)
             })
             .collect();
-        Ok(chunks?.into_iter().flatten().collect())
+        let logits: Vec<Vec<f32>> = chunks?.into_iter().flatten().collect();
+        match logits.iter().position(|logits| logits.iter().any(|logit| logit.is_nan())) {
+            Some(row) => Err(ModelError::NotFinite { row }),
+            None => Ok(logits),
+        }
     }
 
     /// How probable each of `ids` is as the token after each prompt, among these ids alone: one number per id, in their
