@@ -5,12 +5,12 @@
 //! /api/models/{id}/revision/{revision}`, `…/tree/{commit}?recursive=true`, `POST …/paths-info/{commit}`, and
 //! `/{id}/resolve/{commit}/{path}` with `X-Repo-Commit`, `ETag`, `X-Linked-ETag`, `X-Linked-Size` and `X-Error-Code`.
 
+use crate::http::{HttpRequest, http_head};
 use serde_json::{Value, json};
 use sha1::Sha1;
 use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
-use std::fmt::Write as _;
-use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::io::Write as _;
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
@@ -261,7 +261,9 @@ impl Answer {
 }
 
 fn serve(stream: &TcpStream, state: &(Mutex<State>, Condvar), is_hub: bool, others: SocketAddr) {
-    let Some((request, body)) = read(stream, is_hub) else { return };
+    let Some(HttpRequest { method, path, mut headers, body }) = HttpRequest::read(stream) else { return };
+    let (authorization, range) = (headers.remove("authorization"), headers.remove("range"));
+    let request = HubRequest { is_hub, method, path, authorization, range };
     let answer = {
         let mut state = locked(&state.0);
         state.requests.push(request.clone());
@@ -270,39 +272,9 @@ fn serve(stream: &TcpStream, state: &(Mutex<State>, Condvar), is_hub: bool, othe
     write(stream, state, &request, &answer);
 }
 
-fn read(stream: &TcpStream, is_hub: bool) -> Option<(HubRequest, Vec<u8>)> {
-    let mut reader = BufReader::new(stream);
-    let mut line = String::new();
-    reader.read_line(&mut line).ok()?;
-    let mut words = line.split_whitespace().map(str::to_owned);
-    let (method, path) = (words.next()?, words.next()?);
-    let mut headers = BTreeMap::new();
-    loop {
-        let mut line = String::new();
-        reader.read_line(&mut line).ok()?;
-        let Some((name, value)) = line.trim().split_once(": ") else { break };
-        headers.insert(name.to_lowercase(), value.to_owned());
-    }
-    let num_bytes = headers.get("content-length").and_then(|text| text.parse().ok()).unwrap_or(0);
-    let mut body = vec![0; num_bytes];
-    reader.read_exact(&mut body).ok()?;
-    let mut header = |name: &str| headers.remove(name);
-    let (authorization, range) = (header("authorization"), header("range"));
-    Some((HubRequest { is_hub, method, path, authorization, range }, body))
-}
-
 fn write(mut stream: &TcpStream, state: &(Mutex<State>, Condvar), request: &HubRequest, answer: &Answer) {
-    let mut head = format!(
-        "HTTP/1.1 {} x\r\nContent-Length: {}\r\nConnection: close\r\n",
-        answer.status,
-        answer.body.len()
-    );
-    for (name, value) in &answer.headers {
-        // Writing to a text cannot fail.
-        let _ = write!(head, "{name}: {value}\r\n");
-    }
     // Whoever does not listen any more needs no answer.
-    let _ = stream.write_all(&[head.as_bytes(), b"\r\n"].concat());
+    let _ = stream.write_all(http_head(answer.status, &answer.headers, answer.body.len()).as_bytes());
     if request.method == "HEAD" {
         return;
     }

@@ -4,7 +4,8 @@
 //! WebDataset tar of a few small images ([`tiny_shard`]), the *shared data* are real photographs and
 //! tokenizers that may or may not lie beside the checkout ([`shared_data`]), and a [`PythonVenv`] is a virtual
 //! environment with packages from PyPI ([`python_venv`]) for the tests that run other people's tools, the
-//! [`S3Server`] among them. A [`HubServer`] plays the Hugging Face hub, with all that can go wrong there.
+//! [`S3Server`] among them. A [`HubServer`] plays the Hugging Face hub, with all that can go wrong there; other servers of tests read an
+//! [`HttpRequest`] and begin their answer with [`http_head`].
 //!
 //! What a test needs and does not find, it says in a line that begins with `skipped: `; `cargo xtask test` lists
 //! those lines at its end, so that a skipped test is never taken for a passed one.
@@ -26,6 +27,7 @@
 //!
 //! Panics are its way to report: every function is for use inside a test.
 
+mod http;
 mod hub_server;
 mod picture;
 mod python;
@@ -34,6 +36,7 @@ mod shared_data;
 mod tiny_shard;
 mod tolerance;
 
+pub use http::{HttpRequest, http_head};
 pub use hub_server::{HubFile, HubRequest, HubServer, git_blob_id, sha256_hex};
 pub use picture::picture;
 pub use python::{PythonVenv, python_venv};

@@ -2,32 +2,20 @@
 
 use crate::pictures::{self, csv};
 use crate::program::Program;
-use oqvl_testkit::{HubFile, HubServer};
+use oqvl_testkit::{HttpRequest, HubFile, HubServer, http_head};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
-use std::fmt::Write as _;
-use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::io::Write as _;
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 const COMMIT: &str = "0123456789012345678901234567890123456789";
 
-/// A request.
-#[derive(Debug, Clone)]
-pub(crate) struct Request {
-    pub(crate) method: String,
-    pub(crate) path: String,
-    headers: BTreeMap<String, String>,
-    body: Vec<u8>,
-}
-
-impl Request {
-    /// First byte asked for.
-    pub(crate) fn range_start(&self) -> usize {
-        let range = self.headers.get("range").map_or("bytes=0-", String::as_str);
-        range.trim_start_matches("bytes=").trim_end_matches('-').parse().unwrap()
-    }
+/// First byte asked for.
+pub(crate) fn range_start(request: &HttpRequest) -> usize {
+    let range = request.headers.get("range").map_or("bytes=0-", String::as_str);
+    range.trim_start_matches("bytes=").trim_end_matches('-').parse().unwrap()
 }
 
 /// An answer.
@@ -64,7 +52,7 @@ impl Answer {
 #[derive(Debug)]
 pub(crate) struct Web {
     pub(crate) address: SocketAddr,
-    requests: Arc<Mutex<Vec<Request>>>,
+    requests: Arc<Mutex<Vec<HttpRequest>>>,
 }
 
 impl Web {
@@ -72,12 +60,12 @@ impl Web {
         self.requests.lock().unwrap().len()
     }
 
-    fn requests(&self) -> Vec<Request> {
+    fn requests(&self) -> Vec<HttpRequest> {
         self.requests.lock().unwrap().clone()
     }
 }
 
-pub(crate) fn serve(answer: impl Fn(&Request) -> Answer + Send + Sync + 'static) -> Web {
+pub(crate) fn serve(answer: impl Fn(&HttpRequest) -> Answer + Send + Sync + 'static) -> Web {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap();
     let requests = Arc::new(Mutex::new(Vec::new()));
@@ -87,7 +75,7 @@ pub(crate) fn serve(answer: impl Fn(&Request) -> Answer + Send + Sync + 'static)
         for stream in listener.incoming().flatten() {
             let (answer, log) = (Arc::clone(&answer), Arc::clone(&log));
             std::thread::spawn(move || {
-                let Some(request) = read(&stream) else { return };
+                let Some(request) = HttpRequest::read(&stream) else { return };
                 log.lock().unwrap().push(request.clone());
                 write(stream, &answer(&request));
             });
@@ -96,35 +84,9 @@ pub(crate) fn serve(answer: impl Fn(&Request) -> Answer + Send + Sync + 'static)
     Web { address, requests }
 }
 
-fn read(stream: &TcpStream) -> Option<Request> {
-    let mut reader = BufReader::new(stream);
-    let mut line = String::new();
-    reader.read_line(&mut line).ok()?;
-    let mut words = line.split_whitespace().map(str::to_owned);
-    let (method, path) = (words.next()?, words.next()?);
-    let mut headers = BTreeMap::new();
-    loop {
-        let mut line = String::new();
-        reader.read_line(&mut line).ok()?;
-        let Some((name, value)) = line.trim().split_once(": ") else { break };
-        headers.insert(name.to_lowercase(), value.to_owned());
-    }
-    let num_bytes = headers.get("content-length").map_or(0, |text| text.parse().unwrap());
-    let mut body = vec![0; num_bytes];
-    reader.read_exact(&mut body).ok()?;
-    Some(Request { method, path, headers, body })
-}
-
 fn write(mut stream: TcpStream, answer: &Answer) {
-    let mut head = format!(
-        "HTTP/1.1 {} x\r\nContent-Length: {}\r\nConnection: close\r\n",
-        answer.status,
-        answer.body.len()
-    );
-    for (name, value) in &answer.headers {
-        write!(head, "{name}: {value}\r\n").unwrap();
-    }
-    let _ = stream.write_all(&[head.as_bytes(), b"\r\n", &answer.body].concat());
+    let head = http_head(answer.status, &answer.headers, answer.body.len());
+    let _ = stream.write_all(&[head.as_bytes(), &answer.body].concat());
 }
 
 /// The data set `team/lists` with a file and a folder, for whoever has the token.
@@ -161,7 +123,7 @@ fn hub(pictures: SocketAddr) -> Web {
             };
             let name = name.replace("%20", " ");
             let content = if name == "lying.csv" { &lying } else { &files[name.as_str()] };
-            return Answer::file(content.as_bytes(), request.range_start());
+            return Answer::file(content.as_bytes(), range_start(request));
         };
         match rest {
             "/revision/main" | "/revision/refs%2Fconvert%2Fparquet" => Answer::json(&json!({"sha": COMMIT})),
