@@ -78,8 +78,8 @@ mod shrink_jpeg;
 mod vector;
 
 /// Whether JPEG files are read and written with vector instructions: libjpeg-turbo's are in assembly language and need
-/// `nasm` at build time on x86. Without them the pixels are the same; reading takes about one and a half
-/// times as long, writing four times.
+/// `nasm` at build time on x86. Without them the pixels of intact files are the same, and those of some damaged files are
+/// not; reading takes about one and a half times as long, writing four times.
 pub const JPEG_SIMD: bool = cfg!(jpeg_simd);
 
 pub use blur::{NormalizedBox, blur_boxes};
@@ -94,7 +94,7 @@ pub use format::ImageFormat;
 pub use geometry::ImageGeometry;
 pub use interpolation::{Interpolation, resize_opencv};
 pub use orientation::exif_orientation;
-pub use pixel_values::pixel_values;
+pub use pixel_values::{SIGLIP_MEAN, SIGLIP_STD, pixel_values};
 pub use pooling::pooling_windows;
 pub use raster::{Layout, Raster, RasterRef};
 pub use resample::{Filter, resize};

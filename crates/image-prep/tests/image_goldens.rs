@@ -9,8 +9,8 @@ use std::path::{Path, PathBuf};
 
 use goldens::{digest, layout, lines, number, pattern, report, shared_data};
 use oqvl_image_prep::{
-    DecodeError, DecodeLimits, Encoding, Filter, ImageFormat, Interpolation, Layout, Raster, decode,
-    decode_on_white, draft_on_white, encode, encode_jpeg, probe, resize, resize_opencv, shrink_jpeg,
+    DecodeError, DecodeLimits, Encoding, Filter, ImageFormat, Interpolation, JPEG_SIMD, Layout, Raster,
+    decode, decode_on_white, draft_on_white, encode, encode_jpeg, probe, resize, resize_opencv, shrink_jpeg,
 };
 
 const GENERATED: &str = include_str!("fixtures/image_goldens.txt");
@@ -19,6 +19,19 @@ const SHARED: &str = include_str!("fixtures/shared_goldens.txt");
 /// The limit of the list of awkward files: its bombs are far above, its photographs far below.
 const LIMITS: DecodeLimits =
     DecodeLimits { max_width: 65_535, max_height: 65_535, max_pixels: 400_000_000, max_alloc_bytes: 1 << 30 };
+
+/// Damaged files whose coefficients are beyond their range. libjpeg's vector code cuts the sums off at their ends, its plain
+/// code lets them wrap around, so that they look otherwise where it was built without SIMD.
+const NEED_SIMD: [&str; 2] = ["noise-in-scan.jpg", "awkward/pillow_hopper_bad_exif.jpg"];
+
+/// Whether this build cannot decode the file as Pillow's and OpenCV's wheels do, and a word about it.
+fn needs_simd(name: &str) -> bool {
+    let is_skipped = !JPEG_SIMD && NEED_SIMD.contains(&name);
+    if is_skipped {
+        eprintln!("skipped: {name}, because libjpeg was built without SIMD");
+    }
+    is_skipped
+}
 
 /// Where the files of a list lie; `None`, and a word about it, if they are not there.
 fn root_of(goldens: &str) -> Option<PathBuf> {
@@ -49,8 +62,8 @@ fn check_pillow_decode(goldens: &str, except: &[&str]) {
             }
             (expected, found) => Some(format!("{expected:?}, {found:?}")),
         };
-        differences
-            .extend(difference.filter(|_| !except.contains(&name)).map(|text| format!("{name}: {text}")));
+        let difference = difference.filter(|_| !except.contains(&name) && !needs_simd(name));
+        differences.extend(difference.map(|text| format!("{name}: {text}")));
     }
     report("decode as Pillow", num_cases, &differences);
 }
@@ -74,7 +87,7 @@ fn check_opencv_decode(goldens: &str) {
             }
             (expected, found) => Some(format!("{expected:?}, {found:?}")),
         };
-        differences.extend(difference.map(|text| format!("{name}: {text}")));
+        differences.extend(difference.filter(|_| !needs_simd(name)).map(|text| format!("{name}: {text}")));
     }
     report("decode as OpenCV", num_cases, &differences);
 }
