@@ -2,8 +2,13 @@
 
 use crate::{Filter, RgbImage, resize};
 
+/// Mean of red, green and blue, of 1. Source: `preprocessor_config.json` of google/siglip-so400m-patch14-384.
+pub const SIGLIP_MEAN: [f32; 3] = [0.5; 3];
+/// Standard deviation of red, green and blue, of 1. Source: as [`SIGLIP_MEAN`].
+pub const SIGLIP_STD: [f32; 3] = [0.5; 3];
+
 /// Pixel values of `image` for SigLIP: resized to `image_size` squared without regard to its aspect ratio
-/// (Pillow bicubic), scaled to 0..1, then `(x - 0.5) / 0.5`.
+/// (Pillow bicubic), scaled to 0..1, then [`SIGLIP_MEAN`] taken away and divided by [`SIGLIP_STD`].
 ///
 /// Returns shape `(3, image_size, image_size)` in row-major order (channel, row, column), values from −1 to 1.
 ///
@@ -13,8 +18,10 @@ use crate::{Filter, RgbImage, resize};
 /// Source: the `resize-naive` transform of Open-Qwen2VL (`prismatic/models/backbones/vision/base_vision.py`).
 pub fn pixel_values(image: &RgbImage, image_size: u32) -> Vec<f32> {
     let resized = resize(image, image_size, image_size, Filter::Bicubic);
-    let value_of: [f32; 256] = std::array::from_fn(|level| (level as f32 / 255.0 - 0.5) / 0.5);
-    planes(&resized, &[value_of; 3])
+    let value_of: [[f32; 256]; 3] = std::array::from_fn(|channel| {
+        std::array::from_fn(|level| (level as f32 / 255.0 - SIGLIP_MEAN[channel]) / SIGLIP_STD[channel])
+    });
+    planes(&resized, &value_of)
 }
 
 /// The three planes of `image`, one after another, each level replaced by what its channel has for it.
