@@ -4,18 +4,22 @@ use super::GenerateConfig;
 use crate::ModelError;
 use rand::{Rng as _, SeedableRng as _};
 use rand_chacha::ChaCha8Rng;
-use serde::{Deserialize, Serialize};
+use std::ops::RangeInclusive;
+
+/// Beyond these logits divided by it are infinite, or all the same.
+const TEMPERATURE: RangeInclusive<f64> = 1e-6..=1e6;
+/// Beyond these a logit that is penalized is infinite.
+pub(super) const REPETITION_PENALTY: RangeInclusive<f64> = 1e-3..=1e3;
 
 /// How a token is chosen from the scores of all.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
-#[serde(tag = "kind", rename_all = "kebab-case", deny_unknown_fields)]
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub enum Sampling {
     /// The most probable one; of several the one with the lowest id.
     #[default]
     Greedy,
     /// Drawn from the distribution that is left after, in this order, `temperature`, `top_k` and `top_p`.
     Random {
-        /// Logits are divided by it: above 0; 1 leaves them as they are.
+        /// Logits are divided by it: from 1e-6 to 1e6; 1 leaves them as they are.
         temperature: f64,
         /// Only the tokens that score as high as the best `top_k`; at least 1.
         top_k: Option<usize>,
@@ -32,9 +36,7 @@ impl Sampling {
     pub(super) fn validate(&self) -> Result<(), ModelError> {
         let Self::Random { temperature, top_k, top_p, seed: _ } = *self else { return Ok(()) };
         let wrong = |what: String| Err(ModelError::Generation(what));
-        if !(temperature > 0.0 && temperature.is_finite()) {
-            return wrong(format!("temperature must be above 0, got {temperature}"));
-        }
+        in_range("temperature", temperature, &TEMPERATURE)?;
         if top_k == Some(0) {
             return wrong("top_k must be at least 1, got 0".to_owned());
         }
@@ -45,6 +47,16 @@ impl Sampling {
             _ => Ok(()),
         }
     }
+}
+
+/// # Errors
+/// If `value` is out of its range, or no number.
+pub(super) fn in_range(name: &str, value: f64, range: &RangeInclusive<f64>) -> Result<(), ModelError> {
+    if range.contains(&value) {
+        return Ok(());
+    }
+    let (min, max) = (range.start(), range.end());
+    Err(ModelError::Generation(format!("{name} must be above 0, from {min:?} to {max:?}, got {value:?}")))
 }
 
 /// Chooses the tokens of one sequence.
@@ -195,6 +207,7 @@ fn draw(candidates: &[(u32, f64)], at: f64) -> u32 {
 mod tests {
     use super::*;
     use proptest::prelude::*;
+    use serde::Deserialize;
     use std::path::Path;
 
     /// One setting of `transformers`' warpers and what they left of the logits.
