@@ -6,7 +6,6 @@ mod names;
 mod pickle;
 mod safetensors_file;
 mod torch_zip;
-mod unique_map;
 
 pub use error::WeightsError;
 pub(crate) use names::timm_vision;
@@ -15,20 +14,13 @@ pub use names::{Network, drop_tied_head};
 use crate::ModelError;
 use candle_core::{Device, Tensor};
 use error::shown;
-use oqvl_shard_io::WEIGHT_FILES;
-use serde::Deserialize;
+use oqvl_shard_io::{WEIGHT_FILES, WeightIndex, WeightIndexError};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
-use std::io::Read as _;
-use std::path::{Component, Path, PathBuf};
-use unique_map::UniqueMap;
+use std::path::{Path, PathBuf};
 
 /// Weights of a checkpoint of ours, and of most others.
 pub const WEIGHTS_FILE: &str = WEIGHT_FILES[0];
-/// How the name of a list of shards ends.
-const INDEX_ENDING: &str = ".index.json";
-/// Longest list of shards that is read.
-const MAX_INDEX_BYTES: u64 = 1 << 26;
 
 /// Reads all tensors of a folder or file: floats as f32, whatever width they have in the file, integers and bools as
 /// i64.
@@ -56,8 +48,8 @@ pub fn weight_files(path: &Path) -> Result<Vec<PathBuf>, ModelError> {
     if !is_index(&found) {
         return Ok(vec![found]);
     }
-    let shards: BTreeSet<String> = read_index(&found)?.into_values().collect();
-    let shards = shards.into_iter().map(|shard| found.with_file_name(shard));
+    let index = read_index(&found)?;
+    let shards = index.file_names().into_iter().map(|shard| found.with_file_name(shard));
     Ok(std::iter::once(found.clone()).chain(shards).collect())
 }
 
@@ -75,7 +67,7 @@ fn failed(path: &Path, error: WeightsError) -> ModelError {
 }
 
 fn is_index(path: &Path) -> bool {
-    path.to_string_lossy().ends_with(INDEX_ENDING)
+    WeightIndex::is_one(&path.to_string_lossy())
 }
 
 /// The file that stands for a folder, or the file itself.
@@ -101,37 +93,16 @@ fn read_file(path: &Path, device: &Device) -> Result<BTreeMap<String, Tensor>, M
     }
 }
 
-/// The part of an index that matters.
-#[derive(Deserialize)]
-struct Index {
-    weight_map: UniqueMap<String>,
-}
-
 /// Names of tensors and of the files they are in.
-fn read_index(path: &Path) -> Result<BTreeMap<String, String>, ModelError> {
-    let mut text = Vec::new();
-    let file = File::open(path).map_err(|error| failed(path, error.into()))?;
-    file.take(MAX_INDEX_BYTES).read_to_end(&mut text).map_err(|error| failed(path, error.into()))?;
-    let wrong = |problems| failed(path, WeightsError::Index { problems });
-    let index: Index =
-        serde_json::from_slice(&text).map_err(|error| wrong(vec![shown(&error.to_string())]))?;
-    let files: BTreeSet<&String> = index.weight_map.0.values().collect();
-    // A list must not lead to files outside of its folder.
-    let outside = files.into_iter().filter(|file| !is_plain_name(file));
-    let problems: Vec<String> =
-        outside.map(|file| format!("`{}` is not the name of a file in the folder", shown(file))).collect();
-    if problems.is_empty() { Ok(index.weight_map.0) } else { Err(wrong(problems)) }
-}
-
-fn is_plain_name(name: &str) -> bool {
-    let mut components = Path::new(name).components();
-    let first_is_all = matches!(components.next(), Some(Component::Normal(first)) if first == name);
-    // The backslash separates folders on Windows; folders of weights travel.
-    first_is_all && !name.contains('\\')
+fn read_index(path: &Path) -> Result<WeightIndex, ModelError> {
+    WeightIndex::read(path).map_err(|error| match error {
+        WeightIndexError::Io(source) => failed(path, source.into()),
+        error => failed(path, WeightsError::Index { problems: vec![error.to_string()] }),
+    })
 }
 
 fn read_shards(index_path: &Path, device: &Device) -> Result<BTreeMap<String, Tensor>, ModelError> {
-    let index = read_index(index_path)?;
+    let index = read_index(index_path)?.files;
     let mut listed: BTreeMap<&str, BTreeSet<&str>> = BTreeMap::new();
     for (name, shard) in &index {
         listed.entry(shard).or_default().insert(name);

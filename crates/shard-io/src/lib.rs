@@ -73,6 +73,8 @@ mod store;
 mod tar_entries;
 mod tar_writer;
 mod uid_subset;
+mod unique_map;
+mod weight_index;
 
 pub use atomic::{AtomicFile, TEMPORARY_PREFIX, read_json, remove_if_there, write_atomic, write_json_atomic};
 pub use checked_parquet::{CheckedParquet, ChunkStart};
@@ -100,3 +102,5 @@ pub use store::{
 pub use tar_entries::TAR_END;
 pub use tar_writer::{MemberLocation, ShardSummary, ShardWriter};
 pub use uid_subset::{Uid, UidReader, UidSubset, UidWriter};
+pub use unique_map::UniqueMap;
+pub use weight_index::{WeightIndex, WeightIndexError};

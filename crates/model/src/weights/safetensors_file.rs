@@ -3,8 +3,8 @@
 use super::WeightsError;
 use super::elements::{ElementType, Elements};
 use super::error::shown;
-use super::unique_map::UniqueMap;
 use candle_core::{Device, Tensor};
+use oqvl_shard_io::UniqueMap;
 use safetensors::Dtype;
 use safetensors::tensor::Metadata;
 use serde::de::IgnoredAny;

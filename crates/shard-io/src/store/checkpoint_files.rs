@@ -5,8 +5,8 @@
 //! small files beside it that say how to use them.
 
 use super::{RemoteFile, StoreError};
-use serde::Deserialize;
-use std::collections::{BTreeMap, BTreeSet};
+use crate::{WeightIndex, WeightIndexError};
+use std::collections::BTreeMap;
 use std::path::Path;
 
 /// What weights are called in a folder, in the order they are looked for: transformers' files in its order,
@@ -20,12 +20,8 @@ pub const WEIGHT_FILES: [&str; 7] = [
     "open_clip_pytorch_model.bin",
     "checkpoints/latest-checkpoint.pt",
 ];
-/// How the name of a list of shards ends.
-const INDEX_ENDING: &str = ".index.json";
 /// How the names of the small files end: configs, tokenizers and chat templates.
 const SMALL_ENDINGS: [&str; 4] = [".json", ".txt", ".jinja", ".yaml"];
-/// Longest list of shards that is read.
-const MAX_INDEX_BYTES: u64 = 64 << 20;
 
 /// The files of a folder that make a checkpoint.
 #[derive(Debug, Default)]
@@ -47,7 +43,7 @@ impl CheckpointFiles {
             files.into_iter().map(|file| (file.name.clone(), file)).collect();
         let is_small = |name: &str| {
             !name.contains('/')
-                && !name.ends_with(INDEX_ENDING)
+                && !WeightIndex::is_one(name)
                 && SMALL_ENDINGS.iter().any(|ending| name.ends_with(ending))
         };
         let small: Vec<String> = others.keys().filter(|name| is_small(name)).cloned().collect();
@@ -56,7 +52,7 @@ impl CheckpointFiles {
             ..CheckpointFiles::default()
         };
         if let Some(found) = WEIGHT_FILES.iter().find_map(|name| others.remove(*name)) {
-            if found.name.ends_with(INDEX_ENDING) {
+            if WeightIndex::is_one(&found.name) {
                 chosen.first.push(found.clone());
                 chosen.index = Some(found);
             } else {
@@ -92,26 +88,19 @@ impl CheckpointFiles {
         uri: &str,
         absent: impl Fn(&str) -> StoreError,
     ) -> Result<(), StoreError> {
-        let wrong = |problem: String| StoreError::NoCheckpoint { uri: uri.to_owned(), problem };
-        let num_bytes = std::fs::metadata(index).map_err(StoreError::io(index))?.len();
-        if num_bytes > MAX_INDEX_BYTES {
-            return Err(wrong(format!("its list of shards has {num_bytes} bytes")));
-        }
-        let text = std::fs::read(index).map_err(StoreError::io(index))?;
-        let list: Index = serde_json::from_slice(&text)
-            .map_err(|error| wrong(format!("its list of shards cannot be read: {error}")))?;
-        for shard in list.weight_map.into_values().collect::<BTreeSet<_>>() {
-            let file = self.others.remove(&shard);
-            self.weights.push(file.ok_or_else(|| absent(&crate::error::printable(&shard)))?);
+        let list = WeightIndex::read(index).map_err(|error| match error {
+            WeightIndexError::Io(source) => StoreError::io(index)(source),
+            error => StoreError::NoCheckpoint {
+                uri: uri.to_owned(),
+                problem: format!("its list of shards: {error}"),
+            },
+        })?;
+        for shard in list.file_names() {
+            let file = self.others.remove(shard);
+            self.weights.push(file.ok_or_else(|| absent(&crate::error::printable(shard)))?);
         }
         Ok(())
     }
-}
-
-/// The part of a list of shards that matters here: in which file a tensor is.
-#[derive(Debug, Deserialize)]
-struct Index {
-    weight_map: BTreeMap<String, String>,
 }
 
 #[cfg(test)]
@@ -187,8 +176,12 @@ mod tests {
         chosen.choose_shards(&index, "hf://o/n", absent).unwrap();
         assert_eq!(names(&chosen.weights), ["a.safetensors", "b.safetensors"]);
         for (text, problem) in [
-            (r#"{"weight_map": {"x": "../d.safetensors"}}"#, "../d.safetensors: there is no such file"),
-            ("{}", "hf://o/n: no checkpoint: its list of shards cannot be read"),
+            (r#"{"weight_map": {"x": "d.safetensors"}}"#, "d.safetensors: there is no such file"),
+            (
+                r#"{"weight_map": {"x": "../d.safetensors"}}"#,
+                "hf://o/n: no checkpoint: its list of shards: `../d.safetensors` is not the name of a file",
+            ),
+            ("{}", "hf://o/n: no checkpoint: its list of shards: cannot be read: missing field"),
         ] {
             write(text);
             let error = choose(&listed).choose_shards(&index, "hf://o/n", absent).unwrap_err().to_string();

@@ -6,8 +6,11 @@ use std::fmt;
 use std::marker::PhantomData;
 
 /// A JSON object; a key that comes twice is an error, where most readers keep the last.
-#[derive(Debug)]
-pub(super) struct UniqueMap<V>(pub(super) BTreeMap<String, V>);
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct UniqueMap<V>(
+    /// What it holds.
+    pub BTreeMap<String, V>,
+);
 
 impl<'de, V: Deserialize<'de>> Deserialize<'de> for UniqueMap<V> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
