@@ -168,6 +168,12 @@ impl Tokenizer {
         self.inner.token_to_id(token).map(i64::from)
     }
 
+    /// Id of this text if it is a special token, which [`SpecialTokens::Skip`] leaves out.
+    pub fn special_token_id(&self, text: &str) -> Option<i64> {
+        let is_special = self.inner.get_added_vocabulary().is_special_token(text);
+        if is_special { self.token_id(text) } else { None }
+    }
+
     /// Largest id plus one: the number of embedding rows a model of this tokenizer needs at least.
     pub fn vocab_size(&self) -> usize {
         self.vocab_size
@@ -230,6 +236,9 @@ mod tests {
         assert_eq!(ids, [tokenizer.bos_id(), tokenizer.token_id("a").unwrap(), tokenizer.eos_id()]);
         assert_eq!(tokenizer.decode(&ids, SpecialTokens::Skip).unwrap(), "a");
         assert_eq!(tokenizer.decode(&ids, SpecialTokens::Keep).unwrap(), "<s>a<|im_end|>");
+        assert_eq!(tokenizer.special_token_id("<|im_end|>"), Some(tokenizer.eos_id()));
+        assert_eq!(tokenizer.special_token_id("a"), None);
+        assert_eq!(tokenizer.special_token_id("<|im_"), None);
     }
 
     #[test]

@@ -9,11 +9,14 @@ const REPLACEMENT: char = '\u{fffd}';
 const MAX_PENDING: usize = 8;
 
 /// Turns ids into text piece by piece. The pieces joined are the text of all ids, special tokens left out, up to the
-/// first stop string. A character is given out whole, and what may become a stop string is held back.
+/// first stop string. A character is given out whole, and what may become a stop string is held back. A stop string that
+/// is a special token ends the text where that token comes, which has no text of its own.
 #[derive(Debug)]
 pub struct TextStream<'a> {
     tokenizer: &'a Tokenizer,
     stop_strings: Vec<String>,
+    /// Special tokens among the stop strings.
+    stop_ids: Vec<i64>,
     /// Ids whose text may end in half a character.
     pending: Vec<i64>,
     /// Bytes of the text of `pending` that have been taken.
@@ -27,10 +30,13 @@ impl<'a> TextStream<'a> {
     /// A stream that ends before the first of `stop_strings`; empty ones are none.
     #[must_use]
     pub fn new(tokenizer: &'a Tokenizer, stop_strings: &[String]) -> Self {
-        let stop_strings = stop_strings.iter().filter(|text| !text.is_empty()).cloned().collect();
+        let stop_strings: Vec<String> =
+            stop_strings.iter().filter(|text| !text.is_empty()).cloned().collect();
+        let stop_ids = stop_strings.iter().filter_map(|text| tokenizer.special_token_id(text)).collect();
         Self {
             tokenizer,
             stop_strings,
+            stop_ids,
             pending: Vec::new(),
             num_taken: 0,
             held: String::new(),
@@ -51,6 +57,11 @@ impl<'a> TextStream<'a> {
     pub fn push(&mut self, id: i64) -> Result<String, TextError> {
         if self.has_stopped {
             return Ok(String::new());
+        }
+        if self.stop_ids.contains(&id) {
+            let shown = self.finish()?;
+            self.has_stopped = true;
+            return Ok(shown);
         }
         self.pending.push(id);
         let text = self.tokenizer.decode(&self.pending, SpecialTokens::Skip)?;
@@ -168,6 +179,16 @@ mod tests {
         // The earlier of two counts, also within one token.
         let (shown, _) = pieces(&TOKENIZER.encode("x ab!").unwrap(), &["b!", "ab"]);
         assert_eq!(shown.concat(), "x ");
+    }
+
+    #[test]
+    fn a_special_token_can_be_a_stop() {
+        let ids = TOKENIZER.encode("yes\nHum<|endoftext|>no<|im_end|>").unwrap();
+        // What was held back as the beginning of another stop is shown.
+        let (shown, stopped) = pieces(&ids, &["\nHuman:", "<|endoftext|>"]);
+        assert_eq!((shown.concat().as_str(), stopped), ("yes\nHum", true));
+        let (shown, stopped) = pieces(&ids, &["<|im_start|>", "<|endof"]);
+        assert_eq!((shown.concat().as_str(), stopped), ("yes\nHumno", false));
     }
 
     #[test]
