@@ -12,7 +12,7 @@
 //! The layout, and the locks, are those of the Python package `huggingface_hub` (`file_download.py`). A content gets its
 //! name when its digest has been checked, and a snapshot its links when all contents are there.
 
-use super::checkpoint_files::CheckpointFiles;
+use super::checkpoint_files::{CheckpointFiles, WEIGHT_FILES};
 use super::hub::Hub;
 use super::mirror::{PARALLEL, check_names, check_size};
 use super::transfer::Transfer;
@@ -138,7 +138,8 @@ impl<'a> Snapshot<'a> {
         if chosen.all().next().is_none() {
             return Err(StoreError::NotFound { uri: self.uri.to_string() });
         }
-        if self.store.settings.offline && !chosen.has_weights() {
+        let wants_weights = WEIGHT_FILES.iter().any(|name| (self.options.wants)(name));
+        if self.store.settings.offline && wants_weights && !chosen.has_weights() {
             return Err(self.offline("no weights"));
         }
         check_size(self.uri, chosen.all(), self.options.max_bytes)?;

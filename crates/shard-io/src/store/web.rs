@@ -9,7 +9,7 @@ use futures_util::{StreamExt, TryStreamExt};
 use http::{HeaderMap, Method, Request, Response, StatusCode, header};
 use object_store::ClientOptions;
 use object_store::client::{
-    HttpClient, HttpConnector as _, HttpRequestBody, HttpResponseBody, ReqwestConnector,
+    HttpClient, HttpConnector as _, HttpErrorKind, HttpRequestBody, HttpResponseBody, ReqwestConnector,
 };
 use std::time::{Duration, Instant};
 
@@ -19,6 +19,9 @@ const PROBES: usize = 16;
 const FIRST_WAIT: Duration = Duration::from_millis(100);
 /// Longest wait before a request is sent again.
 const MAX_WAIT: Duration = Duration::from_secs(10);
+/// How long a server is tried that there is no way to: a name that nobody knows, a port that nobody listens at, no network
+/// at all. These seldom mend themselves. A download under way outlasts them, for as long as requests are tried again.
+const NO_WAY_RETRY: Duration = Duration::from_secs(3);
 
 /// An HTTP client that tries again where that may help.
 #[derive(Debug, Clone)]
@@ -62,6 +65,7 @@ impl Client {
     ) -> Result<Result<Response<HttpResponseBody>, Refusal>, StoreError> {
         let started = Instant::now();
         let mut wait = FIRST_WAIT;
+        let mut is_first = true;
         loop {
             let mut request = Request::builder().method(method.clone()).uri(url);
             if let Some(all) = request.headers_mut() {
@@ -74,6 +78,7 @@ impl Client {
             let request = request
                 .map_err(|error| StoreError::Uri { uri: url.to_owned(), problem: error.to_string() })?;
             let sent = async { Ok(self.http.execute(request).await) };
+            let mut limit = self.retry;
             let problem = match answered(url, sent).await? {
                 Ok(response) if response.status().is_success() => return Ok(Ok(response)),
                 Ok(response) if !is_transient(response.status()) => {
@@ -83,10 +88,19 @@ impl Client {
                     }));
                 }
                 Ok(response) => format!("the server answers {}", response.status()),
-                Err(error) => causes(&error),
+                Err(error) => {
+                    if error.kind() == HttpErrorKind::Connect {
+                        limit = limit.min(NO_WAY_RETRY);
+                    }
+                    causes(&error)
+                }
             };
-            if started.elapsed() + wait > self.retry {
+            if started.elapsed() + wait > limit {
                 return Err(StoreError::Unreachable { uri: url.to_owned(), problem });
+            }
+            if std::mem::take(&mut is_first) {
+                let host = url.split('/').nth(2).unwrap_or(url);
+                tracing::warn!("{host}: {problem}; trying again for up to {} s", limit.as_secs());
             }
             tokio::time::sleep(wait).await;
             wait = (wait * 2).min(MAX_WAIT);
