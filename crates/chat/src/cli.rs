@@ -2,19 +2,39 @@
 
 use crate::ChatError;
 use clap::{Parser, ValueEnum};
-use oqvl_model::{GenerateConfig, Sampling};
+use oqvl_model::{GenerateConfig, Sampling, VlmNames};
+use oqvl_text_prep::ChatTemplate;
 use std::path::PathBuf;
 
 /// How a conversation is written for the model.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Template {
-    /// What Open-Qwen2VL was fine-tuned with.
-    #[default]
+    /// What Open-Qwen2VL was fine-tuned with: in the first question, the token after an image is left out.
     Reference,
     /// Qwen2.5's own chat template.
     Qwen,
     /// The text as it is after `<s>`: for base models, and as the reference's example asks. Every question stands alone.
     Raw,
+}
+
+impl Template {
+    /// As users write it.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Reference => "reference",
+            Self::Qwen => "qwen",
+            Self::Raw => "raw",
+        }
+    }
+}
+
+impl From<ChatTemplate> for Template {
+    fn from(template: ChatTemplate) -> Self {
+        match template {
+            ChatTemplate::Reference => Self::Reference,
+            ChatTemplate::Qwen => Self::Qwen,
+        }
+    }
 }
 
 /// What was typed.
@@ -30,18 +50,18 @@ pub struct Request {
     /// Folder with config.json, weights and tokenizer.json, or a model of the hub: owner/name or owner/name@revision
     #[arg(long, value_name = "DIR_OR_HUB_ID")]
     pub model: String,
-    /// The vision tower, for a model that does not hold its own
+    /// The vision tower, for a model that does not hold its own; the release's is found by itself
     #[arg(long, value_name = "DIR_OR_HUB_ID")]
     pub vision_tower: Option<String>,
-    /// Shape and tokenizer of the language model, for a model that lacks them
+    /// Shape and tokenizer of the language model, for a model that lacks them; the release's are found by themselves
     #[arg(long, value_name = "DIR_OR_HUB_ID")]
     pub language_model: Option<String>,
     /// Image for the (first) question; may be given many times
     #[arg(long = "image", value_name = "FILE")]
     pub images: Vec<PathBuf>,
-    /// How the conversation is written for the model
-    #[arg(long, value_enum, default_value_t)]
-    pub template: Template,
+    /// How the conversation is written for the model; if not given, as the model was fine-tuned, as far as its folder says
+    #[arg(long, value_enum)]
+    pub template: Option<Template>,
     /// Longest answer
     #[arg(long, value_name = "TOKENS", default_value_t = 512)]
     pub max_new_tokens: usize,
@@ -60,7 +80,7 @@ pub struct Request {
     /// Makes tokens that have occurred less probable (above 1) or more (below)
     #[arg(long, value_name = "PENALTY")]
     pub repetition_penalty: Option<f64>,
-    /// Ends an answer before this text; may be given many times
+    /// Ends an answer before this text, which may be a special token; may be given many times
     #[arg(long, value_name = "TEXT")]
     pub stop: Vec<String>,
     /// Tells how probable each of these is as the first token of the answer, among them, instead of an answer
@@ -71,6 +91,16 @@ pub struct Request {
 }
 
 impl Request {
+    /// The model and what completes it.
+    #[must_use]
+    pub fn names(&self) -> VlmNames<'_> {
+        VlmNames {
+            model: &self.model,
+            vision_tower: self.vision_tower.as_deref(),
+            language_model: self.language_model.as_deref(),
+        }
+    }
+
     /// How answers are generated; `stop_ids` end them.
     #[must_use]
     pub fn generation(&self, stop_ids: Vec<i64>) -> GenerateConfig {

@@ -68,6 +68,16 @@ impl Conversation {
         template.conversation_prompt(tokenizer, &turns)
     }
 
+    /// Whether the template takes text from a question, as [`ask`](Self::ask) put it, and not just the line feed after an
+    /// image: see [`tokenize_with_images`].
+    #[must_use]
+    pub fn loses_text(&self, question: &str) -> bool {
+        let mut after_images = question.split(IMAGE_PLACEHOLDER).skip(1);
+        self.template == Template::Reference
+            && self.turns.is_empty()
+            && after_images.any(|text| !text.starts_with('\n'))
+    }
+
     /// Keeps a question, as [`ask`](Self::ask) put it, and its answer. Nothing is kept of raw questions.
     pub fn keep(&mut self, question: String, answer: &str) {
         let images = std::mem::take(&mut self.waiting);
@@ -144,6 +154,23 @@ mod tests {
                  <|im_start|>user\n[img]\nq<|im_end|>\n<|im_start|>assistant\n"
             )
         );
+    }
+
+    #[test]
+    fn what_the_references_template_takes_is_noticed() {
+        let mut conversation = Conversation::new(Template::Reference);
+        for (question, loses) in [
+            ("<image>\nWhat?", false),
+            ("no image", false),
+            ("What is <image>?", true),
+            ("At the end <image>", true),
+        ] {
+            assert_eq!(conversation.loses_text(question), loses, "{question}");
+            assert!(!Conversation::new(Template::Qwen).loses_text(question));
+            assert!(!Conversation::new(Template::Raw).loses_text(question));
+        }
+        conversation.keep("What is it?".to_owned(), "a cube");
+        assert!(!conversation.loses_text("And <image>?"));
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! What can go wrong in a chat.
 
+use oqvl_stage::ProgramError;
 use std::path::PathBuf;
 
 /// Errors of this crate.
@@ -63,10 +64,13 @@ pub enum ChatError {
     },
 }
 
-impl ChatError {
-    /// Whether the command line itself is wrong.
-    #[must_use]
-    pub fn is_wrong_request(&self) -> bool {
-        matches!(self, Self::Request(_) | Self::Place(oqvl_stage::StageError::Config(_)))
+impl ProgramError for ChatError {
+    fn is_wrong_request(&self) -> bool {
+        match self {
+            Self::Request(_) => true,
+            Self::Place(error) => error.is_wrong_request(),
+            Self::Model(error) => matches!(error, oqvl_model::ModelError::Incomplete { .. }),
+            _ => false,
+        }
     }
 }

@@ -17,8 +17,8 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 //!
-//! Exit codes are those of the stages: 0 done, 1 failed, 2 wrong request, and 130 when Ctrl-C ends the program, which it
-//! does outside of a session; in a session it ends the answer.
+//! Exit codes are those of the stages: 0 done, 1 failed, 2 wrong request. Ctrl-C ends the program, but in a session at a
+//! terminal the answer alone.
 
 mod cli;
 mod conversation;
@@ -32,47 +32,40 @@ pub use conversation::Conversation;
 pub use error::ChatError;
 
 use candle_core::Device;
-use oqvl_model::{Companions, VlmCheckpoint};
+use oqvl_model::{VlmCheckpoint, chat_template};
+use oqvl_stage::{ModelFinder, run_program};
 use std::process::ExitCode;
-
-const EXIT_FAILED: u8 = 1;
-const EXIT_WRONG_REQUEST: u8 = 2;
 
 /// The program.
 #[must_use]
 pub fn main() -> ExitCode {
-    let outcome = cli::parse().and_then(|request| run(&request));
-    match outcome {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            voice::say(&format!("oqvl-chat: {}", voice::with_causes(&error)));
-            ExitCode::from(if error.is_wrong_request() { EXIT_WRONG_REQUEST } else { EXIT_FAILED })
-        }
-    }
+    run_program("oqvl-chat", || run(&cli::parse()?))
 }
 
 fn run(request: &Request) -> Result<(), ChatError> {
     // Before the model is read, which takes longer than to find a typo.
     let images = request.images.iter().map(|path| picture::read(path)).collect::<Result<Vec<_>, _>>()?;
-    let checkpoint = load(request)?;
-    let image_size = checkpoint.vlm.image_size();
-    let images = images.iter().map(|image| picture::pixels(image, image_size)).collect();
+    let mut finder = ModelFinder::from_env();
+    let folders =
+        request.names().find::<ChatError>(|name, wants| Ok(finder.find(name, wants)?), voice::say)?;
+    let template = match request.template {
+        Some(template) => template,
+        None => {
+            let template = Template::from(chat_template(&folders.model)?);
+            voice::say(&format!("template: {} (--template chooses another)", template.name()));
+            template
+        }
+    };
+    let checkpoint = VlmCheckpoint::load_with(&folders.model, &folders.companions(), &Device::Cpu)?;
+    let mut conversation = Conversation::new(template);
+    for image in &images {
+        conversation.add_image(picture::pixels(image, checkpoint.vlm.image_size()));
+    }
     match &request.question {
         Some(question) if request.probabilities.is_empty() => {
-            talk::answer_once(request, &checkpoint, question, images)
+            talk::answer_once(request, &checkpoint, question, conversation)
         }
-        Some(question) => talk::tell_probabilities(request, &checkpoint, question, images),
-        None => talk::converse(request, &checkpoint, images),
+        Some(question) => talk::tell_probabilities(request, &checkpoint, question, &conversation),
+        None => talk::converse(request, &checkpoint, conversation),
     }
-}
-
-fn load(request: &Request) -> Result<VlmCheckpoint, ChatError> {
-    // Ctrl-C ends the program here; what has come of a download is gone on with by the next one.
-    let place = |model: &String| oqvl_stage::resolve_model(model, &|| false);
-    let dir = place(&request.model)?;
-    let vision_tower = request.vision_tower.as_ref().map(place).transpose()?;
-    let language_model = request.language_model.as_ref().map(place).transpose()?;
-    let companions =
-        Companions { vision_tower: vision_tower.as_deref(), language_model: language_model.as_deref() };
-    Ok(VlmCheckpoint::load_with(&dir, &companions, &Device::Cpu)?)
 }

@@ -5,6 +5,7 @@ use crate::conversation::Conversation;
 use crate::error::ChatError;
 use crate::{picture, voice};
 use oqvl_model::{AnswerEnd, Event, Prompt, Session, VlmCheckpoint, single_tokens};
+use oqvl_stage::with_causes;
 use std::io::{BufRead, IsTerminal as _, Read as _, Write};
 use std::ops::ControlFlow;
 use std::path::Path;
@@ -16,6 +17,10 @@ const MAX_LINE_BYTES: u64 = 1 << 20;
 
 const GREETING: &str = "/image PATH adds an image to the next question, /reset begins anew, /quit or Ctrl-D ends, Ctrl-C ends an answer.";
 
+/// What is said where the reference's template takes more than a line feed from a question.
+const LOSS: &str = "as in its fine-tuning, the reference template leaves out the token after each <image> of the first question; \
+                    with a new line after it nothing else is lost";
+
 /// The names of commands, for what looks like one and is none.
 const COMMANDS: &str = "/image PATH, /reset, /help, /quit";
 
@@ -24,10 +29,8 @@ pub(crate) fn answer_once(
     request: &Request,
     checkpoint: &VlmCheckpoint,
     question: &str,
-    images: Vec<Arc<[f32]>>,
+    mut conversation: Conversation,
 ) -> Result<(), ChatError> {
-    let mut conversation = Conversation::new(request.template);
-    images.into_iter().for_each(|image| conversation.add_image(image));
     let never = AtomicBool::new(false);
     let mut speaker = Speaker::new(request, checkpoint, &never);
     speaker.answer(&mut conversation, question)
@@ -38,12 +41,10 @@ pub(crate) fn tell_probabilities(
     request: &Request,
     checkpoint: &VlmCheckpoint,
     question: &str,
-    images: Vec<Arc<[f32]>>,
+    conversation: &Conversation,
 ) -> Result<(), ChatError> {
     let ids = single_tokens(&checkpoint.tokenizer, &request.probabilities)
         .map_err(|error| ChatError::Request(format!("--probabilities: {error}")))?;
-    let mut conversation = Conversation::new(request.template);
-    images.into_iter().for_each(|image| conversation.add_image(image));
     let (prompt, _) = conversation.ask(&checkpoint.tokenizer, question)?;
     room_for_answer(checkpoint, &prompt)?;
     let rows = checkpoint.vlm.next_token_probabilities(&[prompt], &ids)?;
@@ -58,17 +59,15 @@ pub(crate) fn tell_probabilities(
 pub(crate) fn converse(
     request: &Request,
     checkpoint: &VlmCheckpoint,
-    images: Vec<Arc<[f32]>>,
+    mut conversation: Conversation,
 ) -> Result<(), ChatError> {
     let interrupted = Arc::new(AtomicBool::new(false));
-    // From here on; before, Ctrl-C ends the program.
-    signal_hook::flag::register(signal_hook::consts::SIGINT, Arc::clone(&interrupted))
-        .map_err(|source| ChatError::Io { what: "Ctrl-C cannot be watched for", source })?;
-    let mut conversation = Conversation::new(request.template);
-    images.into_iter().for_each(|image| conversation.add_image(image));
     let mut speaker = Speaker::new(request, checkpoint, &interrupted);
     let prompts = std::io::stdin().is_terminal();
     if prompts {
+        // From here on and for a person alone; before, and where lines come from a pipe, Ctrl-C ends the program.
+        signal_hook::flag::register(signal_hook::consts::SIGINT, Arc::clone(&interrupted))
+            .map_err(|source| ChatError::Io { what: "Ctrl-C cannot be watched for", source })?;
         voice::say(GREETING);
     }
     let mut stdin = std::io::stdin().lock();
@@ -109,7 +108,7 @@ pub(crate) fn converse(
             Err(error @ ChatError::PromptTooLong { .. }) => {
                 voice::say(&format!("{error}; /reset begins anew"));
             }
-            Err(error) => voice::say(&voice::with_causes(&error)),
+            Err(error) => voice::say(&with_causes(&error)),
             Ok(()) => {}
         }
     }
@@ -183,6 +182,9 @@ impl<'a> Speaker<'a> {
     fn answer(&mut self, conversation: &mut Conversation, question: &str) -> Result<(), ChatError> {
         let (prompt, question) = conversation.ask(&self.checkpoint.tokenizer, question)?;
         let room = room_for_answer(self.checkpoint, &prompt)?;
+        if conversation.loses_text(&question) {
+            voice::say(LOSS);
+        }
         let mut generation = self.request.generation(vec![self.checkpoint.tokenizer.eos_id()]);
         generation.max_new_tokens = generation.max_new_tokens.min(room);
         self.interrupted.store(false, Ordering::Relaxed);

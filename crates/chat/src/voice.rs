@@ -15,18 +15,3 @@ pub(crate) fn show(text: &str) {
         let _ = write!(stderr, "{text}").and_then(|()| stderr.flush());
     }
 }
-
-/// An error with its causes, none of them twice.
-pub(crate) fn with_causes(error: &(dyn std::error::Error + 'static)) -> String {
-    let mut message = String::new();
-    let mut next = Some(error);
-    while let Some(cause) = next {
-        let text = cause.to_string();
-        if !message.ends_with(&text) {
-            message += if message.is_empty() { "" } else { ": " };
-            message += &text;
-        }
-        next = cause.source();
-    }
-    message
-}

@@ -4,7 +4,7 @@ use candle_core::Device;
 use oqvl_model::{ParamStore, Vlm, VlmConfig, save_checkpoint};
 use oqvl_shard_io::write_atomic;
 use oqvl_text_prep::BpeTrainer;
-use std::io::Write as _;
+use std::io::{Read as _, Write as _};
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
 
@@ -150,6 +150,101 @@ fn a_session_keeps_what_was_said_until_it_is_reset() {
     }
 }
 
+/// A checkpoint of the reference that leaves its tower and its tokenizer to models that nobody has named.
+#[test]
+fn what_the_release_leaves_to_others_is_found_by_itself_and_before_its_weights() {
+    let dir = world();
+    let reference = dir.path().join("reference");
+    std::fs::create_dir(&reference).unwrap();
+    let config = |llm: &str| {
+        serde_json::json!({"model": {
+            "arch_specifier": "full-align+4-avgpool", "image_resize_strategy": "resize-naive",
+            "vision_backbone_id": "siglip-vit-so400m-384px", "llm_backbone_id": llm,
+        }})
+    };
+    let write = |llm: &str| {
+        write_atomic(&reference.join("config.json"), config(llm).to_string().as_bytes()).unwrap();
+    };
+    write("qwen2.5-1.5b-instruct");
+    let (code, error) = failed(&chat(dir.path(), &["--model", "reference", "q"], ""));
+    assert_eq!(code, 2, "{error}");
+    for part in [
+        "leaves its tokenizer to Qwen/Qwen2.5-1.5B-Instruct (qwen2.5-1.5b-instruct); --language-model names another",
+        "--vision-tower names another",
+        "looking in the hub's cache for the model timm/ViT-SO400M-14-SigLIP-384",
+    ] {
+        assert!(error.contains(part), "no {part:?} in {error}");
+    }
+    write("qwen9");
+    let args = ["--model", "reference", "--vision-tower", "model", "q"];
+    let (code, error) = failed(&chat(dir.path(), &args, ""));
+    assert!(code == 2 && error.contains("its language model (qwen9) (oqvl-chat and"), "{error}");
+    assert!(error.contains("--vision-tower and --language-model"), "{error}");
+}
+
+#[test]
+fn the_template_follows_the_folder_and_is_told() {
+    let dir = world();
+    let told = |args: &[&str]| {
+        let all = [&["--model", "model", "--max-new-tokens", "1"], args].concat();
+        let output = chat(dir.path(), &all, "");
+        assert!(output.status.success(), "{output:?}");
+        String::from_utf8(output.stderr).unwrap()
+    };
+    let loss = "leaves out the token after each <image>";
+    assert!(told(&["q"]).contains("template: reference (--template chooses another)"));
+    assert!(!told(&["--image", "one.png", "q"]).contains(loss));
+    assert!(told(&["--image", "one.png", "What is <image>?"]).contains(loss));
+    let qwen = told(&["--template", "qwen", "--image", "one.png", "What is <image>?"]);
+    assert!(!qwen.contains("template"), "{qwen}");
+}
+
+#[test]
+fn a_special_token_is_a_stop() {
+    let dir = world();
+    // Every token of the vocabulary that can come first, so that one of them does.
+    let ask = |stops: &[&str]| {
+        let mut args = vec!["--model", "model", "--max-new-tokens", "200", "--temperature", "9"];
+        stops.iter().for_each(|stop| args.extend(["--stop", stop]));
+        args.push("What is it?");
+        said(&chat(dir.path(), &args, ""))
+    };
+    let all = ask(&[]);
+    let stopped = ask(&["<|im_start|>", "<|endoftext|>", "<|endofchunk|>", "<s>"]);
+    assert!(stopped.len() < all.len() && all.starts_with(stopped.trim_end()), "{all:?}, {stopped:?}");
+}
+
+/// Where no person can say `/quit`, Ctrl-C ends the program.
+#[cfg(target_os = "linux")]
+#[test]
+fn ctrl_c_ends_a_session_that_reads_a_pipe() {
+    use std::os::unix::process::ExitStatusExt as _;
+    let ignored = std::fs::read_to_string("/proc/self/status").unwrap();
+    let ignored = ignored.lines().find_map(|line| line.strip_prefix("SigIgn:")).unwrap().trim();
+    if u64::from_str_radix(ignored, 16).unwrap() & 2 != 0 {
+        eprintln!("skipped: who started this test ignores Ctrl-C, and so do all its programs");
+        return;
+    }
+    let dir = world();
+    let mut child = Command::new(env!("CARGO_BIN_EXE_oqvl-chat"))
+        .current_dir(dir.path())
+        .args(["--model", "model", "--max-new-tokens", "2"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let mut input = child.stdin.take().unwrap();
+    input.write_all(b"What is it?\n").unwrap();
+    // Its first answer, after which it waits for a line.
+    let mut answer = [0];
+    child.stdout.as_mut().unwrap().read_exact(&mut answer).unwrap();
+    let kill = Command::new("sh").args(["-c", &format!("kill -INT {}", child.id())]).status().unwrap();
+    assert!(kill.success());
+    let status = child.wait().unwrap();
+    assert_eq!(status.signal(), Some(2), "{status}");
+}
+
 #[test]
 fn what_is_wrong_is_one_sentence() {
     let dir = world();
@@ -158,6 +253,14 @@ fn what_is_wrong_is_one_sentence() {
         (&["q"], 2, "--model"),
         (&["--model", "model", "--temperature", "0", "q"], 2, "temperature must be above 0"),
         (&["--model", "no/such/folder", "q"], 2, "no/such/folder"),
+        (
+            &["--model", "work/typo", "q"],
+            2,
+            "no folder work/typo here; looking in the hub's cache for the model",
+        ),
+        (&["--model", "work/typo", "q"], 2, "there is no path `work/typo`, and as a model of the hub: "),
+        (&["--model", "notes.txt", "q"], 1, "notes.txt/config.json"),
+        (&["--model", "model", ""], 2, "the question is empty"),
         (&["--model", "model", "--image", "absent.png", "q"], 1, "image absent.png cannot be read"),
         (&["--model", "model", "--image", "notes.txt", "q"], 1, "not a JPEG, PNG"),
         (&["--model", "model", "<image>?"], 1, "<image> 1 times, and there are 0 images"),

@@ -49,7 +49,9 @@ fn checkpoint(dir: &Path, pooled_grid: usize) -> PathBuf {
 }
 
 fn program(dir: &Path, args: &[&str]) -> Output {
-    Command::new(env!("CARGO_BIN_EXE_oqvl-export")).current_dir(dir).args(args).output().unwrap()
+    let mut command = Command::new(env!("CARGO_BIN_EXE_oqvl-export"));
+    command.current_dir(dir).args(args).env("HF_HUB_OFFLINE", "1").env("HF_HOME", dir.join("hub"));
+    command.env_remove("HF_HUB_CACHE").output().unwrap()
 }
 
 fn refusal(dir: &Path, args: &[&str], code: i32) -> String {
@@ -64,7 +66,11 @@ fn every_layout_is_written_and_the_checkpoint_goes_round() {
     let dir = tempfile::tempdir().unwrap();
     checkpoint(dir.path(), 2);
     for layout in ["llava", "qwen2", "reference", "checkpoint"] {
-        let output = program(dir.path(), &["--model", "ours-2", "--to", layout, layout]);
+        let ids: &[&str] = match layout {
+            "reference" => &["--vision-backbone-id", "siglip-tiny", "--llm-backbone-id", "qwen-tiny"],
+            _ => &[],
+        };
+        let output = program(dir.path(), &[&["--model", "ours-2", "--to", layout, layout], ids].concat());
         let said = String::from_utf8(output.stdout).unwrap();
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
         assert!(said.starts_with(&format!("{layout}: ")) && said.ends_with(" bytes\n"), "{said}");
@@ -85,16 +91,31 @@ fn every_layout_is_written_and_the_checkpoint_goes_round() {
 fn what_cannot_be_is_one_sentence() {
     let dir = tempfile::tempdir().unwrap();
     checkpoint(dir.path(), 1);
-    let pooled = refusal(dir.path(), &["--model", "ours-1", "--to", "llava", "out"], 1);
-    assert!(pooled.starts_with("error: config: this model pools 2 x 2 patches to 1 x 1 tokens"), "{pooled}");
+    let pooled = refusal(dir.path(), &["--model", "ours-1", "--to", "llava", "out"], 2);
+    assert!(pooled.starts_with("oqvl-export: this model pools 2 x 2 patches to 1 x 1 tokens"), "{pooled}");
+    let shape = refusal(dir.path(), &["--model", "ours-1", "--to", "reference", "out"], 2);
+    assert!(shape.contains("the vision tower has not the shape of siglip-vit-so400m"), "{shape}");
+    let ids = ["--vision-backbone-id", "siglip-tiny", "--llm-backbone-id", "qwen-tiny"];
+    let idle = refusal(dir.path(), &[&["--model", "ours-1", "--to", "llava", "out"], &ids[..]].concat(), 2);
+    assert!(idle.contains("are for --to reference"), "{idle}");
     assert!(!dir.path().join("out").exists());
-    assert!(program(dir.path(), &["--model", "ours-1", "--to", "reference", "out"]).status.success());
-    let incomplete = refusal(dir.path(), &["--model", "out", "--to", "checkpoint", "whole"], 1);
-    assert!(incomplete.contains("give the folder of its vision tower (siglip-"), "{incomplete}");
-    let there = refusal(dir.path(), &["--model", "ours-1", "--to", "checkpoint", "out"], 1);
-    assert_eq!(there, "error: cannot write out: it is there already; give the name of a new folder\n");
-    let nothing = refusal(dir.path(), &["--model", "nowhere", "--to", "checkpoint", "new"], 1);
-    assert!(nothing.starts_with("error: cannot read nowhere/config.json"), "{nothing}");
+    let output =
+        program(dir.path(), &[&["--model", "ours-1", "--to", "reference", "out"], &ids[..]].concat());
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let incomplete = refusal(dir.path(), &["--model", "out", "--to", "checkpoint", "whole"], 2);
+    assert!(incomplete.contains("give the folder of its vision tower (siglip-tiny)"), "{incomplete}");
+    assert!(incomplete.contains("--vision-tower and --language-model"), "{incomplete}");
+    let there = refusal(dir.path(), &["--model", "ours-1", "--to", "checkpoint", "out"], 2);
+    assert_eq!(there, "oqvl-export: out is there already; give the name of a new folder\n");
+    let nothing = refusal(dir.path(), &["--model", "nowhere", "--to", "checkpoint", "new"], 2);
+    assert!(nothing.contains("there is no path `nowhere`, and it is no model of the hub"), "{nothing}");
+    let typo = refusal(dir.path(), &["--model", "work/typo", "--to", "checkpoint", "new"], 2);
+    let expected = "no folder work/typo here; looking in the hub's cache for the model work/typo\n\
+                    oqvl-export: no model: there is no path `work/typo`, and as a model of the hub: ";
+    assert!(typo.starts_with(expected), "{typo}");
+    std::fs::create_dir(dir.path().join("empty")).unwrap();
+    let empty = refusal(dir.path(), &["--model", "empty", "--to", "checkpoint", "new"], 1);
+    assert!(empty.starts_with("oqvl-export: cannot read empty/config.json"), "{empty}");
     let unknown = refusal(dir.path(), &["--model", "ours-1", "--to", "gguf", "new"], 2);
     assert!(unknown.contains("[possible values: llava, qwen2, reference, checkpoint]"), "{unknown}");
 }

@@ -14,7 +14,7 @@ use oqvl_shard_io::{digest_bytes, digest_file, write_atomic};
 use oqvl_text_prep::Tokenizer;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use serde_json::{Map, Value};
+use serde_json::Value;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
@@ -93,15 +93,11 @@ pub fn read_language_model(dir: &Path, device: &Device) -> Result<Contents<Qwen2
 /// # Errors
 /// As [`read_language_model`], or if a companion is needed that is not given.
 pub fn read_vlm(dir: &Path, companions: &Companions<'_>, device: &Device) -> Result<Contents<VlmConfig>> {
-    let (config_file, config) = raw_config(dir)?;
-    let mut read = match ReferenceConfig::table(&config) {
-        Some(model) => read_reference(dir, &config_file, model, companions, device)?,
-        None => {
-            let config = whole_config(config, companions)?;
-            let config = serde_json::from_value(config).map_err(|error| unreadable(&config_file, error))?;
-            contents(dir, config, Network::Vlm, device)?
-        }
-    };
+    let mut read = contents(dir, vlm_config(dir, companions)?, Network::Vlm, device)?;
+    if let (true, Some(language_model)) = (reference(dir)?.is_some(), companions.language_model) {
+        read.files.insert(1, language_model.join(CONFIG_FILE));
+        read.replace_tokenizer(language_model.join(TOKENIZER_FILE));
+    }
     if !read.tokenizer_file.is_file()
         && let Some(language_model) = companions.language_model
     {
@@ -122,6 +118,23 @@ pub fn read_vlm(dir: &Path, companions: &Companions<'_>, device: &Device) -> Res
     Ok(read)
 }
 
+/// The shape of a vision-language model; weights are not looked at.
+pub(crate) fn vlm_config(dir: &Path, companions: &Companions<'_>) -> Result<VlmConfig> {
+    if let Some(reference) = reference(dir)? {
+        return reference_config(dir, &reference, companions);
+    }
+    let (config_file, config) = raw_config(dir)?;
+    let config = whole_config(config, companions)?;
+    serde_json::from_value(config).map_err(|error| unreadable(&config_file, error))
+}
+
+/// The config of a checkpoint of the reference; nothing if the folder is another's.
+pub(crate) fn reference(dir: &Path) -> Result<Option<ReferenceConfig>> {
+    let (config_file, config) = raw_config(dir)?;
+    let read = ReferenceConfig::table(&config).map(ReferenceConfig::try_from);
+    read.transpose().map_err(|error| unreadable(&config_file, error))
+}
+
 /// The shape of a `llava_qwen`'s tower is that of a model on the hub, or of the companion.
 fn whole_config(mut config: Value, companions: &Companions<'_>) -> Result<Value> {
     if let (Some(tower), Some(keys)) = (companions.vision_tower, config.as_object_mut())
@@ -134,14 +147,11 @@ fn whole_config(mut config: Value, companions: &Companions<'_>) -> Result<Value>
     Ok(config)
 }
 
-fn read_reference(
+fn reference_config(
     dir: &Path,
-    config_file: &Path,
-    model: &Map<String, Value>,
+    reference: &ReferenceConfig,
     companions: &Companions<'_>,
-    device: &Device,
-) -> Result<Contents<VlmConfig>> {
-    let reference = ReferenceConfig::try_from(model).map_err(|error| unreadable(config_file, error))?;
+) -> Result<VlmConfig> {
     let (Some(vision_tower), Some(language_model)) = (companions.vision_tower, companions.language_model)
     else {
         let mut missing = Vec::new();
@@ -155,16 +165,12 @@ fn read_reference(
     };
     let mut vision_config: SiglipVisionConfig = read_config(vision_tower)?;
     vision_config.hidden_act = ReferenceConfig::HIDDEN_ACT;
-    let config = VlmConfig {
+    Ok(VlmConfig {
         vision_config,
         text_config: read_config(language_model)?,
         pooled_grid: reference.pooled_grid,
         vision_feature_layer: crate::SECOND_TO_LAST,
-    };
-    let mut read = contents(dir, config, Network::Vlm, device)?;
-    read.files.insert(1, language_model.join(CONFIG_FILE));
-    read.replace_tokenizer(language_model.join(TOKENIZER_FILE));
-    Ok(read)
+    })
 }
 
 fn contents<C>(dir: &Path, config: C, network: Network, device: &Device) -> Result<Contents<C>> {

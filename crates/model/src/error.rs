@@ -26,7 +26,11 @@ pub enum ModelError {
         source: std::io::Error,
     },
     /// A checkpoint that leaves parts of its network to other folders.
-    #[error("{path} does not hold the whole network; to complete it, give {}", missing.join(" and "))]
+    #[error(
+        "{path} does not hold the whole network; to complete it, give {} (oqvl-chat and oqvl-export take them by \
+         --vision-tower and --language-model)",
+        missing.join(" and ")
+    )]
     Incomplete {
         /// The folder.
         path: PathBuf,
@@ -39,6 +43,15 @@ pub enum ModelError {
         /// One line per missing, extra or wrongly shaped tensor.
         problems: Vec<String>,
     },
+    /// A folder to write that is there already.
+    #[error("{path} is there already; give the name of a new folder")]
+    Exists {
+        /// The folder.
+        path: PathBuf,
+    },
+    /// A layout that cannot express a model.
+    #[error("{0}")]
+    Layout(String),
     /// A config that describes no network.
     #[error("config: {0}")]
     Config(String),

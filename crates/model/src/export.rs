@@ -6,6 +6,9 @@
 mod configs;
 mod layout;
 
+#[cfg(test)]
+pub(crate) use configs::CHAT_TEMPLATE;
+
 use crate::ModelError;
 use crate::checkpoint::{CONFIG_FILE, Contents, TOKENIZER_FILE};
 use crate::params::{Missing, ParamStore, Trainable};
@@ -24,8 +27,18 @@ type Tensors = BTreeMap<String, Tensor>;
 /// What transformers writes into one file at most.
 pub const MAX_SHARD_BYTES: u64 = 5_000_000_000;
 
+/// What the reference calls the models that a network was made of. Its `load` builds a network of the shapes that it knows by
+/// these names.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct BackboneIds {
+    /// `vision_backbone_id`; that of the release, if the shape is.
+    pub vision: Option<String>,
+    /// `llm_backbone_id`; that of the release, if the shape is.
+    pub llm: Option<String>,
+}
+
 /// A layout to write.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ExportFormat {
     /// transformers' `LlavaForConditionalGeneration` of SigLIP and Qwen2, with processor, tokenizer and chat template.
     /// It has no pooling, so only a model whose `pooled_grid` is its patch grid can be written so.
@@ -34,7 +47,7 @@ pub enum ExportFormat {
     Qwen2,
     /// The tensors of the reference's `latest-checkpoint.pt` under their names there, as safetensors: `projector.…`,
     /// `llm_backbone.…` and `vision_backbone.…`, without the outer dict `model`.
-    Reference,
+    Reference(BackboneIds),
     /// A checkpoint of ours, whatever folders it was put together from.
     Checkpoint,
 }
@@ -59,16 +72,13 @@ pub fn export(
     out: &Path,
     max_shard_bytes: u64,
 ) -> Result<Exported> {
-    if out.exists() {
-        let source = std::io::Error::other("it is there already; give the name of a new folder");
-        return Err(ModelError::Write { path: out.to_path_buf(), source });
-    }
+    check_new(out)?;
     let tensors = checked(model)?;
     let mut files = match format {
         ExportFormat::Llava => llava(model, tensors)?,
         ExportFormat::Qwen2 => qwen2(model, tensors)?,
-        ExportFormat::Reference => {
-            let config = configs::reference(&model.config)?;
+        ExportFormat::Reference(ids) => {
+            let config = configs::reference(&model.config, &ids)?;
             Files {
                 json: vec![(CONFIG_FILE, config)],
                 tensors: layout::reference(tensors)?,
@@ -83,6 +93,14 @@ pub fn export(
     write_folder(out, |dir| files.write(dir, max_shard_bytes))
 }
 
+/// Checks that there is no such folder yet; [`export`] does, and who asks first learns it before a model is read.
+///
+/// # Errors
+/// [`ModelError::Exists`].
+pub fn check_new(out: &Path) -> Result<()> {
+    if out.exists() { Err(ModelError::Exists { path: out.to_path_buf() }) } else { Ok(()) }
+}
+
 /// The parameters of the network, none missing and none too many.
 fn checked(model: &Contents<VlmConfig>) -> Result<Tensors> {
     let mut store = ParamStore::new(model.tensors.clone(), Missing::Refuse, Trainable::None, &Device::Cpu);
@@ -95,7 +113,7 @@ fn llava(model: &Contents<VlmConfig>, mut tensors: Tensors) -> Result<Files> {
     let (vision, pooled) = (&model.config.vision_config, model.config.pooled_grid);
     if pooled != vision.grid() {
         let grid = vision.grid();
-        return Err(ModelError::Config(format!(
+        return Err(ModelError::Layout(format!(
             "this model pools {grid} x {grid} patches to {pooled} x {pooled} tokens, and transformers' LLaVA has no \
              pooling; only a model of {} tokens per image can be written so",
             grid * grid

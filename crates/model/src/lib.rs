@@ -9,7 +9,8 @@
 //! - [`ParamStore`]: parameters under their checkpoint names, drawn from a seed or read from files
 //! - [`read_weights`]: tensors from safetensors and torch files, and [`Network::rename`]: their names here
 //! - [`read_vlm`], [`read_vision_tower`], [`read_language_model`]: folders of ours and of others, with `config.json`, weights,
-//!   `tokenizer.json`; [`VlmCheckpoint`], [`SiglipCheckpoint`], [`ClipCheckpoint`]: the same, ready to run
+//!   `tokenizer.json`; [`VlmCheckpoint`], [`SiglipCheckpoint`], [`ClipCheckpoint`]: the same, ready to run; [`VlmNames`]: which
+//!   folders a model is made of, and [`chat_template`]: how it is spoken to
 //!
 //! ```
 //! use candle_core::Device;
@@ -53,8 +54,10 @@ mod config;
 mod encoder;
 mod error;
 mod export;
+mod fine_tuning;
 mod generate;
 mod layers;
+mod named;
 mod params;
 mod projector;
 mod qwen2;
@@ -72,10 +75,12 @@ pub use clip::{
 };
 pub use encoder::HiddenAct;
 pub use error::ModelError;
-pub use export::{ExportFormat, Exported, MAX_SHARD_BYTES, export};
+pub use export::{BackboneIds, ExportFormat, Exported, MAX_SHARD_BYTES, check_new, export};
+pub use fine_tuning::chat_template;
 pub use generate::{
     Answer, AnswerEnd, Event, GenerateConfig, Sampling, Session, TextStream, pad_left_unmasked, single_tokens,
 };
+pub use named::{VlmFolders, VlmNames};
 pub use params::{Init, Missing, ParamBuilder, ParamStore, Trainable};
 pub use projector::AvgPoolProjector;
 pub use qwen2::{Qwen2, Qwen2Config};

@@ -2,8 +2,8 @@
 
 use candle_core::{Device, Tensor};
 use oqvl_model::{
-    Companions, Contents, ExportFormat, HiddenAct, MAX_SHARD_BYTES, ModelError, ParamStore, Qwen2,
-    Qwen2Config, SECOND_TO_LAST, SiglipVisionConfig, Vlm, VlmConfig, export, read_language_model,
+    BackboneIds, Companions, Contents, ExportFormat, HiddenAct, MAX_SHARD_BYTES, ModelError, ParamStore,
+    Qwen2, Qwen2Config, SECOND_TO_LAST, SiglipVisionConfig, Vlm, VlmConfig, export, read_language_model,
     read_safetensors, read_vlm, save_checkpoint,
 };
 use oqvl_shard_io::write_atomic;
@@ -84,6 +84,12 @@ fn files(dir: &Path) -> BTreeMap<String, Vec<u8>> {
         .collect()
 }
 
+/// The reference's layout of a network that the reference does not know.
+fn reference_layout() -> ExportFormat {
+    let [vision, llm] = ["siglip-tiny", "qwen-tiny"].map(|id| Some(id.to_owned()));
+    ExportFormat::Reference(BackboneIds { vision, llm })
+}
+
 #[test]
 fn exports_come_back_bit_for_bit() {
     for tied in [true, false] {
@@ -108,7 +114,7 @@ fn exports_come_back_bit_for_bit() {
 
         // The reference's layout leaves shapes and tokenizer to the folders it was made from.
         let reference = dir.path().join("reference");
-        export(&model, ExportFormat::Reference, &reference, MAX_SHARD_BYTES).unwrap();
+        export(&model, reference_layout(), &reference, MAX_SHARD_BYTES).unwrap();
         let names = read_safetensors(&reference.join("model.safetensors"), &Device::Cpu).unwrap();
         for name in [
             "projector.mlp_projector.2.bias",
@@ -173,17 +179,17 @@ fn what_a_layout_cannot_express_is_refused_with_the_reason() {
     assert!(error.contains("this model pools 3 x 3 patches to 2 x 2 tokens"), "{error}");
     assert!(error.contains("only a model of 9 tokens per image"), "{error}");
     model.config.vision_feature_layer = -1;
-    let error = refusal(&model, ExportFormat::Reference);
+    let error = refusal(&model, reference_layout());
     assert!(error.contains("images from layer -2 of its tower, this model from -1"), "{error}");
     model.config.vision_config.hidden_act = HiddenAct::GeluPytorchTanh;
-    let error = refusal(&model, ExportFormat::Reference);
+    let error = refusal(&model, reference_layout());
     assert!(error.contains("Gelu in its tower, this model GeluPytorchTanh"), "{error}");
     model.tensors.remove("projector.mlp_projector.0.bias").unwrap();
     let error = refusal(&model, ExportFormat::Checkpoint);
     assert!(error.contains("`projector.mlp_projector.0.bias` [12] is missing"), "{error}");
     std::fs::create_dir(&out).unwrap();
     let error = export(&model, ExportFormat::Checkpoint, &out, MAX_SHARD_BYTES).unwrap_err();
-    assert!(matches!(error, ModelError::Write { path, .. } if path == out));
+    assert!(matches!(error, ModelError::Exists { path } if path == out));
 }
 
 /// Ids of a prompt, with a placeholder or without.
@@ -250,7 +256,7 @@ fn transformers_computes_the_same() {
         for format in [ExportFormat::Llava, ExportFormat::Qwen2] {
             let place = |name: &str| dir.path().join(format!("{name}-{format:?}"));
             let (out, inputs, outputs) = (place("out"), place("inputs"), place("outputs"));
-            export(&model, format, &out, MAX_SHARD_BYTES).unwrap();
+            export(&model, format.clone(), &out, MAX_SHARD_BYTES).unwrap();
             let ids = prompt(format == ExportFormat::Llava);
             let given = BTreeMap::from([
                 ("input_ids", Tensor::new(ids.as_slice(), &Device::Cpu).unwrap()),
@@ -261,18 +267,18 @@ fn transformers_computes_the_same() {
             let said = venv.run(&script, &paths);
             let found = read_safetensors(&outputs, &Device::Cpu).unwrap();
             assert_close(&found["logits"], &logits(&model, &ids, &pixels));
-            check_texts(&serde_json::from_str(said.lines().last().unwrap()).unwrap(), &tokenizer, format);
+            check_texts(&serde_json::from_str(said.lines().last().unwrap()).unwrap(), &tokenizer, &format);
         }
     }
 }
 
 /// Ids, pixels and the conversation that the folder's tokenizer and processor make, against ours.
-fn check_texts(said: &Value, tokenizer: &Tokenizer, format: ExportFormat) {
+fn check_texts(said: &Value, tokenizer: &Tokenizer, format: &ExportFormat) {
     assert_eq!(said["dtype"], "torch.float32");
     assert_eq!(said["special"], json!([tokenizer.bos_id(), tokenizer.eos_id(), tokenizer.pad_id()]));
     assert_eq!(said["text"], json!(tokenizer.encode("<s>a red cube<|im_end|>").unwrap()));
     assert_eq!((&said["do_sample"], &said["eos"]), (&json!(false), &json!(tokenizer.eos_id())));
-    if format == ExportFormat::Llava {
+    if *format == ExportFormat::Llava {
         assert_eq!(said["image_id"], json!(tokenizer.vocab_size()));
         assert_eq!(said["num_placeholders"], 9);
         assert_eq!(said["pixel_shape"], json!([1, 3, IMAGE_SIZE, IMAGE_SIZE]));
@@ -286,5 +292,12 @@ fn check_texts(said: &Value, tokenizer: &Tokenizer, format: ExportFormat) {
         ];
         let ours = ChatTemplate::Reference.render(&turns).replace("<image>\n", "<image>");
         assert_eq!(said["chat"], ours);
+        // Later turns keep it, and their end.
+        let later = [
+            Turn::new(Role::Human, "a?"),
+            Turn::new(Role::Assistant, "cube"),
+            Turn::new(Role::Human, "<image>\na cube? <image>"),
+        ];
+        assert_eq!(said["later"], ChatTemplate::Reference.render(&later));
     }
 }

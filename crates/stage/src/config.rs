@@ -92,6 +92,11 @@ impl ConfigFile {
         Ok(())
     }
 
+    /// Whether a stage is set up here.
+    pub(crate) fn has_table(&self, name: &str) -> bool {
+        self.table.get(name).is_some_and(Value::is_table)
+    }
+
     /// The error with the place where its key was given: on the command line, or in the file.
     pub(crate) fn located(&self, error: ConfigError) -> ConfigError {
         if error.key().starts_with("--") || error.key() == ARRAY_TASK_VARIABLE {

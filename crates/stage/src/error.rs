@@ -1,6 +1,7 @@
 //! How a run ends when it does not end well.
 
 use crate::config_error::ConfigError;
+use oqvl_shard_io::StoreError;
 use std::path::PathBuf;
 
 /// The run was stopped by Ctrl-C or SIGTERM; what is finished stays, the same command goes on from there.
@@ -76,14 +77,14 @@ pub enum StageError {
     },
     /// A remote input cannot be copied here, or output not there.
     #[error("{0}")]
-    Store(#[source] oqvl_shard_io::StoreError),
+    Store(#[source] StoreError),
     /// What may be a model of the hub, and is no path here, cannot be had.
     #[error("there is no path `{model}`, and as a model of the hub: {source}")]
     Model {
         /// The name as it was given.
         model: String,
         /// What the hub or its cache say.
-        source: oqvl_shard_io::StoreError,
+        source: StoreError,
     },
     /// The run was stopped while files were on their way.
     #[error("{0}")]
@@ -94,6 +95,29 @@ pub enum StageError {
 }
 
 impl StageError {
+    /// Whether the request itself is wrong: exit code 2.
+    #[must_use]
+    pub fn is_wrong_request(&self) -> bool {
+        match self {
+            Self::Config(_)
+            | Self::ForeignDirectory { .. }
+            | Self::ForeignFile { .. }
+            | Self::StaleOutput { .. }
+            | Self::Store(StoreError::ForeignDestination { .. }) => true,
+            // A name that stands for nothing. What cannot be reached may be there.
+            Self::Model { source, .. } => matches!(
+                source,
+                StoreError::Denied { .. }
+                    | StoreError::NoSuchContainer { .. }
+                    | StoreError::NotFound { .. }
+                    | StoreError::NoMatch { .. }
+                    | StoreError::NoCheckpoint { .. }
+                    | StoreError::Offline { .. }
+            ),
+            _ => false,
+        }
+    }
+
     pub(crate) fn io(path: impl Into<PathBuf>) -> impl FnOnce(std::io::Error) -> Self {
         let path = path.into();
         move |source| Self::Io { path, source }

@@ -5,57 +5,100 @@ use crate::error::StageError;
 use crate::process_env;
 use crate::progress::Progress;
 use crate::stores::StoresConfig;
-use oqvl_shard_io::{MirrorOptions, Store, StoreError, StoreUri};
+use oqvl_shard_io::{MirrorOptions, Store, StoreError, StoreSettings, StoreUri};
 use std::cell::OnceCell;
+use std::collections::BTreeSet;
+use std::io::Write as _;
 use std::path::{Path, PathBuf};
 
 /// Bytes of the unit in which progress is told.
 const MEGABYTE: u64 = 1_000_000;
 
-/// The files of a model: the path that `model` is, or where those of the hub's model `owner/name[@revision]`, or
-/// `hf://owner/name[@revision][/path]`, are in the cache of the hub's own tools, after what was missing there has come.
+/// Finds models by their names, for programs that are no stages; a stage's inputs are resolved for it.
 ///
-/// For programs that are no stages; a stage's inputs are resolved for it. Reads the hub's variables (`HF_ENDPOINT`,
-/// `HF_TOKEN`, `HF_HOME`, `HF_HUB_CACHE`, `HF_HUB_OFFLINE`) from the environment, and shows progress as stages do. Once
-/// `is_stopped`, asked ten times a second, says yes, it ends; what has come is gone on with by the next call.
-///
-/// # Errors
-/// [`StageError::Config`] if the text can be neither; [`StageError::Model`] or [`StageError::Store`] if the model is not
-/// there, may not be read, or cannot be had; [`StageError::Interrupted`].
-pub fn resolve_model(model: &str, is_stopped: &dyn Fn() -> bool) -> Result<PathBuf, StageError> {
-    let is_address = model.contains("://");
-    if !is_address && Path::new(model).exists() {
-        return Ok(PathBuf::from(model));
-    }
-    let wrong = |message: String| StageError::Config(ConfigError::new("model", message));
-    let address = if is_address { model.to_owned() } else { format!("hf://{model}") };
-    // A path that is not there is not somebody else's model: those have one slash.
-    let is_id = model.split('@').next().unwrap_or_default().matches('/').count() == 1;
-    let uri = StoreUri::parse(&address).ok().filter(|uri| uri.is_hub_model() && (is_address || is_id));
-    let uri = uri.ok_or_else(|| {
-        wrong(format!(
-            "there is no path `{model}`, and it is no model of the hub: those are owner/name, owner/name@revision or \
-             hf://owner/name@revision/path"
-        ))
-    })?;
-    let config = StoresConfig::default();
-    let store = Store::new(config.settings(&process_env::stores())).map_err(StageError::from_store)?;
-    let options = MirrorOptions {
-        // Models have a place of their own.
-        root: Path::new(""),
-        max_bytes: config.max_mirror_bytes(),
-        wants: &|_| true,
-        is_stopped,
-        progress: &shown_progress(),
-    };
-    let mirror = store.mirror(&uri, &options).map_err(|error| match error {
-        StoreError::Interrupted | StoreError::Uri { .. } | StoreError::Setting { .. } => {
-            StageError::from_store(error)
+/// Says on standard error what it asks the hub for before it does, once a name, and shows progress as stages do. Ctrl-C ends
+/// the program; what has come of a download is gone on with by the next one.
+#[derive(Debug)]
+pub struct ModelFinder {
+    settings: StoreSettings,
+    max_bytes: u64,
+    /// Names that the hub has been asked for.
+    asked: BTreeSet<String>,
+}
+
+impl ModelFinder {
+    /// Reads the hub's variables (`HF_ENDPOINT`, `HF_TOKEN`, `HF_HOME`, `HF_HUB_CACHE`, `HF_HUB_OFFLINE`) from the
+    /// environment.
+    #[must_use]
+    pub fn from_env() -> Self {
+        let config = StoresConfig::default();
+        Self {
+            settings: config.settings(&process_env::stores()),
+            max_bytes: config.max_mirror_bytes(),
+            asked: BTreeSet::new(),
         }
-        source if is_address => StageError::Store(source),
-        source => StageError::Model { model: model.to_owned(), source },
-    })?;
-    Ok(mirror.path)
+    }
+
+    /// The files of a model: the path that `model` is, or where those of the hub's model `owner/name[@revision]`, or
+    /// `hf://owner/name[@revision][/path]`, are in the cache of the hub's own tools, after what was missing there has come.
+    /// Of the hub's files those come that make a checkpoint and that `wants`, asked by name, says yes to.
+    ///
+    /// # Errors
+    /// [`StageError::Config`] if the text can be neither; [`StageError::Model`] or [`StageError::Store`] if the model is
+    /// not there, may not be read, or cannot be had.
+    pub fn find(&mut self, model: &str, wants: &dyn Fn(&str) -> bool) -> Result<PathBuf, StageError> {
+        let is_address = model.contains("://");
+        if !is_address && Path::new(model).exists() {
+            return Ok(PathBuf::from(model));
+        }
+        let wrong = |message: String| StageError::Config(ConfigError::new("model", message));
+        let uri = if is_address { StoreUri::parse(model).ok() } else { hub_id(model) };
+        let uri = uri.filter(StoreUri::is_hub_model).ok_or_else(|| {
+            wrong(format!(
+                "there is no path `{model}`, and it is no model of the hub: those are owner/name, owner/name@revision or \
+                 hf://owner/name@revision/path"
+            ))
+        })?;
+        if self.asked.insert(model.to_owned()) {
+            // If stderr is gone there is nobody left to tell.
+            let _ = writeln!(std::io::stderr(), "{}", self.question(model, is_address));
+        }
+        let store = Store::new(self.settings.clone()).map_err(StageError::from_store)?;
+        let options = MirrorOptions {
+            // Models have a place of their own.
+            root: Path::new(""),
+            max_bytes: self.max_bytes,
+            wants,
+            is_stopped: &|| false,
+            progress: &shown_progress(),
+        };
+        let mirror = store.mirror(&uri, &options).map_err(|error| match error {
+            StoreError::Interrupted | StoreError::Uri { .. } | StoreError::Setting { .. } => {
+                StageError::from_store(error)
+            }
+            source if is_address => StageError::Store(source),
+            source => StageError::Model { model: model.to_owned(), source },
+        })?;
+        Ok(mirror.path)
+    }
+
+    /// What is about to be asked: a path that is mistyped may look like the hub's id.
+    fn question(&self, model: &str, is_address: bool) -> String {
+        let endpoint = &self.settings.hub.endpoint;
+        let host = endpoint.split_once("://").map_or(endpoint.as_str(), |(_, host)| host);
+        let asking = match self.settings.offline {
+            true => format!("looking in the hub's cache for the model {model}"),
+            false => format!("asking {} for the model {model}", host.trim_end_matches('/')),
+        };
+        if is_address { asking } else { format!("no folder {model} here; {asking}") }
+    }
+}
+
+/// The address of a model of the hub by its id. A path that is not there is not somebody else's model: those have one slash.
+pub(crate) fn hub_id(text: &str) -> Option<StoreUri> {
+    let num_slashes = text.split('@').next().unwrap_or_default().matches('/').count();
+    let uri = (num_slashes == 1).then(|| StoreUri::parse(&format!("hf://{text}")).ok())??;
+    uri.is_hub_model().then_some(uri)
 }
 
 /// Shows how far a model is, from the first byte on.
@@ -67,5 +110,32 @@ pub(crate) fn shown_progress() -> impl Fn(u64, u64) {
         });
         let now = num_bytes / MEGABYTE;
         progress.inc(now.saturating_sub(last.replace(now)));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_asked_names_both_readings() {
+        let mut finder =
+            ModelFinder { settings: StoreSettings::default(), max_bytes: 1, asked: BTreeSet::new() };
+        let expected = "no folder work/typo here; asking huggingface.co for the model work/typo";
+        assert_eq!(finder.question("work/typo", false), expected);
+        assert_eq!(finder.question("hf://a/b", true), "asking huggingface.co for the model hf://a/b");
+        finder.settings.offline = true;
+        let expected = "no folder work/typo here; looking in the hub's cache for the model work/typo";
+        assert_eq!(finder.question("work/typo", false), expected);
+    }
+
+    #[test]
+    fn ids_have_an_owner_and_a_name() {
+        for id in ["a/b", "a/b@v1", "a/b@refs/pr/1", "openai/clip-vit-base-patch32"] {
+            assert!(hub_id(id).is_some(), "{id}");
+        }
+        for other in ["a", "a/b/c", "./b", "../b", "/a", "a/", "datasets/b", "a b/c", "a/*"] {
+            assert!(hub_id(other).is_none(), "{other}");
+        }
     }
 }

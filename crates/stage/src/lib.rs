@@ -57,8 +57,8 @@
 //!
 //! Stages read and write local files. Inputs that lie in object stores are copied below the work directory before a run,
 //! and `stores.upload_to` copies finished output to one; both are the runtime's work, and a stage that wants its files
-//! sent as they are finished says so by [`RunContext::publish`]. Programs that are no stages find models, here or on the
-//! Hugging Face hub, by [`resolve_model`].
+//! sent as they are finished says so by [`RunContext::publish`]. Programs that are no stages are run by [`run_program`], and
+//! find models, here or on the Hugging Face hub, by [`ModelFinder`].
 //!
 //! What a stage does with its data is its own business; formats on disk belong to `oqvl-shard-io`.
 
@@ -67,6 +67,7 @@ mod config;
 mod config_error;
 mod context;
 mod error;
+mod exit;
 mod fingerprint;
 mod hub_model;
 mod logging;
@@ -89,7 +90,8 @@ pub use config::ConfigFile;
 pub use config_error::ConfigError;
 pub use context::RunContext;
 pub use error::{Interrupted, StageError};
-pub use hub_model::resolve_model;
+pub use exit::{ProgramError, run_program, with_causes};
+pub use hub_model::ModelFinder;
 pub use progress::Progress;
 pub use random::{Rng, stream};
 pub use runtime::main;

@@ -4,7 +4,9 @@ use crate::cli::{self, Action, Flags};
 use crate::config::ConfigFile;
 use crate::config_error::ConfigError;
 use crate::error::{Interrupted, StageError};
+use crate::exit;
 use crate::fingerprint;
+use crate::hub_model;
 use crate::logging::{self, LogFormat};
 use crate::out_dir::{FINGERPRINT_FILE, OutDir, Request, Stamp, Status};
 use crate::process_env;
@@ -15,7 +17,7 @@ use crate::stores::StoresConfig;
 use crate::voice::Voice;
 use crate::{EarlierOutput, RunContext, Stage, StageConfig as _};
 use anyhow::Context as _;
-use oqvl_shard_io::{Claim, FilePattern, Manifest, StoreError, StoreSettings, StoreUri, write_json_atomic};
+use oqvl_shard_io::{Claim, FilePattern, Manifest, StoreSettings, StoreUri, write_json_atomic};
 use std::collections::BTreeMap;
 use std::io::Write as _;
 use std::path::Path;
@@ -24,10 +26,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::SyncSender;
 use std::time::Instant;
-
-const EXIT_FAILED: u8 = 1;
-const EXIT_WRONG_REQUEST: u8 = 2;
-const EXIT_INTERRUPTED: u8 = 130;
 
 /// A request that has passed every check that needs no data.
 struct Job<S: Stage> {
@@ -55,15 +53,7 @@ pub fn main<S: Stage>() -> ExitCode {
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            let mut message = String::new();
-            for cause in error.chain() {
-                let text = cause.to_string();
-                if !message.ends_with(&text) {
-                    message += if message.is_empty() { "" } else { ": " };
-                    message += &text;
-                }
-            }
-            voice.error(&format!("oqvl-{}: {message}", S::NAME));
+            voice.error(&format!("oqvl-{}: {}", S::NAME, exit::with_causes(error.as_ref())));
             ExitCode::from(exit_code(&error))
         }
     }
@@ -73,22 +63,12 @@ pub fn main<S: Stage>() -> ExitCode {
 /// as its source, which `#[error(transparent)]` does not.
 fn exit_code(error: &anyhow::Error) -> u8 {
     if error.chain().any(|cause| cause.is::<Interrupted>()) {
-        return EXIT_INTERRUPTED;
+        return exit::INTERRUPTED;
     }
     let wrong_request = error.chain().any(|cause| {
-        cause.is::<ConfigError>()
-            || matches!(
-                cause.downcast_ref(),
-                Some(
-                    StageError::Config(_)
-                        | StageError::ForeignDirectory { .. }
-                        | StageError::ForeignFile { .. }
-                        | StageError::StaleOutput { .. }
-                        | StageError::Store(StoreError::ForeignDestination { .. })
-                )
-            )
+        cause.is::<ConfigError>() || cause.downcast_ref().is_some_and(StageError::is_wrong_request)
     });
-    if wrong_request { EXIT_WRONG_REQUEST } else { EXIT_FAILED }
+    if wrong_request { exit::WRONG_REQUEST } else { exit::FAILED }
 }
 
 fn run<S: Stage>(flags: Flags, voice: Voice) -> anyhow::Result<()> {
@@ -128,7 +108,27 @@ fn located(error: anyhow::Error, file: &ConfigFile) -> anyhow::Error {
     });
     match wrong.cloned() {
         Some(wrong) if wrong.to_string() == message => file.located(wrong).into(),
-        _ => error,
+        _ => with_hub_form(error, file),
+    }
+}
+
+/// An input that is not there and is written like the id of a model of the hub may have been meant as one, unless it is a
+/// stage's output that is still to come.
+fn with_hub_form(error: anyhow::Error, file: &ConfigFile) -> anyhow::Error {
+    match error.downcast::<StageError>() {
+        Ok(StageError::InputNotReady { path, reason }) => {
+            let text = path.to_string_lossy();
+            let owner = text.split('/').next().unwrap_or_default();
+            let reason = match hub_model::hub_id(&text) {
+                Some(uri) if !file.has_table(owner) => {
+                    format!("{reason}; if it is a model of the Hugging Face hub, write {uri}")
+                }
+                _ => reason,
+            };
+            StageError::InputNotReady { path, reason }.into()
+        }
+        Ok(other) => other.into(),
+        Err(error) => error,
     }
 }
 
@@ -472,7 +472,7 @@ fn watch_signals(voice: Voice) -> anyhow::Result<Arc<AtomicBool>> {
     let flag = Arc::clone(&interrupted);
     ctrlc::set_handler(move || {
         if flag.swap(true, Ordering::SeqCst) {
-            std::process::exit(i32::from(EXIT_INTERRUPTED));
+            std::process::exit(i32::from(exit::INTERRUPTED));
         }
         voice.info("stopping at the next safe point; once more to stop at once");
     })
@@ -545,6 +545,21 @@ fn last_line(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_input_that_reads_like_a_model_of_the_hub_says_how_to_write_one() {
+        let file = ConfigFile::parse("[sft]\nsteps = 1\n").unwrap();
+        let told = |input: &str| {
+            let reason = "it is not there".to_owned();
+            with_hub_form(StageError::InputNotReady { path: input.into(), reason }.into(), &file).to_string()
+        };
+        let expected = "input `openai/clip` is not ready: it is not there; if it is a model of the Hugging Face hub, write \
+                        hf://openai/clip";
+        assert_eq!(told("openai/clip"), expected);
+        for other in ["sft/checkpoint", "clip", "/data/clip", "a/b/c", "s3://a/b", "a/*.tar"] {
+            assert!(told(other).ends_with("it is not there"), "{}", told(other));
+        }
+    }
 
     #[test]
     fn a_share_without_shards_is_told_in_one_true_sentence() {

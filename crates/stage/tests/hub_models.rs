@@ -141,7 +141,7 @@ fn wait_for(what: &str, is_so: impl Fn() -> bool) {
 #[test]
 fn another_process() {
     let Ok(model) = std::env::var(CHILD) else { return };
-    let line = match oqvl_stage::resolve_model(&model, &|| false) {
+    let line = match oqvl_stage::ModelFinder::from_env().find(&model, &|_| true) {
         Ok(path) => format!("found {}", path.display()),
         Err(error) => format!("failed {error}"),
     };
@@ -294,6 +294,36 @@ fn the_hub_is_asked_again_when_it_stumbles() {
     let refusal = world.refusal(URI);
     assert!(refusal.contains("cannot be reached: the server answers 503"), "{refusal}");
     assert!(refusal.contains("with HF_HUB_OFFLINE=1, what is in the hub's cache is taken"), "{refusal}");
+}
+
+/// A mistyped path may look like a model's id, and the machine may have no network: nobody waits a minute to learn that.
+#[test]
+fn what_there_is_no_way_to_is_given_up_soon() {
+    let mut world = World::new();
+    let closed = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    world.settings.hub.endpoint = format!("http://{closed}");
+    world.settings.retry = Duration::from_secs(60);
+    let started = Instant::now();
+    let refusal = world.refusal(URI);
+    assert!(refusal.contains("cannot be reached"), "{refusal}");
+    assert!(started.elapsed() < Duration::from_secs(20), "{:?}", started.elapsed());
+}
+
+/// Configs decide what else is needed: weights come when they are asked for.
+#[test]
+fn what_is_small_may_come_alone() {
+    let world = World::new();
+    let is_small = |name: &str| !oqvl_shard_io::WEIGHT_FILES.contains(&name);
+    let small = || world.fetch_with(URI, &MirrorOptions { wants: &is_small, ..world.options() }).unwrap();
+    assert_eq!(names(&small()), ["config.json", "tokenizer.json"]);
+    assert!(large(&world.server.take_requests()).is_empty());
+    assert!(!world.snapshot().join("model.safetensors").exists());
+    assert_eq!(world.fetch(URI).unwrap().num_fetched, 1);
+    let world = world.offline();
+    std::fs::remove_file(world.snapshot().join("model.safetensors")).unwrap();
+    let mirror = world.fetch_with(URI, &MirrorOptions { wants: &is_small, ..world.options() }).unwrap();
+    assert_eq!(names(&mirror), ["config.json", "tokenizer.json"]);
+    assert!(world.refusal(URI).contains("no weights in"));
 }
 
 #[test]

@@ -36,7 +36,7 @@ const ARROWS: [(&str, &[&str]); 20] = [
     ("evaluator", NETWORK),
     ("mlm-filter", NETWORK),
     ("trainer", NETWORK),
-    ("export", &["model", "shard-io", "text-prep"]),
+    ("export", &["model", "shard-io", "stage", "text-prep"]),
     ("chat", NETWORK),
     ("bootstrap", BOOTSTRAP),
     ("sft", TRAINING),

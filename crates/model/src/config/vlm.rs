@@ -156,6 +156,47 @@ impl ReferenceConfig {
         model.contains_key("arch_specifier").then_some(model)
     }
 
+    /// The tower of the release, as the reference names it.
+    pub(crate) const VISION_BACKBONE: &str = "siglip-vit-so400m-384px";
+    /// Its language model.
+    pub(crate) const LLM_BACKBONE: &str = "qwen2.5-1.5b-instruct";
+
+    /// The model of the Hugging Face hub that the reference takes a backbone of the release from; there are none of others.
+    ///
+    /// Source: where timm's `vit_so400m_patch14_siglip_384` has its weights from, and `{mount_path}/Qwen2.5-1.5B-Instruct`
+    /// with the `mount_path` of the release, as the reference's `load` puts it together.
+    pub(crate) fn hub_id(backbone: &str) -> Option<&'static str> {
+        match backbone {
+            Self::VISION_BACKBONE => Some("timm/ViT-SO400M-14-SigLIP-384"),
+            Self::LLM_BACKBONE => Some("Qwen/Qwen2.5-1.5B-Instruct"),
+            _ => None,
+        }
+    }
+
+    /// The tower of the release.
+    pub(crate) fn released_tower() -> SiglipVisionConfig {
+        let tower = hub_tower("google/siglip-so400m-patch14-384").expect("a size and a patch that are known");
+        SiglipVisionConfig { hidden_act: Self::HIDDEN_ACT, ..tower }
+    }
+
+    /// The language model of the release.
+    ///
+    /// Source: `config.json`, Qwen/Qwen2.5-1.5B-Instruct.
+    pub(crate) fn released_language_model() -> Qwen2Config {
+        Qwen2Config {
+            vocab_size: 151_936,
+            hidden_size: 1536,
+            intermediate_size: 8960,
+            num_hidden_layers: 28,
+            num_attention_heads: 12,
+            num_key_value_heads: 2,
+            max_position_embeddings: 32_768,
+            rope_theta: 1e6,
+            rms_norm_eps: 1e-6,
+            tie_word_embeddings: true,
+        }
+    }
+
     /// The reference's activation, whoever's folder the weights of the tower come from: timm's for this architecture.
     pub(crate) const HIDDEN_ACT: HiddenAct = HiddenAct::Gelu;
 }

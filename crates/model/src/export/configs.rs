@@ -1,6 +1,6 @@
 //! The JSON files beside exported weights.
 
-use super::Result;
+use super::{BackboneIds, Result};
 use crate::ModelError;
 use crate::config::ReferenceConfig;
 use crate::qwen2::Qwen2Config;
@@ -10,8 +10,9 @@ use oqvl_text_prep::{BOS_TOKEN, EOS_TOKEN, IMAGE_PLACEHOLDER, PAD_TOKEN, Tokeniz
 use serde::Serialize;
 use serde_json::{Map, Value, json};
 
-/// [`ChatTemplate::Reference`](oqvl_text_prep::ChatTemplate::Reference) in Jinja.
-pub(super) const CHAT_TEMPLATE: &str = include_str!("chat_template.jinja");
+/// [`ChatTemplate::Reference`](oqvl_text_prep::ChatTemplate::Reference) in Jinja. What the first turn loses after an image,
+/// its newline or the end of the turn, is left out there and only there.
+pub(crate) const CHAT_TEMPLATE: &str = include_str!("chat_template.jinja");
 
 pub(super) fn value(config: &impl Serialize) -> Result<Value> {
     serde_json::to_value(config).map_err(|error| ModelError::Config(error.to_string()))
@@ -141,8 +142,8 @@ pub(super) fn processor(vision: &SiglipVisionConfig) -> Value {
 }
 
 /// As much of the reference's `config.json` as its `load` reads.
-pub(super) fn reference(config: &VlmConfig) -> Result<Value> {
-    let wrong = |what: String| Err(ModelError::Config(format!("the reference computes {what}")));
+pub(super) fn reference(config: &VlmConfig, ids: &BackboneIds) -> Result<Value> {
+    let wrong = |what: String| Err(ModelError::Layout(format!("the reference computes {what}")));
     let (act, layer) = (config.vision_config.hidden_act, config.vision_feature_layer);
     if act != ReferenceConfig::HIDDEN_ACT {
         return wrong(format!("{:?} in its tower, this model {act:?}", ReferenceConfig::HIDDEN_ACT));
@@ -150,15 +151,74 @@ pub(super) fn reference(config: &VlmConfig) -> Result<Value> {
     if layer != SECOND_TO_LAST {
         return wrong(format!("images from layer {SECOND_TO_LAST} of its tower, this model from {layer}"));
     }
+    let (vision_backbone_id, llm_backbone_id) = backbones(config, ids)?;
     Ok(json!({
         "model": {
             "model_id": "Open-Qwen2VL",
-            "vision_backbone_id": "siglip-vit-so400m-384px",
+            "vision_backbone_id": vision_backbone_id,
             "image_resize_strategy": "resize-naive",
-            "llm_backbone_id": "qwen2.5-1.5b-instruct",
-            "llm_max_length": 4096,
+            "llm_backbone_id": llm_backbone_id,
+            "llm_max_length": LLM_MAX_LENGTH.min(config.text_config.max_position_embeddings),
             "arch_specifier": format!("full-align+{}-avgpool", config.pooled_grid * config.pooled_grid),
         },
         "mount_path": "Qwen",
     }))
+}
+
+/// Positions that the release was trained with.
+const LLM_MAX_LENGTH: usize = 4096;
+
+/// What the reference calls the two backbones: as given, or as it calls those of the release, if they have their shapes.
+fn backbones(config: &VlmConfig, ids: &BackboneIds) -> Result<(String, String)> {
+    let language_model = Qwen2Config {
+        // How far positions may go shapes nothing.
+        max_position_embeddings: config.text_config.max_position_embeddings,
+        ..ReferenceConfig::released_language_model()
+    };
+    let id = |given: &Option<String>, is_released, released: &str, part: &str, flag: &str| match given {
+        Some(id) => Ok(id.clone()),
+        None if is_released => Ok(released.to_owned()),
+        None => Err(ModelError::Layout(format!(
+            "the {part} has not the shape of {released}, which the reference would build: say what the reference calls this \
+             one ({flag})"
+        ))),
+    };
+    let is_released = config.vision_config == ReferenceConfig::released_tower();
+    let (released, flag) = (ReferenceConfig::VISION_BACKBONE, "--vision-backbone-id");
+    let vision = id(&ids.vision, is_released, released, "vision tower", flag)?;
+    let is_released = config.text_config == language_model;
+    let (released, flag) = (ReferenceConfig::LLM_BACKBONE, "--llm-backbone-id");
+    Ok((vision, id(&ids.llm, is_released, released, "language model", flag)?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_names_of_the_release_are_for_its_shapes_alone() {
+        let mut config = VlmConfig {
+            vision_config: ReferenceConfig::released_tower(),
+            text_config: ReferenceConfig::released_language_model(),
+            pooled_grid: 27,
+            vision_feature_layer: SECOND_TO_LAST,
+        };
+        let none = BackboneIds::default();
+        let written = reference(&config, &none).unwrap();
+        let model = json!({
+            "model_id": "Open-Qwen2VL", "vision_backbone_id": "siglip-vit-so400m-384px",
+            "image_resize_strategy": "resize-naive", "llm_backbone_id": "qwen2.5-1.5b-instruct",
+            "llm_max_length": 4096, "arch_specifier": "full-align+729-avgpool",
+        });
+        assert_eq!(written, json!({"model": model, "mount_path": "Qwen"}));
+        config.text_config.num_hidden_layers = 36;
+        let error = reference(&config, &none).unwrap_err().to_string();
+        assert!(error.contains("the language model has not the shape of qwen2.5-1.5b-instruct"), "{error}");
+        assert!(error.contains("--llm-backbone-id"), "{error}");
+        let ids = BackboneIds { vision: None, llm: Some("qwen2.5-3b-instruct".to_owned()) };
+        assert_eq!(reference(&config, &ids).unwrap()["model"]["llm_backbone_id"], "qwen2.5-3b-instruct");
+        config.vision_config.image_size = 224;
+        let error = reference(&config, &ids).unwrap_err().to_string();
+        assert!(error.contains("vision tower") && error.contains("--vision-backbone-id"), "{error}");
+    }
 }
