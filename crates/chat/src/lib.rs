@@ -31,7 +31,7 @@ pub use cli::{Request, Template};
 pub use conversation::Conversation;
 pub use error::ChatError;
 
-use candle_core::Device;
+use candle_core::{DType, Device};
 use oqvl_model::{VlmCheckpoint, chat_template};
 use oqvl_stage::{ModelFinder, run_program};
 use std::process::ExitCode;
@@ -56,7 +56,8 @@ fn run(request: &Request) -> Result<(), ChatError> {
             template
         }
     };
-    let checkpoint = VlmCheckpoint::load_with(&folders.model, &folders.companions(), &Device::Cpu)?;
+    let checkpoint =
+        VlmCheckpoint::load_with(&folders.model, &folders.companions(), DType::F32, &Device::Cpu)?;
     let mut conversation = Conversation::new(template);
     for image in &images {
         conversation.add_image(picture::pixels(image, checkpoint.vlm.image_size()));

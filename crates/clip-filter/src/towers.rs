@@ -79,10 +79,9 @@ impl Towers {
     /// Cosines of images `(b, 3, size, size)` with as many texts.
     pub(crate) fn cosines(&self, images: &Tensor, texts: &[Vec<i64>]) -> Result<Vec<f64>, ModelError> {
         let (images, texts) = match self {
-            Self::Siglip(SiglipCheckpoint { siglip, .. }) => {
-                // The texts are as long as they must be, so nothing is padded.
-                const PAD_ID: i64 = 0;
-                (siglip.image_embeds(images)?, siglip.text_embeds(&siglip.text_batch(texts, PAD_ID)?)?)
+            Self::Siglip(checkpoint) => {
+                let siglip = &checkpoint.siglip;
+                (siglip.image_embeds(images)?, siglip.text_embeds(&checkpoint.text_batch(texts)?)?)
             }
             Self::Clip(ClipCheckpoint { clip, .. }) => {
                 (clip.image_embeds(images)?, clip.text_embeds(&clip.text.batch(texts)?)?)

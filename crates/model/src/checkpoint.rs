@@ -1,15 +1,15 @@
 //! Checkpoint directories, ours and those of others: `config.json`, weights, `tokenizer.json`.
 
 use crate::ModelError;
-use crate::clip::check_siglip_images;
 use crate::config::{ReferenceConfig, check_sizes, leaves_tower_open};
 use crate::params::{Missing, ParamStore, Trainable};
+use crate::preprocessing::{Made, check_images};
 use crate::qwen2::Qwen2Config;
 use crate::siglip::{Siglip, SiglipConfig, SiglipVisionConfig};
 use crate::siglip_text::SiglipText;
 use crate::vlm::{Vlm, VlmConfig};
 use crate::weights::{Network, WEIGHTS_FILE, drop_tied_head, read_weights, weight_files};
-use candle_core::{Device, Tensor};
+use candle_core::{DType, Device, Tensor};
 use oqvl_shard_io::{digest_bytes, digest_file, write_atomic};
 use oqvl_text_prep::Tokenizer;
 use serde::Serialize;
@@ -21,14 +21,14 @@ use std::path::{Path, PathBuf};
 /// The network's shape.
 pub const CONFIG_FILE: &str = "config.json";
 /// The network's shape in folders of open_clip.
-pub(crate) const OPEN_CLIP_CONFIG_FILE: &str = "open_clip_config.json";
+const OPEN_CLIP_CONFIG_FILE: &str = "open_clip_config.json";
 /// The tokenizer.
 pub const TOKENIZER_FILE: &str = "tokenizer.json";
 
 type Result<T> = std::result::Result<T, ModelError>;
 type Tensors = BTreeMap<String, Tensor>;
 
-/// What a folder holds: the shape of a network, and its parameters under the names they have here.
+/// What a folder holds: the shape of a network, and its parameters under the names they have here, floats as f32.
 #[derive(Debug)]
 pub struct Contents<C> {
     /// Shape.
@@ -59,15 +59,21 @@ pub struct Companions<'a> {
 /// # Errors
 /// If a file is missing or malformed, or describes something that cannot be computed here.
 pub fn read_vision_tower(dir: &Path, device: &Device) -> Result<Contents<SiglipVisionConfig>> {
-    contents(dir, read_config(dir)?, Network::SiglipVision, device)
+    let config: SiglipVisionConfig = read_config(dir)?;
+    config.validate()?;
+    contents(dir, config, Network::SiglipVision, device)
 }
 
 /// Reads a SigLIP pair of Hugging Face's, open_clip's or ours. Names are [`Siglip`]'s.
 ///
 /// # Errors
-/// As [`read_vision_tower`].
+/// As [`read_vision_tower`], or if the folder wants its images made in another way than
+/// [`pixel_values`](oqvl_image_prep::pixel_values) does it.
 pub fn read_siglip(dir: &Path, device: &Device) -> Result<Contents<SiglipConfig>> {
-    contents(dir, read_config(dir)?, Network::Siglip, device)
+    let config: SiglipConfig = read_config(dir)?;
+    config.validate()?;
+    check_images(dir, Made::for_siglip(config.vision_config.image_size))?;
+    contents(dir, config, Network::Siglip, device)
 }
 
 /// Reads a language model: a `Qwen2ForCausalLM` of Hugging Face's, or ours. Names are [`Qwen2`](crate::Qwen2)'s.
@@ -76,6 +82,7 @@ pub fn read_siglip(dir: &Path, device: &Device) -> Result<Contents<SiglipConfig>
 /// As [`read_vision_tower`], or if the head differs from the embedding that it is said to be.
 pub fn read_language_model(dir: &Path, device: &Device) -> Result<Contents<Qwen2Config>> {
     let config: Qwen2Config = read_config(dir)?;
+    config.validate()?;
     let mut read = contents(dir, config, Network::Qwen2, device)?;
     if read.config.tie_word_embeddings {
         drop_tied_head(&mut read.tensors, "")?;
@@ -91,7 +98,8 @@ pub fn read_language_model(dir: &Path, device: &Device) -> Result<Contents<Qwen2
 /// says. In all others a companion stands in for what the folder itself does not hold.
 ///
 /// # Errors
-/// As [`read_language_model`], or if a companion is needed that is not given.
+/// As [`read_language_model`], or if a companion is needed that is not given, or the folder wants its images made in
+/// another way than [`pixel_values`](oqvl_image_prep::pixel_values) does it.
 pub fn read_vlm(dir: &Path, companions: &Companions<'_>, device: &Device) -> Result<Contents<VlmConfig>> {
     let mut read = contents(dir, vlm_config(dir, companions)?, Network::Vlm, device)?;
     if let (true, Some(language_model)) = (reference(dir)?.is_some(), companions.language_model) {
@@ -118,21 +126,23 @@ pub fn read_vlm(dir: &Path, companions: &Companions<'_>, device: &Device) -> Res
     Ok(read)
 }
 
-/// The shape of a vision-language model; weights are not looked at.
+/// The shape of a vision-language model whose images are made as here; weights are not looked at.
 pub(crate) fn vlm_config(dir: &Path, companions: &Companions<'_>) -> Result<VlmConfig> {
     if let Some(reference) = reference(dir)? {
         return reference_config(dir, &reference, companions);
     }
-    let (config_file, config) = raw_config(dir)?;
-    let config = whole_config(config, companions)?;
-    serde_json::from_value(config).map_err(|error| unreadable(&config_file, error))
+    let config = whole_config(read_config(dir)?, companions)?;
+    let config: VlmConfig =
+        serde_json::from_value(config).map_err(|error| unreadable(&config_file(dir).into_path(), error))?;
+    config.validate()?;
+    check_images(dir, Made::for_siglip(config.vision_config.image_size))?;
+    Ok(config)
 }
 
 /// The config of a checkpoint of the reference; nothing if the folder is another's.
 pub(crate) fn reference(dir: &Path) -> Result<Option<ReferenceConfig>> {
-    let (config_file, config) = raw_config(dir)?;
-    let read = ReferenceConfig::table(&config).map(ReferenceConfig::try_from);
-    read.transpose().map_err(|error| unreadable(&config_file, error))
+    let config: Value = read_config(dir)?;
+    if ReferenceConfig::is_in(&config) { read_config(dir).map(Some) } else { Ok(None) }
 }
 
 /// The shape of a `llava_qwen`'s tower is that of a model on the hub, or of the companion.
@@ -165,31 +175,34 @@ fn reference_config(
     };
     let mut vision_config: SiglipVisionConfig = read_config(vision_tower)?;
     vision_config.hidden_act = ReferenceConfig::HIDDEN_ACT;
-    Ok(VlmConfig {
+    let config = VlmConfig {
         vision_config,
         text_config: read_config(language_model)?,
         pooled_grid: reference.pooled_grid,
         vision_feature_layer: crate::SECOND_TO_LAST,
-    })
+    };
+    config.validate()?;
+    Ok(config)
 }
 
-fn contents<C>(dir: &Path, config: C, network: Network, device: &Device) -> Result<Contents<C>> {
+/// Reads the weights that belong to a config.
+pub(crate) fn contents<C>(dir: &Path, config: C, network: Network, device: &Device) -> Result<Contents<C>> {
     let tensors = network.rename(read_weights(dir, device)?)?;
     let tokenizer_file = dir.join(TOKENIZER_FILE);
-    let mut files = vec![config_file(dir)];
+    let mut files = vec![config_file(dir).into_path()];
     files.extend(weight_files(dir)?);
     files.push(tokenizer_file.clone());
     Ok(Contents { config, tensors, tokenizer_file, files })
 }
 
 impl<C> Contents<C> {
-    fn replace_tokenizer(&mut self, file: PathBuf) {
+    pub(crate) fn replace_tokenizer(&mut self, file: PathBuf) {
         self.files.pop();
         self.files.push(file.clone());
         self.tokenizer_file = file;
     }
 
-    /// The tokenizer.
+    /// The tokenizer, if it is a language model's; those of image-text pairs are read by their checkpoints.
     ///
     /// # Errors
     /// If it is missing or malformed.
@@ -207,7 +220,7 @@ impl<C> Contents<C> {
 }
 
 /// Digest of several files together, in this order.
-pub(crate) fn digest_of(files: &[PathBuf]) -> Result<String> {
+fn digest_of(files: &[PathBuf]) -> Result<String> {
     let mut all = String::new();
     for path in files {
         all += &digest_file(path).map_err(|error| unreadable(path, error))?;
@@ -227,21 +240,26 @@ pub struct VlmCheckpoint {
 }
 
 impl VlmCheckpoint {
-    /// Reads a checkpoint for inference, from any folder that [`read_vlm`] reads and that is whole.
+    /// Reads a checkpoint for inference in f32, from any folder that [`read_vlm`] reads and that is whole.
     ///
     /// # Errors
     /// As [`load_with`](Self::load_with).
     pub fn load(dir: &Path, device: &Device) -> Result<Self> {
-        Self::load_with(dir, &Companions::default(), device)
+        Self::load_with(dir, &Companions::default(), DType::F32, device)
     }
 
-    /// As [`load`](Self::load), with folders that complete it.
+    /// As [`load`](Self::load), with folders that complete it, and in `dtype`: f32, or bf16, which takes half the memory
+    /// and gives other late digits. Weights are converted, whatever they are in the files.
     ///
     /// # Errors
-    /// If a file is missing or malformed, or the weights do not fit the config.
-    pub fn load_with(dir: &Path, companions: &Companions<'_>, device: &Device) -> Result<Self> {
+    /// If a file is missing or malformed, the weights do not fit the config, or `dtype` is neither of the two.
+    pub fn load_with(dir: &Path, companions: &Companions<'_>, dtype: DType, device: &Device) -> Result<Self> {
+        if !matches!(dtype, DType::F32 | DType::BF16) {
+            let name = dtype.as_str();
+            return Err(ModelError::Config(format!("a model can be run in f32 and in bf16, not in {name}")));
+        }
         let mut read = read_vlm(dir, companions, device)?;
-        let mut store = for_inference(std::mem::take(&mut read.tensors), device);
+        let mut store = for_inference(std::mem::take(&mut read.tensors), device).with_dtype(dtype);
         let vlm = Vlm::new(&read.config, store.root(), device)?;
         store.finish()?;
         Ok(Self { vlm, tokenizer: read.tokenizer()?, digest: read.digest()? })
@@ -262,13 +280,12 @@ pub struct SiglipCheckpoint {
 }
 
 impl SiglipCheckpoint {
-    /// Reads a checkpoint for inference, from any folder that [`read_siglip`] reads.
+    /// Reads a checkpoint for inference in f32, from any folder that [`read_siglip`] reads.
     ///
     /// # Errors
     /// If a file is missing or malformed, or the weights do not fit the config.
     pub fn load(dir: &Path, device: &Device) -> Result<Self> {
         let mut read = read_siglip(dir, device)?;
-        check_siglip_images(dir, read.config.vision_config.image_size)?;
         let mut store = for_inference(std::mem::take(&mut read.tensors), device);
         let siglip = Siglip::new(&read.config, store.root())?;
         store.finish()?;
@@ -276,44 +293,72 @@ impl SiglipCheckpoint {
         Ok(Self { siglip, config: read.config, text, digest })
     }
 
-    /// What the text tower reads of a caption.
+    /// What the text tower reads of a caption: as many ids as it has positions.
     ///
     /// # Errors
     /// If the tokenizer refuses the caption.
     pub fn text_ids(&self, caption: &str) -> Result<Vec<i64>> {
         self.text.ids(caption, self.config.text_config.max_position_embeddings)
     }
+
+    /// What [`text_ids`](Self::text_ids) has made of `b` captions, as the text tower takes it: `(b, s)` u32.
+    ///
+    /// # Errors
+    /// If the tensor cannot be made.
+    pub fn text_batch(&self, texts: &[Vec<i64>]) -> Result<Tensor> {
+        Ok(self.siglip.text_batch(texts, self.text.pad_id())?)
+    }
 }
 
-fn for_inference(given: Tensors, device: &Device) -> ParamStore {
+pub(crate) fn for_inference(given: Tensors, device: &Device) -> ParamStore {
     ParamStore::new(given, Missing::Refuse, Trainable::None, device)
 }
 
 /// Reads `config.json` of a checkpoint, or `open_clip_config.json` if there is only that.
 ///
 /// # Errors
-/// If it is missing or has other keys than the network's config.
+/// If it is missing or has other keys than the network's config, or sizes that no network has.
 pub fn read_config<C: DeserializeOwned>(dir: &Path) -> Result<C> {
-    read_config_file(&config_file(dir))
+    let path = config_file(dir).into_path();
+    let config: Value = oqvl_shard_io::read_json(&path).map_err(|error| unreadable(&path, error))?;
+    check_sizes(&config).map_err(|problem| unreadable(&path, problem))?;
+    serde_json::from_value(config).map_err(|error| unreadable(&path, error))
 }
 
-/// Reads a file that describes a network, of a size that a network can have.
-pub(crate) fn read_config_file<C: DeserializeOwned>(path: &Path) -> Result<C> {
-    let config: Value = oqvl_shard_io::read_json(path).map_err(|error| unreadable(path, error))?;
-    check_sizes(&config).map_err(|problem| unreadable(path, problem))?;
-    serde_json::from_value(config).map_err(|error| unreadable(path, error))
+/// The file of a folder that describes its network.
+#[derive(Debug)]
+pub(crate) enum ConfigFile {
+    /// `config.json`, ours, Hugging Face's, timm's or the reference's.
+    Usual(PathBuf),
+    /// `open_clip_config.json`, where it is the only one: the folder may be of both libraries.
+    OpenClip(PathBuf),
 }
 
-fn raw_config(dir: &Path) -> Result<(PathBuf, Value)> {
-    Ok((config_file(dir), read_config(dir)?))
+impl ConfigFile {
+    fn into_path(self) -> PathBuf {
+        match self {
+            Self::Usual(path) | Self::OpenClip(path) => path,
+        }
+    }
 }
 
-fn config_file(dir: &Path) -> PathBuf {
-    let (first, second) = (dir.join(CONFIG_FILE), dir.join(OPEN_CLIP_CONFIG_FILE));
-    if !first.is_file() && second.is_file() { second } else { first }
+pub(crate) fn config_file(dir: &Path) -> ConfigFile {
+    let (usual, open_clip) = (dir.join(CONFIG_FILE), dir.join(OPEN_CLIP_CONFIG_FILE));
+    match !usual.is_file() && open_clip.is_file() {
+        true => ConfigFile::OpenClip(open_clip),
+        false => ConfigFile::Usual(usual),
+    }
 }
 
-fn unreadable(path: &Path, error: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> ModelError {
+/// Whether open_clip has made the folder, alone or for both libraries: then captions are read as it does it.
+pub(crate) fn is_of_open_clip(dir: &Path) -> bool {
+    dir.join(OPEN_CLIP_CONFIG_FILE).is_file()
+}
+
+pub(crate) fn unreadable(
+    path: &Path,
+    error: impl Into<Box<dyn std::error::Error + Send + Sync>>,
+) -> ModelError {
     ModelError::Read { path: path.to_path_buf(), source: error.into() }
 }
 

@@ -8,11 +8,8 @@
 
 mod checkpoint;
 mod config;
-mod open_clip;
-mod preprocessing;
 
-pub use checkpoint::ClipCheckpoint;
-pub(crate) use checkpoint::check_siglip_images;
+pub use checkpoint::{ClipCheckpoint, read_clip};
 pub use config::{ClipConfig, ClipTextConfig, ClipVisionConfig};
 
 use crate::ModelError;
@@ -111,7 +108,7 @@ impl EndOfText {
     /// Source: `CLIPTextTransformer.forward` and pull request 24773 of transformers.
     fn from_config(eos_token_id: u32) -> Self {
         match eos_token_id {
-            2 => Self::HighestId,
+            ClipTextConfig::HIGHEST_ID => Self::HighestId,
             id => Self::Id(id),
         }
     }

@@ -37,6 +37,14 @@ pub enum ModelError {
         /// What is needed beside it.
         missing: Vec<String>,
     },
+    /// A checkpoint that wants its images made in another way.
+    #[error("{path} asks for other images than are made here: {what}")]
+    Images {
+        /// The file that says so.
+        path: PathBuf,
+        /// The key, and how images are made.
+        what: String,
+    },
     /// Weights and config disagree; every disagreement is listed.
     #[error("the weights do not fit the config: {}", problems.join("; "))]
     Weights {

@@ -8,9 +8,9 @@
 //!   [`Session`] to converse
 //! - [`ParamStore`]: parameters under their checkpoint names, drawn from a seed or read from files
 //! - [`read_weights`]: tensors from safetensors and torch files, and [`Network::rename`]: their names here
-//! - [`read_vlm`], [`read_vision_tower`], [`read_language_model`]: folders of ours and of others, with `config.json`, weights,
-//!   `tokenizer.json`; [`VlmCheckpoint`], [`SiglipCheckpoint`], [`ClipCheckpoint`]: the same, ready to run; [`VlmNames`]: which
-//!   folders a model is made of, and [`chat_template`]: how it is spoken to
+//! - [`read_vlm`], [`read_vision_tower`], [`read_language_model`], [`read_siglip`], [`read_clip`]: folders of ours and of
+//!   others, with `config.json`, weights, `tokenizer.json`; [`VlmCheckpoint`], [`SiglipCheckpoint`], [`ClipCheckpoint`]:
+//!   the same, ready to run; [`VlmNames`]: which folders a model is made of, and [`chat_template`]: how it is spoken to
 //!
 //! ```
 //! use candle_core::Device;
@@ -59,6 +59,7 @@ mod generate;
 mod layers;
 mod named;
 mod params;
+mod preprocessing;
 mod projector;
 mod qwen2;
 mod siglip;
@@ -72,6 +73,7 @@ pub use checkpoint::{
 };
 pub use clip::{
     Clip, ClipCheckpoint, ClipConfig, ClipTextConfig, ClipTextTower, ClipVisionConfig, ClipVisionTower,
+    read_clip,
 };
 pub use encoder::HiddenAct;
 pub use error::ModelError;

@@ -6,6 +6,7 @@
 //! but not the future when given a mask, and uses operations without a backward.
 
 use crate::ModelError;
+use crate::config::{check_norm_eps, check_rope_theta};
 use crate::generate::KvCache;
 use crate::layers::{Bias, Linear, join_heads, lecun, split_heads};
 use crate::params::{Init, ParamBuilder};
@@ -34,9 +35,9 @@ pub struct Qwen2Config {
     pub num_key_value_heads: usize,
     /// Number of positions.
     pub max_position_embeddings: usize,
-    /// Base of the rotary angles.
+    /// Base of the rotary angles, from 1 to 1e12.
     pub rope_theta: f64,
-    /// Epsilon of the norms.
+    /// Epsilon of the norms, from 1e-30 to 1.
     pub rms_norm_eps: f64,
     /// Whether the output head is the embedding.
     pub tie_word_embeddings: bool,
@@ -49,7 +50,7 @@ impl Qwen2Config {
         self.hidden_size / self.num_attention_heads
     }
 
-    fn validate(&self) -> std::result::Result<(), ModelError> {
+    pub(crate) fn validate(&self) -> std::result::Result<(), ModelError> {
         let wrong = |what: String| Err(ModelError::Config(format!("language model: {what}")));
         let (heads, kv_heads) = (self.num_attention_heads, self.num_key_value_heads);
         if heads == 0 || !self.hidden_size.is_multiple_of(heads) || !self.head_dim().is_multiple_of(2) {
@@ -63,7 +64,8 @@ impl Qwen2Config {
         if self.vocab_size == 0 || self.max_position_embeddings == 0 {
             return wrong("vocab_size and max_position_embeddings must be at least 1".to_owned());
         }
-        Ok(())
+        check_norm_eps("language model", "rms_norm_eps", self.rms_norm_eps)?;
+        check_rope_theta("language model", self.rope_theta)
     }
 }
 

@@ -3,6 +3,7 @@
 //! Shape letters: `b` batch, `n` patches, `s` text positions, `v` hidden size.
 
 use crate::ModelError;
+use crate::config::{check_heads, check_norm_eps, check_patches};
 use crate::encoder::{
     BlockSizes, EncoderLayer, HiddenAct, Mlp, PatchEmbedding, PatchSizes, TextBody, TextSizes, encoder, run,
 };
@@ -25,7 +26,7 @@ pub struct SiglipVisionConfig {
     pub hidden_size: usize,
     /// Width of the MLP.
     pub intermediate_size: usize,
-    /// Number of blocks; at least 2, because features are taken before the last.
+    /// Number of blocks; at least 1.
     pub num_hidden_layers: usize,
     /// Number of heads; divides `hidden_size`.
     pub num_attention_heads: usize,
@@ -33,7 +34,7 @@ pub struct SiglipVisionConfig {
     pub image_size: usize,
     /// Edge of a patch, pixels.
     pub patch_size: usize,
-    /// Epsilon of the layer norms.
+    /// Epsilon of the layer norms, from 1e-30 to 1.
     pub layer_norm_eps: f64,
     /// Activation of the MLP.
     pub hidden_act: HiddenAct,
@@ -54,20 +55,12 @@ impl SiglipVisionConfig {
     }
 
     pub(crate) fn validate(&self) -> std::result::Result<(), ModelError> {
-        let wrong = |what: String| Err(ModelError::Config(format!("vision: {what}")));
-        if self.patch_size == 0 || self.grid() == 0 {
-            return wrong(format!("image_size {} holds no patch of {}", self.image_size, self.patch_size));
+        check_patches("vision", self.image_size, self.patch_size)?;
+        check_heads("vision", self.num_attention_heads, self.hidden_size)?;
+        if self.num_hidden_layers == 0 {
+            return Err(ModelError::Config("vision: num_hidden_layers must be at least 1, got 0".to_owned()));
         }
-        if self.num_attention_heads == 0 || !self.hidden_size.is_multiple_of(self.num_attention_heads) {
-            return wrong(format!(
-                "{} heads do not divide hidden_size {}",
-                self.num_attention_heads, self.hidden_size
-            ));
-        }
-        if self.num_hidden_layers < 2 {
-            return wrong(format!("num_hidden_layers must be at least 2, got {}", self.num_hidden_layers));
-        }
-        Ok(())
+        check_norm_eps("vision", "layer_norm_eps", self.layer_norm_eps)
     }
 }
 
@@ -83,14 +76,25 @@ pub struct SiglipTextConfig {
     pub intermediate_size: usize,
     /// Number of blocks.
     pub num_hidden_layers: usize,
-    /// Number of heads.
+    /// Number of heads; divides `hidden_size`.
     pub num_attention_heads: usize,
     /// Every text is cut or padded to this many tokens; pads are attended, as SigLIP was trained.
     pub max_position_embeddings: usize,
-    /// Epsilon of the layer norms.
+    /// Epsilon of the layer norms, from 1e-30 to 1.
     pub layer_norm_eps: f64,
     /// Activation of the MLP.
     pub hidden_act: HiddenAct,
+}
+
+impl SiglipTextConfig {
+    fn validate(&self) -> std::result::Result<(), ModelError> {
+        if self.vocab_size == 0 || self.max_position_embeddings == 0 {
+            let what = "text: vocab_size and max_position_embeddings must be at least 1";
+            return Err(ModelError::Config(what.to_owned()));
+        }
+        check_heads("text", self.num_attention_heads, self.hidden_size)?;
+        check_norm_eps("text", "layer_norm_eps", self.layer_norm_eps)
+    }
 }
 
 /// Both halves.
@@ -101,6 +105,13 @@ pub struct SiglipConfig {
     pub vision_config: SiglipVisionConfig,
     /// Text half.
     pub text_config: SiglipTextConfig,
+}
+
+impl SiglipConfig {
+    pub(crate) fn validate(&self) -> std::result::Result<(), ModelError> {
+        self.vision_config.validate()?;
+        self.text_config.validate()
+    }
 }
 
 /// The vision tower.
@@ -259,8 +270,13 @@ impl SiglipTextTower {
     /// Takes the parameters below `text_model.` of `p`; the head maps to `projection_size`.
     ///
     /// # Errors
-    /// If a tensor cannot be made.
-    pub fn new(config: &SiglipTextConfig, projection_size: usize, mut p: ParamBuilder<'_>) -> Result<Self> {
+    /// If the config describes no network.
+    pub fn new(
+        config: &SiglipTextConfig,
+        projection_size: usize,
+        mut p: ParamBuilder<'_>,
+    ) -> std::result::Result<Self, ModelError> {
+        config.validate()?;
         let mut p = p.pp("text_model");
         let hidden = config.hidden_size;
         let text = TextSizes {

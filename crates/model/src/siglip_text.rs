@@ -1,7 +1,7 @@
 //! The text side of a SigLIP pair.
 
 use crate::ModelError;
-use crate::checkpoint::{OPEN_CLIP_CONFIG_FILE, TOKENIZER_FILE};
+use crate::checkpoint::{TOKENIZER_FILE, is_of_open_clip};
 use oqvl_text_prep::{SiglipTextStyle, SiglipTokenizer, TextError, Tokenizer};
 use std::path::Path;
 
@@ -25,13 +25,22 @@ impl SiglipText {
         match Tokenizer::from_file(&file) {
             Ok(tokenizer) => Ok(Self::Ours(tokenizer)),
             Err(TextError::MissingSpecialToken { .. }) => {
-                let style = match dir.join(OPEN_CLIP_CONFIG_FILE).is_file() {
+                let style = match is_of_open_clip(dir) {
                     true => SiglipTextStyle::OpenClip,
                     false => SiglipTextStyle::HuggingFace,
                 };
                 Ok(Self::Published(SiglipTokenizer::from_file(&file, style)?))
             }
             Err(error) => Err(error.into()),
+        }
+    }
+
+    /// The id that fills what a text leaves of its positions.
+    #[must_use]
+    pub fn pad_id(&self) -> i64 {
+        match self {
+            Self::Ours(tokenizer) => tokenizer.pad_id(),
+            Self::Published(tokenizer) => tokenizer.pad_id(),
         }
     }
 
@@ -43,7 +52,7 @@ impl SiglipText {
         match self {
             Self::Ours(tokenizer) => {
                 let mut ids = tokenizer.encode(text)?;
-                ids.resize(len, tokenizer.pad_id());
+                ids.resize(len, self.pad_id());
                 Ok(ids)
             }
             Self::Published(tokenizer) => Ok(tokenizer.input(text, len)?),

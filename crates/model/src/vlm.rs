@@ -40,6 +40,31 @@ impl VlmConfig {
             pooled_grid: self.pooled_grid as u32,
         }
     }
+
+    /// Whether it describes a network.
+    ///
+    /// # Errors
+    /// Names the first key that is out of its range.
+    pub(crate) fn validate(&self) -> Result<(), ModelError> {
+        let (vision, text) = (&self.vision_config, &self.text_config);
+        vision.validate()?;
+        text.validate()?;
+        if self.pooled_grid == 0 || self.pooled_grid > vision.grid() {
+            let what = format!(
+                "pooled_grid {} is not between 1 and the patch grid {}",
+                self.pooled_grid,
+                vision.grid()
+            );
+            return Err(ModelError::Config(what));
+        }
+        if vision.num_blocks_to(self.vision_feature_layer).is_none() {
+            let (layer, layers) = (self.vision_feature_layer, vision.num_hidden_layers);
+            return Err(ModelError::Config(format!(
+                "vision_feature_layer {layer} of a tower of {layers} layers"
+            )));
+        }
+        Ok(())
+    }
 }
 
 /// One sequence with its images.
@@ -97,21 +122,8 @@ impl Vlm {
     /// # Errors
     /// If the config describes no network.
     pub fn new(config: &VlmConfig, mut p: ParamBuilder<'_>, device: &Device) -> Result<Self, ModelError> {
+        config.validate()?;
         let (vision, text) = (&config.vision_config, &config.text_config);
-        if config.pooled_grid == 0 || config.pooled_grid > vision.grid() {
-            let what = format!(
-                "pooled_grid {} is not between 1 and the patch grid {}",
-                config.pooled_grid,
-                vision.grid()
-            );
-            return Err(ModelError::Config(what));
-        }
-        if vision.num_blocks_to(config.vision_feature_layer).is_none() {
-            let (layer, layers) = (config.vision_feature_layer, vision.num_hidden_layers);
-            return Err(ModelError::Config(format!(
-                "vision_feature_layer {layer} of a tower of {layers} layers"
-            )));
-        }
         let vision_tower = SiglipVisionTower::new(vision, p.pp("vision_tower"))?;
         let sizes = (vision.hidden_size, text.hidden_size, vision.grid());
         let projector = AvgPoolProjector::new(sizes.0, sizes.1, sizes.2, p.pp("projector"))?;

@@ -3,9 +3,9 @@
 
 use candle_core::{DType, Device, Tensor};
 use oqvl_model::{
-    Companions, Contents, HiddenAct, Missing, ModelError, ParamStore, Qwen2, SiglipVisionConfig,
-    SiglipVisionTower, Trainable, Vlm, VlmCheckpoint, VlmConfig, read_language_model, read_safetensors,
-    read_vision_tower, read_vlm,
+    Companions, Contents, HiddenAct, Missing, ModelError, ParamStore, Prompt, Qwen2, SiglipVisionConfig,
+    SiglipVisionTower, Trainable, Vlm, VlmCheckpoint, VlmConfig, read_clip, read_language_model,
+    read_safetensors, read_siglip, read_vision_tower, read_vlm,
 };
 use oqvl_shard_io::write_atomic;
 use oqvl_text_prep::{BpeTrainer, IMAGE_TOKEN_ID};
@@ -197,11 +197,27 @@ fn the_reference_is_completed_by_two_folders() {
     let dir = tempfile::tempdir().unwrap();
     let (model, tower, llm) = released(dir.path());
     let load = |vision_tower: Option<&Path>, language_model: Option<&Path>| {
-        VlmCheckpoint::load_with(&model, &Companions { vision_tower, language_model }, &Device::Cpu)
+        let companions = Companions { vision_tower, language_model };
+        VlmCheckpoint::load_with(&model, &companions, DType::F32, &Device::Cpu)
     };
     let whole = load(Some(&tower), Some(&llm)).unwrap_or_else(|error| panic!("{}", chain(&error)));
     assert_eq!(whole.vlm.config().vision_config.hidden_act, HiddenAct::Gelu);
     assert_eq!(whole.vlm.num_image_tokens(), 1);
+    // The same in half the memory, with other late digits; and in no other type.
+    let in_dtype = |dtype| {
+        let companions = Companions { vision_tower: Some(&tower), language_model: Some(&llm) };
+        VlmCheckpoint::load_with(&model, &companions, dtype, &Device::Cpu)
+    };
+    let prompt = || [Prompt { input_ids: vec![3, 1, 4, 1, 5], images: Vec::new() }];
+    let logits = |checkpoint: &VlmCheckpoint| checkpoint.vlm.next_token_logits(&prompt()).unwrap().concat();
+    let (single, half) = (logits(&whole), logits(&in_dtype(DType::BF16).unwrap()));
+    let largest = single.iter().fold(0f32, |largest, logit| largest.max(logit.abs()));
+    assert_ne!(single, half);
+    for (single, half) in single.iter().zip(&half) {
+        assert!((single - half).abs() < 0.1 * largest, "{single} {half}");
+    }
+    let error = in_dtype(DType::F16).unwrap_err().to_string();
+    assert_eq!(error, "config: a model can be run in f32 and in bf16, not in f16");
     // What another file would change, it changes in the digest.
     write_atomic(
         &llm.join("tokenizer.json"),
@@ -271,5 +287,142 @@ fn what_is_missing_or_too_much_is_listed_in_one_error() {
         "`vision_tower.vision_model.post_layernorm.bias` is [1, 1, 8], expected [8]",
     ] {
         assert!(error.contains(part), "{part} in {error}");
+    }
+}
+
+#[test]
+fn images_that_would_be_made_otherwise_are_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    copy(&folder("llava"), dir.path());
+    let write = |name: &str, value: &Value| {
+        write_atomic(&dir.path().join(name), &serde_json::to_vec(value).unwrap()).unwrap();
+    };
+    let processor = json!({
+        "do_normalize": true, "do_rescale": true, "do_resize": true, "image_mean": [0.5, 0.5, 0.5],
+        "image_processor_type": "SiglipImageProcessor", "image_std": [0.5, 0.5, 0.5], "resample": 3,
+        "rescale_factor": 1.0 / 255.0, "size": {"height": 14, "width": 14},
+    });
+    // Where transformers 4 has it, and 5.
+    let places: [(&str, fn(&Value) -> Value); 2] = [
+        ("preprocessor_config.json", Value::clone),
+        ("processor_config.json", |processor| json!({"image_processor": processor, "patch_size": 4})),
+    ];
+    for (name, place) in places {
+        write(name, &place(&processor));
+        read(dir.path());
+        for (key, value) in [
+            ("image_mean", json!([0.48, 0.46, 0.41])),
+            ("image_std", json!([0.27, 0.26, 0.28])),
+            ("resample", json!(2)),
+            ("size", json!({"shortest_edge": 14})),
+            ("size", json!({"height": 384, "width": 384})),
+            ("do_pad", json!(true)),
+        ] {
+            let mut other = processor.clone();
+            other[key] = value;
+            write(name, &place(&other));
+            let error = read_vlm(dir.path(), &Companions::default(), &Device::Cpu).unwrap_err();
+            let expected = format!("{name} asks for other images than are made here: `{key}` is ");
+            assert!(matches!(error, ModelError::Images { .. }), "{error}");
+            assert!(error.to_string().contains(&expected), "{error}");
+        }
+        write(name, &place(&processor));
+    }
+}
+
+/// Both pairs of open_clip say it beside the network.
+#[test]
+fn images_of_open_clip_are_looked_at_before_weights() {
+    let siglip = json!({
+        "embed_dim": 768, "custom_text": true,
+        "vision_cfg": {
+            "image_size": 224, "timm_model_name": "vit_base_patch16_siglip_224", "timm_model_pretrained": false,
+            "timm_pool": "map", "timm_proj": "none",
+        },
+        "text_cfg": {
+            "context_length": 64, "vocab_size": 32000, "width": 768, "heads": 12, "layers": 12,
+            "no_causal_mask": true, "proj_bias": true, "pool_type": "last", "norm_kwargs": {"eps": 1e-6},
+        },
+    });
+    let clip = json!({"embed_dim": 8, "vision_cfg": {}, "text_cfg": {}});
+    let half = json!([0.5, 0.5, 0.5]);
+    let openai = json!([[0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711]]);
+    type Read = fn(&Path) -> Result<(), ModelError>;
+    let pairs: [(Value, Value, Read); 2] = [
+        (
+            siglip,
+            json!({"mean": half, "std": half, "interpolation": "bicubic", "resize_mode": "squash"}),
+            |dir| read_siglip(dir, &Device::Cpu).map(drop),
+        ),
+        (
+            clip,
+            json!({"mean": openai[0], "std": openai[1], "interpolation": "bicubic", "resize_mode": "shortest"}),
+            |dir| read_clip(dir, &Device::Cpu).map(drop),
+        ),
+    ];
+    for (model, images, read) in pairs {
+        let dir = tempfile::tempdir().unwrap();
+        let error_of = |images: &Value| {
+            let config = json!({"model_cfg": model, "preprocess_cfg": images});
+            let path = dir.path().join("open_clip_config.json");
+            write_atomic(&path, &serde_json::to_vec(&config).unwrap()).unwrap();
+            chain(&read(dir.path()).unwrap_err())
+        };
+        // As published; then the next thing that is missed is another file.
+        let error = error_of(&images);
+        assert!(error.contains("there is no tokenizer") || error.contains("no weights"), "{error}");
+        for (key, value) in [
+            ("mean", json!([0.1, 0.2, 0.3])),
+            ("std", json!([0.1, 0.2, 0.3])),
+            ("interpolation", json!("bilinear")),
+            ("resize_mode", json!("longest")),
+            ("size", json!(336)),
+        ] {
+            let mut other = images.clone();
+            other[key] = value;
+            let error = error_of(&other);
+            let expected =
+                format!("open_clip_config.json asks for other images than are made here: `{key}` is ");
+            assert!(error.contains(&expected), "{error}");
+        }
+        let mut other = images.clone();
+        other["new_idea"] = json!(1);
+        assert!(error_of(&other).contains("unknown key `new_idea`"));
+    }
+}
+
+/// With these the networks compute no numbers, and their weights would get the blame.
+#[test]
+fn numbers_out_of_range_are_named_before_weights_are_read() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = |name: &str| -> Value {
+        serde_json::from_slice(&std::fs::read(fixture(name).join("config.json")).unwrap()).unwrap()
+    };
+    type Read = fn(&Path) -> Result<(), ModelError>;
+    let vlm: Read = |dir| read_vlm(dir, &Companions::default(), &Device::Cpu).map(drop);
+    let siglip: Read = |dir| read_siglip(dir, &Device::Cpu).map(drop);
+    let clip: Read = |dir| read_clip(dir, &Device::Cpu).map(drop);
+    for (name, read, pointer, key, value, expected) in [
+        ("folders/llava", vlm, "/text_config", "rms_norm_eps", -1.0, "language model: `rms_norm_eps`"),
+        (
+            "folders/llava",
+            vlm,
+            "/text_config/rope_parameters",
+            "rope_theta",
+            0.0,
+            "language model: `rope_theta`",
+        ),
+        ("folders/llava", vlm, "/vision_config", "layer_norm_eps", -1.0, "vision: `layer_norm_eps`"),
+        ("siglip/hf_tanh", siglip, "/vision_config", "layer_norm_eps", 0.0, "vision: `layer_norm_eps`"),
+        ("siglip/hf_tanh", siglip, "/text_config", "layer_norm_eps", 1e-40, "text: `layer_norm_eps`"),
+        ("clip/hf_gelu", clip, "/vision_config", "layer_norm_eps", 2.0, "vision: `layer_norm_eps`"),
+        ("clip/hf_gelu", clip, "/text_config", "layer_norm_eps", -1.0, "text: `layer_norm_eps`"),
+    ] {
+        let mut config = config(name);
+        config.pointer_mut(pointer).unwrap()[key] = json!(value);
+        write_atomic(&dir.path().join("config.json"), &serde_json::to_vec(&config).unwrap()).unwrap();
+        let error = read(dir.path()).unwrap_err().to_string();
+        assert!(error.starts_with(&format!("config: {expected} must be from ")), "{error}");
+        assert!(error.ends_with(&format!("got {value:?}")), "{error}");
     }
 }

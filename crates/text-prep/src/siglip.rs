@@ -73,6 +73,11 @@ impl SiglipTokenizer {
         Ok(ids)
     }
 
+    /// The id that ends a text and fills the rest of its positions.
+    pub fn pad_id(&self) -> i64 {
+        self.end_id
+    }
+
     /// Largest id plus one.
     pub fn vocab_size(&self) -> usize {
         self.inner.get_vocab(true).into_values().max().map_or(0, |id| id as usize + 1)

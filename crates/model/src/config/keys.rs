@@ -74,12 +74,6 @@ const UNREAD: &[&str] = &[
     "use_cache",
 ];
 
-/// Takes away the keys that say nothing about what a network computes: those of every config of Hugging Face's, and
-/// `here`.
-pub(crate) fn remove_unread(keys: &mut Map<String, Value>, here: &[&str]) {
-    keys.retain(|key, _| !UNREAD.contains(&key.as_str()) && !here.contains(&key.as_str()));
-}
-
 /// One table of a `config.json`.
 #[derive(Debug)]
 pub(crate) struct Keys {
@@ -161,11 +155,14 @@ impl Keys {
     /// Passes over keys that say nothing about what the network computes: those of every config of Hugging Face's if
     /// this is one, and `here`.
     pub(crate) fn pass_over(&mut self, here: &[&str]) {
-        if self.of_hugging_face {
-            remove_unread(&mut self.keys, here);
-        } else {
-            self.keys.retain(|key, _| !here.contains(&key.as_str()));
-        }
+        let of_hugging_face = self.of_hugging_face;
+        let says_nothing = |key: &str| here.contains(&key) || of_hugging_face && UNREAD.contains(&key);
+        self.keys.retain(|key, _| !says_nothing(key));
+    }
+
+    /// Passes over keys whose names begin with one of `prefixes`.
+    pub(crate) fn pass_over_beginning(&mut self, prefixes: &[&str]) {
+        self.keys.retain(|key, _| !prefixes.iter().any(|prefix| key.starts_with(prefix)));
     }
 
     /// # Errors

@@ -1,12 +1,49 @@
 //! SigLIP as Hugging Face, timm and open_clip describe it.
 
-use super::Keys;
+use super::clip::mlp_width;
+use super::{Keys, open_clip_model};
 use crate::encoder::HiddenAct;
 use crate::siglip::{SiglipConfig, SiglipTextConfig, SiglipVisionConfig};
+use oqvl_image_prep::{SIGLIP_MEAN, SIGLIP_STD};
 use serde_json::{Map, Value};
 
 /// Epsilon of every norm of SigLIP, in big_vision, transformers and timm.
 const EPS: f64 = 1e-6;
+
+/// Keys of timm's `pretrained_cfg` that say where weights are from and whose they are, and how timm itself cuts images and
+/// changes a network. Here images are made as the reference makes them, which overrides timm's cut too.
+///
+/// Source: timm `models/_pretrained.py`.
+const TIMM_ORIGIN: &[&str] = &[
+    "architecture",
+    "classifier",
+    "crop_mode",
+    "crop_pct",
+    "custom_load",
+    "description",
+    "file",
+    "first_conv",
+    "fixed_input_size",
+    "hf_hub_filename",
+    "hf_hub_id",
+    "label_descriptions",
+    "label_names",
+    "label_offset",
+    "license",
+    "min_input_size",
+    "notes",
+    "num_classes",
+    "origin_url",
+    "paper_ids",
+    "paper_name",
+    "pool_size",
+    "source",
+    "tag",
+    "test_crop_pct",
+    "test_input_size",
+    "test_pool_size",
+    "url",
+];
 
 impl TryFrom<Map<String, Value>> for SiglipVisionConfig {
     type Error = String;
@@ -18,13 +55,18 @@ impl TryFrom<Map<String, Value>> for SiglipVisionConfig {
             return timm_folder(keys);
         }
         if keys.contains("model_cfg") {
-            return open_clip_vision(&mut Keys::new(
-                Keys::new(keys.table("model_cfg")?).table("vision_cfg")?,
-            ));
+            let mut keys = open_clip_model(keys)?;
+            let config = open_clip_tower(&mut keys)?;
+            // The other half, which is not asked for.
+            keys.pass_over(&["text_cfg"]);
+            keys.finish()?;
+            return Ok(config);
         }
         if keys.contains("vision_config") {
-            let tower = Keys::new(keys.table("vision_config")?).within(keys.is_of_hugging_face());
-            return vision(tower).map_err(|error| format!("vision_config: {error}"));
+            let config = tower_of_pair(&mut keys)?;
+            keys.pass_over(&["eos_token_id", "text_config"]);
+            keys.finish()?;
+            return Ok(config);
         }
         vision(keys)
     }
@@ -84,13 +126,10 @@ impl TryFrom<Map<String, Value>> for SiglipConfig {
     fn try_from(keys: Map<String, Value>) -> Result<Self, String> {
         let mut keys = Keys::new(keys);
         if keys.contains("model_cfg") {
-            return open_clip(Keys::new(keys.table("model_cfg")?));
+            return open_clip(open_clip_model(keys)?);
         }
-        keys.only("model_type", "siglip")?;
-        let theirs = keys.is_of_hugging_face();
-        let tower = Keys::new(keys.table("vision_config")?).within(theirs);
-        let vision_config = vision(tower).map_err(|error| format!("vision_config: {error}"))?;
-        let tower = Keys::new(keys.table("text_config")?).within(theirs);
+        let vision_config = tower_of_pair(&mut keys)?;
+        let tower = Keys::new(keys.table("text_config")?).within(keys.is_of_hugging_face());
         let text_config =
             text(tower, Some(vision_config.hidden_size)).map_err(|error| format!("text_config: {error}"))?;
         keys.pass_over(&["eos_token_id"]);
@@ -99,23 +138,43 @@ impl TryFrom<Map<String, Value>> for SiglipConfig {
     }
 }
 
+/// The vision half of a pair of Hugging Face's or ours.
+fn tower_of_pair(keys: &mut Keys) -> Result<SiglipVisionConfig, String> {
+    keys.only("model_type", "siglip")?;
+    let tower = Keys::new(keys.table("vision_config")?).within(keys.is_of_hugging_face());
+    vision(tower).map_err(|error| format!("vision_config: {error}"))
+}
+
 /// `config.json` of timm's folders: the name of an architecture, and how its weights were trained.
+///
+/// Source: `save_config_for_hf` of timm `models/_hub.py`.
 fn timm_folder(mut keys: Keys) -> Result<SiglipVisionConfig, String> {
     let name: String = keys.require("architecture")?;
     let config = timm_tower(&name)?;
-    let mut trained = match keys.contains("pretrained_cfg") {
-        true => Keys::new(keys.table("pretrained_cfg")?),
-        false => Keys::new(Map::new()),
-    };
-    trained.only("input_size", vec![3, config.image_size, config.image_size])?;
+    if keys.contains("pretrained_cfg") {
+        let trained = Keys::new(keys.table("pretrained_cfg")?);
+        timm_training(trained, &config).map_err(|error| format!("pretrained_cfg: {error}"))?;
+    }
     keys.only("global_pool", "map")?;
     keys.only("num_classes", 0)?;
-    match keys.take::<Map<String, Value>>("model_args")? {
-        Some(changed) if !changed.is_empty() => {
-            Err(format!("`model_args` changes {name}: {}", Value::Object(changed)))
-        }
-        _ => Ok(config),
+    keys.only("num_features", config.hidden_size)?;
+    if let Some(changed) = keys.take::<Map<String, Value>>("model_args")?
+        && !changed.is_empty()
+    {
+        return Err(format!("`model_args` changes {name}: {}", Value::Object(changed)));
     }
+    keys.finish()?;
+    Ok(config)
+}
+
+/// `pretrained_cfg` of timm's folders: what the weights were trained on.
+fn timm_training(mut keys: Keys, config: &SiglipVisionConfig) -> Result<(), String> {
+    keys.only("input_size", vec![3, config.image_size, config.image_size])?;
+    keys.only("mean", SIGLIP_MEAN.to_vec())?;
+    keys.only("std", SIGLIP_STD.to_vec())?;
+    keys.only("interpolation", "bicubic")?;
+    keys.pass_over(TIMM_ORIGIN);
+    keys.finish()
 }
 
 /// timm's `vit_{size}_patch{patch}_siglip_{image}`.
@@ -176,33 +235,47 @@ fn tower(size: &str, patch_size: usize, image_size: usize, act: HiddenAct) -> Op
     })
 }
 
-/// `model_cfg` of an `open_clip_config.json`.
+/// A pair, of its `model_cfg`.
 ///
 /// Source: open_clip `model_configs/ViT-SO400M-14-SigLIP-384.json`, `model.py` and `transformer.py`.
 fn open_clip(mut keys: Keys) -> Result<SiglipConfig, String> {
-    let vision_config = open_clip_vision(&mut Keys::new(keys.table("vision_cfg")?))
-        .map_err(|error| format!("vision_cfg: {error}"))?;
+    let vision_config = open_clip_tower(&mut keys)?;
     let text = Keys::new(keys.table("text_cfg")?);
     let text_config = open_clip_text(text).map_err(|error| format!("text_cfg: {error}"))?;
-    keys.only("embed_dim", vision_config.hidden_size)?;
-    keys.only("custom_text", true)?;
-    keys.only("quick_gelu", false)?;
-    keys.pass_over(&["init_logit_bias", "init_logit_scale"]);
     keys.finish()?;
     Ok(SiglipConfig { vision_config, text_config })
 }
 
-fn open_clip_vision(keys: &mut Keys) -> Result<SiglipVisionConfig, String> {
+/// Takes everything but the text half out of a `model_cfg`.
+fn open_clip_tower(keys: &mut Keys) -> Result<SiglipVisionConfig, String> {
+    let tower = Keys::new(keys.table("vision_cfg")?);
+    let config = open_clip_vision(tower).map_err(|error| format!("vision_cfg: {error}"))?;
+    keys.only("embed_dim", config.hidden_size)?;
+    keys.only("custom_text", true)?;
+    keys.only("quick_gelu", false)?;
+    keys.pass_over(&["init_logit_bias", "init_logit_scale"]);
+    Ok(config)
+}
+
+fn open_clip_vision(mut keys: Keys) -> Result<SiglipVisionConfig, String> {
     let config = timm_tower(&keys.require::<String>("timm_model_name")?)?;
     keys.only("image_size", config.image_size)?;
     keys.only("timm_pool", "map")?;
     keys.only("timm_proj", "none")?;
+    // Whose weights training began with, what it left out, and the bias of a projection that is not there.
+    keys.pass_over(&[
+        "patch_dropout",
+        "timm_drop",
+        "timm_drop_path",
+        "timm_model_pretrained",
+        "timm_proj_bias",
+    ]);
+    keys.finish()?;
     Ok(config)
 }
 
 fn open_clip_text(mut keys: Keys) -> Result<SiglipTextConfig, String> {
     let hidden_size: usize = keys.require("width")?;
-    let ratio: f64 = keys.take("mlp_ratio")?.unwrap_or(4.0);
     let mut act = Keys::new(keys.take("act_kwargs")?.unwrap_or_default());
     let hidden_act = match act.take::<String>("approximate")?.as_deref() {
         None | Some("none") => HiddenAct::Gelu,
@@ -213,7 +286,7 @@ fn open_clip_text(mut keys: Keys) -> Result<SiglipTextConfig, String> {
     let config = SiglipTextConfig {
         vocab_size: keys.require("vocab_size")?,
         hidden_size,
-        intermediate_size: (hidden_size as f64 * ratio) as usize,
+        intermediate_size: mlp_width(&mut keys, hidden_size)?,
         num_hidden_layers: keys.require("layers")?,
         num_attention_heads: keys.require("heads")?,
         max_position_embeddings: keys.require("context_length")?,
@@ -296,7 +369,12 @@ mod tests {
         let timm = json!({
             "architecture": "vit_so400m_patch14_siglip_384", "num_classes": 0, "num_features": 1152,
             "global_pool": "map",
-            "pretrained_cfg": {"tag": "webli", "input_size": [3, 384, 384], "crop_pct": 0.9, "mean": [0.5, 0.5, 0.5]},
+            "pretrained_cfg": {
+                "tag": "webli", "custom_load": false, "input_size": [3, 384, 384], "fixed_input_size": true,
+                "interpolation": "bicubic", "crop_pct": 0.9, "crop_mode": "center", "mean": [0.5, 0.5, 0.5],
+                "std": [0.5, 0.5, 0.5], "num_classes": 0, "pool_size": null, "first_conv": "patch_embed.proj",
+                "classifier": null, "license": "apache-2.0",
+            },
         });
         assert_eq!(read::<SiglipVisionConfig>(timm.clone()).unwrap(), so400m(HiddenAct::Gelu));
         let open_clip = json!({
@@ -313,7 +391,9 @@ mod tests {
                     "norm_kwargs": {"eps": 1e-6},
                 },
             },
-            "preprocess_cfg": {"mean": [0.5, 0.5, 0.5]},
+            "preprocess_cfg": {
+                "mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5], "interpolation": "bicubic", "resize_mode": "squash",
+            },
         });
         assert_eq!(read::<SiglipVisionConfig>(open_clip.clone()).unwrap(), so400m(HiddenAct::Gelu));
         let config: SiglipConfig = read(open_clip.clone()).unwrap();
@@ -333,6 +413,17 @@ mod tests {
             let error = read::<SiglipConfig>(other).unwrap_err();
             assert!(error.starts_with(expected), "{error}");
         }
+        // Whether the pair is asked for or the tower alone.
+        for (pointer, expected) in [
+            ("", "unknown key `new_idea`"),
+            ("/model_cfg", "unknown key `new_idea`"),
+            ("/model_cfg/vision_cfg", "vision_cfg: unknown key `new_idea`"),
+        ] {
+            let mut other = open_clip.clone();
+            other.pointer_mut(pointer).unwrap()["new_idea"] = json!(1);
+            assert_eq!(read::<SiglipConfig>(other.clone()).unwrap_err(), expected);
+            assert_eq!(read::<SiglipVisionConfig>(other).unwrap_err(), expected);
+        }
         for (key, value, expected) in [
             (
                 "architecture",
@@ -342,6 +433,19 @@ mod tests {
             ("architecture", json!("resnet50"), "`resnet50` is not an architecture known here"),
             ("global_pool", json!("avg"), "`global_pool` is \"avg\", only \"map\""),
             ("model_args", json!({"depth": 3}), "`model_args` changes"),
+            ("num_features", json!(768), "`num_features` is 768, only 1152"),
+            ("new_idea", json!(1), "unknown key `new_idea`"),
+            (
+                "pretrained_cfg",
+                json!({"input_size": [3, 224, 224]}),
+                "pretrained_cfg: `input_size` is [3,224,224], only [3,384,384]",
+            ),
+            (
+                "pretrained_cfg",
+                json!({"mean": [0.485, 0.456, 0.406]}),
+                "pretrained_cfg: `mean` is [0.485,0.456,0.406], only [0.5,0.5,0.5]",
+            ),
+            ("pretrained_cfg", json!({"new_idea": 1}), "pretrained_cfg: unknown key `new_idea`"),
         ] {
             let mut other = timm.clone();
             other[key] = value;
@@ -365,6 +469,16 @@ mod tests {
             let mut other = pair.clone();
             other.pointer_mut(pointer).unwrap()[key] = value;
             let error = read::<SiglipConfig>(other).unwrap_err();
+            assert!(error.starts_with(expected), "{error}");
+        }
+        // A tower of a pair is read like the pair.
+        for (key, value, expected) in [
+            ("model_type", json!("clip"), "`model_type` is \"clip\", only \"siglip\""),
+            ("new_idea", json!(1), "unknown key `new_idea`"),
+        ] {
+            let mut other = pair.clone();
+            other[key] = value;
+            let error = read::<SiglipVisionConfig>(other).unwrap_err();
             assert!(error.starts_with(expected), "{error}");
         }
         let ours = json!({"vision_config": {"hidden_size": 8}, "text_config": {}});

@@ -6,6 +6,8 @@ use crate::encoder::HiddenAct;
 use crate::qwen2::Qwen2Config;
 use crate::siglip::{SECOND_TO_LAST, SiglipVisionConfig};
 use crate::vlm::VlmConfig;
+use oqvl_image_prep::ImageGeometry;
+use serde::Deserialize;
 use serde_json::{Map, Value};
 
 impl TryFrom<Map<String, Value>> for VlmConfig {
@@ -101,8 +103,8 @@ const LLAVA_SCRIPT: &[&str] = &[
     "vision_tower_pretrained",
 ];
 
-/// Tokens of an image in `aapool_mlp`, along one edge.
-const AAPOOL_GRID: usize = 12;
+/// Tokens of an image along one edge where a config of the reference or of MLM-Filter gives no number.
+const AAPOOL_GRID: usize = ImageGeometry::pretrain().pooled_grid as usize;
 
 /// The keys of a `Qwen2Config`, and what the projector and the tower are.
 fn llava_qwen(keys: &mut Keys) -> Result<VlmConfig, String> {
@@ -140,8 +142,12 @@ pub(crate) fn leaves_tower_open(config: &Map<String, Value>) -> bool {
 /// What the reference's `config.json` says about the network: next to nothing, the rest is in the code and in the folders
 /// of the two models it names.
 ///
-/// Source: `load`, Open-Qwen2VL `prismatic/models/load.py`.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// The file is the dump of a training run, of which the reference reads six keys again. The others say how the run went:
+/// which of them there are is known, and any other is refused.
+///
+/// Source: `load`, Open-Qwen2VL `prismatic/models/load.py`; `ModelConfig`, `prismatic/conf/models.py`.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "Map<String, Value>")]
 pub(crate) struct ReferenceConfig {
     pub(crate) pooled_grid: usize,
     /// As the reference names them.
@@ -150,10 +156,35 @@ pub(crate) struct ReferenceConfig {
 }
 
 impl ReferenceConfig {
-    /// Nothing if the file is not the reference's; else its `model` table.
-    pub(crate) fn table(config: &Value) -> Option<&Map<String, Value>> {
-        let model = config.get("model")?.as_object()?;
-        model.contains_key("arch_specifier").then_some(model)
+    /// The run beside the model: its data, its place and its logs.
+    const RUN: &[&str] = &[
+        "dataset",
+        "hf_token",
+        "mount_path",
+        "pretrained_checkpoint",
+        "run_id",
+        "run_root_dir",
+        "seed",
+        "stage",
+        "trackers",
+        "wandb_entity",
+        "wandb_project",
+    ];
+    /// Names, and how the model was trained. `llm_max_length` cuts training data; the positions are the language model's.
+    const TRAINING: &[&str] = &[
+        "enable_gradient_checkpointing",
+        "enable_mixed_precision_training",
+        "llm_max_length",
+        "model_id",
+        "reduce_in_full_precision",
+        "type",
+    ];
+    /// The hyper-parameters of the stages.
+    const STAGES: &[&str] = &["align_", "finetune_", "pretrain_"];
+
+    /// Whether the file is the reference's.
+    pub(crate) fn is_in(config: &Value) -> bool {
+        config.pointer("/model/arch_specifier").is_some()
     }
 
     /// The tower of the release, as the reference names it.
@@ -201,19 +232,31 @@ impl ReferenceConfig {
     pub(crate) const HIDDEN_ACT: HiddenAct = HiddenAct::Gelu;
 }
 
-impl TryFrom<&Map<String, Value>> for ReferenceConfig {
+impl TryFrom<Map<String, Value>> for ReferenceConfig {
     type Error = String;
 
-    fn try_from(model: &Map<String, Value>) -> Result<Self, String> {
-        let mut keys = Keys::new(model.clone());
-        keys.only("image_resize_strategy", "resize-naive")?;
-        let arch: String = keys.require("arch_specifier")?;
-        Ok(Self {
-            pooled_grid: pooled_grid(&arch)?,
-            vision_backbone: keys.require("vision_backbone_id")?,
-            llm_backbone: keys.require("llm_backbone_id")?,
-        })
+    fn try_from(keys: Map<String, Value>) -> Result<Self, String> {
+        let mut keys = Keys::new(keys);
+        let model = Keys::new(keys.table("model")?);
+        let config = reference_model(model).map_err(|error| format!("model: {error}"))?;
+        keys.pass_over(Self::RUN);
+        keys.finish()?;
+        Ok(config)
     }
+}
+
+fn reference_model(mut keys: Keys) -> Result<ReferenceConfig, String> {
+    keys.only("image_resize_strategy", "resize-naive")?;
+    let arch: String = keys.require("arch_specifier")?;
+    let config = ReferenceConfig {
+        pooled_grid: pooled_grid(&arch)?,
+        vision_backbone: keys.require("vision_backbone_id")?,
+        llm_backbone: keys.require("llm_backbone_id")?,
+    };
+    keys.pass_over(ReferenceConfig::TRAINING);
+    keys.pass_over_beginning(ReferenceConfig::STAGES);
+    keys.finish()?;
+    Ok(config)
 }
 
 /// `full-align+729-avgpool`: the part behind the last plus; 144 tokens where it names no number.
@@ -329,13 +372,37 @@ mod tests {
         for arch in ["no-align+gelu-mlp", "x-avgpool", "full-align+145-avgpool", "0-avgpool", ""] {
             assert!(pooled_grid(arch).is_err(), "{arch}");
         }
-        let config = json!({"stage": "x", "model": {
-            "arch_specifier": "no-align+avgpool", "vision_backbone_id": "siglip-vit-so400m-384px",
-            "llm_backbone_id": "qwen2.5-1.5b-instruct", "image_resize_strategy": "letterbox",
-        }});
-        let table = ReferenceConfig::table(&config).unwrap();
-        let error = ReferenceConfig::try_from(table).unwrap_err();
-        assert!(error.starts_with("`image_resize_strategy` is \"letterbox\", only"), "{error}");
-        assert!(ReferenceConfig::table(&json!({"model": "x"})).is_none());
+        let config = json!({
+            "dataset": {"type": "pretrain", "dataset_id": "pretrain"}, "mount_path": "Qwen", "run_id": "x", "seed": 7,
+            "pretrained_checkpoint": null, "run_root_dir": "checkpoints", "stage": "pretrain", "wandb_entity": null,
+            "trackers": ["jsonl", "wandb"], "wandb_project": "mmpretrain",
+            "model": {
+                "type": "one-stage+7b", "model_id": "x", "arch_specifier": "no-align+avgpool", "llm_max_length": 4096,
+                "vision_backbone_id": "siglip-vit-so400m-384px", "llm_backbone_id": "qwen2.5-1.5b-instruct",
+                "image_resize_strategy": "resize-naive", "align_epochs": 1, "pretrain_max_steps": null,
+                "finetune_train_strategy": "fsdp-full-shard", "enable_gradient_checkpointing": true,
+                "enable_mixed_precision_training": true, "reduce_in_full_precision": false,
+            },
+        });
+        let read = |config: Value| {
+            serde_json::from_value::<ReferenceConfig>(config).map_err(|error| error.to_string())
+        };
+        assert!(ReferenceConfig::is_in(&config) && !ReferenceConfig::is_in(&json!({"model": "x"})));
+        assert_eq!(read(config.clone()).unwrap().pooled_grid, 12);
+        for (pointer, key, value, expected) in [
+            (
+                "/model",
+                "image_resize_strategy",
+                json!("letterbox"),
+                "model: `image_resize_strategy` is \"letterbox\", only",
+            ),
+            ("/model", "new_idea", json!(1), "model: unknown key `new_idea`"),
+            ("", "new_idea", json!(1), "unknown key `new_idea`"),
+        ] {
+            let mut other = config.clone();
+            other.pointer_mut(pointer).unwrap()[key] = value;
+            let error = read(other).unwrap_err();
+            assert!(error.starts_with(expected), "{error}");
+        }
     }
 }

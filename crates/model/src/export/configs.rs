@@ -3,9 +3,11 @@
 use super::{BackboneIds, Result};
 use crate::ModelError;
 use crate::config::ReferenceConfig;
+use crate::preprocessing::BICUBIC;
 use crate::qwen2::Qwen2Config;
 use crate::siglip::{SECOND_TO_LAST, SiglipVisionConfig};
 use crate::vlm::VlmConfig;
+use oqvl_image_prep::{SIGLIP_MEAN, SIGLIP_STD};
 use oqvl_text_prep::{BOS_TOKEN, EOS_TOKEN, IMAGE_PLACEHOLDER, PAD_TOKEN, Tokenizer};
 use serde::Serialize;
 use serde_json::{Map, Value, json};
@@ -110,10 +112,9 @@ pub(super) fn tokenizer(config: &Qwen2Config, image_token: Option<&str>) -> Valu
     Value::Object(keys)
 }
 
-/// Any picture becomes a square, whatever its shape: the reference's `resize-naive`.
+/// [`pixel_values`](oqvl_image_prep::pixel_values) in words: any picture becomes a square, whatever its shape, the
+/// reference's `resize-naive`.
 pub(super) fn image_processor(vision: &SiglipVisionConfig) -> Value {
-    /// Pillow's number.
-    const BICUBIC: u32 = 3;
     json!({
         "image_processor_type": "SiglipImageProcessor",
         "processor_class": "LlavaProcessor",
@@ -124,9 +125,8 @@ pub(super) fn image_processor(vision: &SiglipVisionConfig) -> Value {
         "do_rescale": true,
         "rescale_factor": 1.0 / 255.0,
         "do_normalize": true,
-        // `oqvl_image_prep::siglip_pixel_values`, in words.
-        "image_mean": [0.5, 0.5, 0.5],
-        "image_std": [0.5, 0.5, 0.5],
+        "image_mean": SIGLIP_MEAN,
+        "image_std": SIGLIP_STD,
     })
 }
 
