@@ -1,9 +1,9 @@
-//! `cargo xtask parity`: how far our networks, token ids and pixels are from the Python originals'.
+//! `cargo xtask parity`: how far our networks, token ids, pixels and exports are from the Python originals'.
 //!
 //! The package `oqvl-parity` measures; here its rows become a table and `target/parity.json`.
 
 use crate::machine::Machine;
-use crate::{cargo, json_file, marked_text};
+use crate::{cargo, fixtures, json_file, marked_text};
 use anyhow::Context as _;
 use serde::{Deserialize, Serialize};
 use std::fmt::Write as _;
@@ -16,7 +16,7 @@ const PAGE: &str = "docs/parity.md";
 const PART: &str = "parity";
 
 /// Arguments of `cargo xtask parity`.
-#[derive(Debug, clap::Args)]
+#[derive(Debug, Default, clap::Args)]
 pub(crate) struct Args {
     /// Put the table into docs/parity.md
     #[arg(long)]
@@ -24,6 +24,9 @@ pub(crate) struct Args {
     /// Take the binary as it is
     #[arg(long)]
     no_build: bool,
+    /// Do not load exported folders with transformers, whose environment takes 5 GB below target/
+    #[arg(long)]
+    no_python: bool,
 }
 
 /// One comparison, as `oqvl_parity::Row` writes it.
@@ -57,22 +60,31 @@ struct Record<'a> {
 
 /// Runs the command.
 pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
-    if !args.no_build {
-        cargo::build_stages_and(BINARY)?;
-    }
-    let skipped = measure(args.write_docs)?;
+    let skipped = measure(args)?;
     skipped.iter().for_each(|why| println!("{SKIPPED}{why}"));
     Ok(())
 }
 
 /// The step of `ci`. Returns what was skipped.
 pub(crate) fn check() -> anyhow::Result<Vec<String>> {
-    cargo::build_stages_and(BINARY)?;
-    measure(false)
+    measure(&Args::default())
 }
 
-fn measure(write_docs: bool) -> anyhow::Result<Vec<String>> {
-    let output = Command::new(cargo::binary_dir()?.join(BINARY)).stdin(Stdio::null()).output();
+fn measure(args: &Args) -> anyhow::Result<Vec<String>> {
+    if !args.no_build {
+        cargo::build_stages_and(BINARY)?;
+    }
+    let mut compare = Command::new(cargo::binary_dir()?.join(BINARY));
+    let mut skipped = Vec::new();
+    if !args.no_python {
+        match fixtures::venv()? {
+            Ok(venv) => {
+                compare.arg("--python").arg(venv.python());
+            }
+            Err(why) => skipped.push(why),
+        }
+    }
+    let output = compare.stdin(Stdio::null()).output();
     let output = output.context("cannot start oqvl-parity")?;
     let said = String::from_utf8_lossy(&output.stderr);
     anyhow::ensure!(output.status.success(), "oqvl-parity failed ({}): {said}", output.status);
@@ -86,7 +98,7 @@ fn measure(write_docs: bool) -> anyhow::Result<Vec<String>> {
     json_file::write(&path, &records)?;
     let text = markdown(&rows);
     println!("{text}\n{} comparisons in {}", rows.len(), path.display());
-    if write_docs {
+    if args.write_docs {
         let commit = commit.as_deref().unwrap_or("unknown");
         let source =
             format!("{text}\nCommit {commit}; {}, {} cores.\n", machine.processor, machine.num_cores);
@@ -94,7 +106,8 @@ fn measure(write_docs: bool) -> anyhow::Result<Vec<String>> {
     }
     let failed: Vec<String> = rows.iter().filter(|row| !row.passed).map(failure).collect();
     anyhow::ensure!(failed.is_empty(), "{} rows miss their bound:\n  {}", failed.len(), failed.join("\n  "));
-    Ok(said.lines().filter_map(|line| line.strip_prefix(SKIPPED)).map(str::to_owned).collect())
+    skipped.extend(said.lines().filter_map(|line| line.strip_prefix(SKIPPED)).map(str::to_owned));
+    Ok(skipped)
 }
 
 fn failure(row: &Row) -> String {

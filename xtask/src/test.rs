@@ -1,6 +1,6 @@
 //! `cargo xtask test`: every test of the project, and a list of those that were skipped.
 
-use crate::{bench, cargo};
+use crate::{bench, cargo, parity};
 use anyhow::Context;
 use std::io::{BufRead, BufReader, Write};
 use std::process::Stdio;
@@ -21,6 +21,7 @@ pub(crate) struct Args {
 /// Runs the command.
 pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     let mut skipped = workspace()?;
+    skipped.extend(parity::check()?);
     skipped.extend(peers()?);
     if args.no_pipeline {
         skipped.push("the pipeline tests (--no-pipeline)".to_owned());

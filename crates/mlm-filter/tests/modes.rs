@@ -1,9 +1,8 @@
 //! What parity with the reference's script does to scores, and the corrected mode does not.
 
-mod common;
+mod small_model;
 
 use candle_core::{DType, Device, Tensor};
-use common::{HIDDEN, save_model};
 use oqvl_mlm_filter::{
     ImageShape, Metric, MlmFilter, MlmFilterConfig, MlmFilterReport, Mode, PromptStyle, SCORER,
 };
@@ -11,6 +10,7 @@ use oqvl_shard_io::ScoreTable;
 use oqvl_stage::{RunContext, Stage as _};
 use oqvl_testkit::tiny_shard;
 use oqvl_text_prep::Tokenizer;
+use small_model::{HIDDEN, save_model};
 use std::collections::BTreeMap;
 use std::path::Path;
 

@@ -1,9 +1,8 @@
 //! The stage on a shard with bad samples in it, against answers asked for one at a time.
 
-mod common;
+mod small_model;
 
 use candle_core::Device;
-use common::save_model;
 use oqvl_image_prep::{decode, pixel_values};
 use oqvl_mlm_filter::{
     ImageShape, Metric, MlmFilter, MlmFilterConfig, Mode, PromptStyle, SCORER, parse_score,
@@ -13,6 +12,7 @@ use oqvl_shard_io::{Sample, SampleKey, ScoreTable, ShardReader, ShardWriter};
 use oqvl_stage::{RunContext, Stage as _};
 use oqvl_testkit::tiny_shard;
 use oqvl_text_prep::SpecialTokens;
+use small_model::save_model;
 use std::collections::BTreeMap;
 
 const METRICS: [Metric; 2] = [Metric::ImageTextMatching, Metric::SemanticUnderstanding];

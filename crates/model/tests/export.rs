@@ -1,37 +1,25 @@
-//! Exported folders: read back here, and loaded by transformers.
+//! Exported folders, read back. That transformers computes the same of them is what `oqvl-parity` tests.
 
 use candle_core::{Device, Tensor};
 use oqvl_model::{
     BackboneIds, Companions, Contents, ExportFormat, HiddenAct, MAX_SHARD_BYTES, ModelError, ParamStore,
-    Qwen2, Qwen2Config, SECOND_TO_LAST, SiglipVisionConfig, Vlm, VlmConfig, export, read_language_model,
+    Qwen2Config, SECOND_TO_LAST, SiglipVisionConfig, Vlm, VlmConfig, export, read_language_model,
     read_safetensors, read_vlm, save_checkpoint,
 };
 use oqvl_shard_io::write_atomic;
-use oqvl_testkit::python_venv;
-use oqvl_text_prep::{BpeTrainer, ChatTemplate, IMAGE_TOKEN_ID, Role, Tokenizer, Turn};
-use serde_json::{Value, json};
+use oqvl_text_prep::BpeTrainer;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-/// Of the largest value there is.
-const TOLERANCE: f32 = 1e-5;
 const IMAGE_SIZE: usize = 14;
-
-/// How the vocabulary of a network relates to its tokenizer's.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Vocabulary {
-    /// A row for each token and none more.
-    Full,
-    /// Rows to spare, as the public models have them.
-    Spare,
-}
+/// Rows of the vocabulary that have no token, as the public models have them.
+const SPARE_ROWS: usize = 7;
 
 /// A checkpoint of ours in `dir`, drawn from a seed: 3 x 3 patches and two pixels over.
-fn checkpoint(dir: &Path, tied: bool, vocabulary: Vocabulary, pooled_grid: usize) -> PathBuf {
+fn checkpoint(dir: &Path, tied: bool, pooled_grid: usize) -> PathBuf {
     let trained = BpeTrainer::new(300).train(["a red cube, a cube?".to_owned()].into_iter()).unwrap();
     let tokenizer_file = dir.join("tokenizer-of-ours.json");
     write_atomic(&tokenizer_file, trained.json()).unwrap();
-    let spare = if vocabulary == Vocabulary::Spare { 7 } else { 0 };
     let config = VlmConfig {
         vision_config: SiglipVisionConfig {
             hidden_size: 8,
@@ -44,7 +32,7 @@ fn checkpoint(dir: &Path, tied: bool, vocabulary: Vocabulary, pooled_grid: usize
             hidden_act: HiddenAct::Gelu,
         },
         text_config: Qwen2Config {
-            vocab_size: trained.tokenizer().unwrap().vocab_size() + spare,
+            vocab_size: trained.tokenizer().unwrap().vocab_size() + SPARE_ROWS,
             hidden_size: 12,
             intermediate_size: 20,
             num_hidden_layers: 2,
@@ -94,7 +82,7 @@ fn reference_layout() -> ExportFormat {
 fn exports_come_back_bit_for_bit() {
     for tied in [true, false] {
         let dir = tempfile::tempdir().unwrap();
-        let ours = checkpoint(dir.path(), tied, Vocabulary::Spare, 3);
+        let ours = checkpoint(dir.path(), tied, 3);
         let model = read(&ours);
         let (llava, qwen2) = (dir.path().join("llava"), dir.path().join("qwen2"));
         export(&model, ExportFormat::Llava, &llava, MAX_SHARD_BYTES).unwrap();
@@ -145,7 +133,7 @@ fn exports_come_back_bit_for_bit() {
 #[test]
 fn the_same_model_gives_the_same_bytes_and_shards_the_same_tensors() {
     let dir = tempfile::tempdir().unwrap();
-    let model = read(&checkpoint(dir.path(), true, Vocabulary::Spare, 3));
+    let model = read(&checkpoint(dir.path(), true, 3));
     let [one, two, small] = ["one", "two", "small"].map(|name| dir.path().join(name));
     let exported = export(&model, ExportFormat::Llava, &one, MAX_SHARD_BYTES).unwrap();
     export(&model, ExportFormat::Llava, &two, MAX_SHARD_BYTES).unwrap();
@@ -168,7 +156,7 @@ fn the_same_model_gives_the_same_bytes_and_shards_the_same_tensors() {
 #[test]
 fn what_a_layout_cannot_express_is_refused_with_the_reason() {
     let dir = tempfile::tempdir().unwrap();
-    let mut model = read(&checkpoint(dir.path(), true, Vocabulary::Spare, 2));
+    let mut model = read(&checkpoint(dir.path(), true, 2));
     let out = dir.path().join("out");
     let refusal = |model: &Contents<VlmConfig>, format| {
         let error = export(model, format, &out, MAX_SHARD_BYTES).unwrap_err().to_string();
@@ -190,114 +178,4 @@ fn what_a_layout_cannot_express_is_refused_with_the_reason() {
     std::fs::create_dir(&out).unwrap();
     let error = export(&model, ExportFormat::Checkpoint, &out, MAX_SHARD_BYTES).unwrap_err();
     assert!(matches!(error, ModelError::Exists { path } if path == out));
-}
-
-/// Ids of a prompt, with a placeholder or without.
-fn prompt(image: bool) -> Vec<i64> {
-    let image = if image { vec![IMAGE_TOKEN_ID] } else { Vec::new() };
-    [vec![40, 2], image, vec![41, 250, 7, 41]].concat()
-}
-
-/// Logits at every position, computed here.
-fn logits(model: &Contents<VlmConfig>, ids: &[i64], pixels: &[f32]) -> Tensor {
-    let mut store = ParamStore::new(
-        model.tensors.clone(),
-        oqvl_model::Missing::Refuse,
-        oqvl_model::Trainable::None,
-        &Device::Cpu,
-    );
-    let vlm = Vlm::new(&model.config, store.root(), &Device::Cpu).unwrap();
-    let mut store = ParamStore::new(
-        model.tensors.clone(),
-        oqvl_model::Missing::Refuse,
-        oqvl_model::Trainable::None,
-        &Device::Cpu,
-    );
-    let llm = Qwen2::new(&model.config.text_config, store.root().pp("language_model")).unwrap();
-    let image = vlm.encode_images(&[pixels]).unwrap().squeeze(0).unwrap();
-    let pieces: Vec<Tensor> = ids
-        .iter()
-        .map(|&id| match id {
-            IMAGE_TOKEN_ID => image.clone(),
-            id => llm.embed(&Tensor::new(&[id as u32], &Device::Cpu).unwrap()).unwrap(),
-        })
-        .collect();
-    let hidden = llm.forward(&Tensor::cat(&pieces, 0).unwrap().unsqueeze(0).unwrap()).unwrap();
-    llm.logits(&hidden.squeeze(0).unwrap()).unwrap()
-}
-
-/// Columns of tokens that the network has and its export, which may have one row more.
-#[track_caller]
-fn assert_close(found: &Tensor, expected: &Tensor) {
-    let (rows, columns) = expected.dims2().unwrap();
-    assert_eq!(found.dim(0).unwrap(), rows);
-    let found = found.narrow(1, 0, columns).unwrap().to_vec2::<f32>().unwrap().concat();
-    let expected = expected.to_vec2::<f32>().unwrap().concat();
-    let largest = expected.iter().fold(0f32, |largest, value| largest.max(value.abs()));
-    for (at, (found, expected)) in found.iter().zip(&expected).enumerate() {
-        // Not `>`: a NaN must fail.
-        assert!((found - expected).abs() <= TOLERANCE * largest, "[{at}]: {found}, expected {expected}");
-    }
-}
-
-/// The packages are several GB: PyPI's torch for Linux brings CUDA along. The environment is made once per build directory.
-#[test]
-fn transformers_computes_the_same() {
-    let packages = ["pillow==11.1.0", "torch==2.15.0", "torchvision==0.29.2", "transformers==5.23.0"];
-    let Some(venv) = python_venv("transformers", &packages) else { return };
-    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/check_export.py");
-    let pixels: Vec<f32> = (0..3 * IMAGE_SIZE * IMAGE_SIZE).map(|at| (at as f32 * 0.7).sin()).collect();
-    let pixel_values = Tensor::from_slice(&pixels, (1, 3, IMAGE_SIZE, IMAGE_SIZE), &Device::Cpu).unwrap();
-    for (tied, vocabulary) in [(true, Vocabulary::Spare), (true, Vocabulary::Full), (false, Vocabulary::Full)]
-    {
-        let dir = tempfile::tempdir().unwrap();
-        let model = read(&checkpoint(dir.path(), tied, vocabulary, 3));
-        let tokenizer = model.tokenizer().unwrap();
-        for format in [ExportFormat::Llava, ExportFormat::Qwen2] {
-            let place = |name: &str| dir.path().join(format!("{name}-{format:?}"));
-            let (out, inputs, outputs) = (place("out"), place("inputs"), place("outputs"));
-            export(&model, format.clone(), &out, MAX_SHARD_BYTES).unwrap();
-            let ids = prompt(format == ExportFormat::Llava);
-            let given = BTreeMap::from([
-                ("input_ids", Tensor::new(ids.as_slice(), &Device::Cpu).unwrap()),
-                ("pixel_values", pixel_values.clone()),
-            ]);
-            write_atomic(&inputs, &safetensors::serialize(&given, None).unwrap()).unwrap();
-            let paths = [&out, &inputs, &outputs].map(|path| path.to_str().unwrap());
-            let said = venv.run(&script, &paths);
-            let found = read_safetensors(&outputs, &Device::Cpu).unwrap();
-            assert_close(&found["logits"], &logits(&model, &ids, &pixels));
-            check_texts(&serde_json::from_str(said.lines().last().unwrap()).unwrap(), &tokenizer, &format);
-        }
-    }
-}
-
-/// Ids, pixels and the conversation that the folder's tokenizer and processor make, against ours.
-fn check_texts(said: &Value, tokenizer: &Tokenizer, format: &ExportFormat) {
-    assert_eq!(said["dtype"], "torch.float32");
-    assert_eq!(said["special"], json!([tokenizer.bos_id(), tokenizer.eos_id(), tokenizer.pad_id()]));
-    assert_eq!(said["text"], json!(tokenizer.encode("<s>a red cube<|im_end|>").unwrap()));
-    assert_eq!((&said["do_sample"], &said["eos"]), (&json!(false), &json!(tokenizer.eos_id())));
-    if *format == ExportFormat::Llava {
-        assert_eq!(said["image_id"], json!(tokenizer.vocab_size()));
-        assert_eq!(said["num_placeholders"], 9);
-        assert_eq!(said["pixel_shape"], json!([1, 3, IMAGE_SIZE, IMAGE_SIZE]));
-        assert_eq!(said["pixel"], json!([1.0, -1.0, -0.6]));
-        assert_eq!(said["answer_has_image"], false);
-        // The newline after the placeholder is one that the network never sees.
-        let turns = [
-            Turn::new(Role::Human, "<image>\na red cube?"),
-            Turn::new(Role::Assistant, " a cube "),
-            Turn::new(Role::Human, "a?"),
-        ];
-        let ours = ChatTemplate::Reference.render(&turns).replace("<image>\n", "<image>");
-        assert_eq!(said["chat"], ours);
-        // Later turns keep it, and their end.
-        let later = [
-            Turn::new(Role::Human, "a?"),
-            Turn::new(Role::Assistant, "cube"),
-            Turn::new(Role::Human, "<image>\na cube? <image>"),
-        ];
-        assert_eq!(said["later"], ChatTemplate::Reference.render(&later));
-    }
 }

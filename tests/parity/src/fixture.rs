@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 pub(crate) type Tensors = BTreeMap<String, Tensor>;
 
 /// Goldens that go in; every other one is an output.
-const INPUTS: [&str; 6] = ["pixel_values", "input_ids", "lens", "images", "labels", "greedy"];
+const INPUTS: [&str; 7] = ["pixel_values", "input_ids", "lens", "shown", "images", "labels", "greedy"];
 /// At the end of the name of an output in bfloat16.
 const BF16: &str = ".bf16";
 
@@ -63,6 +63,11 @@ impl Fixture {
     /// A golden of whole numbers, flat.
     pub(crate) fn ints(&self, name: &str) -> anyhow::Result<Vec<i64>> {
         Ok(self.golden(name)?.to_dtype(DType::I64)?.flatten_all()?.to_vec1()?)
+    }
+
+    /// Whether it has this golden.
+    pub(crate) fn has(&self, name: &str) -> bool {
+        self.goldens.contains_key(name)
     }
 
     /// The rows of a flat golden, as long as `lens` says.

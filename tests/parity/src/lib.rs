@@ -3,7 +3,8 @@
 //!
 //! A *fixture* is a small random network with inputs and outputs of its original, below `crates/model/tests/fixtures`,
 //! where `cargo xtask fixtures` makes them. Measuring it gives [`Row`]s: what was compared, how far off it is, the bound
-//! and whether it is kept. `cargo xtask parity` prints them, and the test of this package asserts on them.
+//! and whether it is kept. `cargo xtask parity` prints them and fails if
+//! one of them is not kept.
 //!
 //! The error of a tensor is its largest difference from the original's, over the original's largest value:
 //!
@@ -14,21 +15,31 @@
 //! assert_eq!(relative_error(&[f32::NAN], &[1.0]), f64::INFINITY);
 //! ```
 
+mod exports;
 mod fixture;
 mod networks;
 mod pixels;
+mod prompts;
 mod row;
 mod tokens;
 
+use std::path::Path;
+
 pub use row::{Equal, Row, relative_error};
 
-/// Everything that this machine can measure. What it cannot is said by `skip`, one sentence each.
+/// Rows of all committed fixtures: one that went missing unnoticed would be one that always keeps its bound.
+const NUM_COMMITTED: usize = 164;
+
+/// Everything that this machine can measure; exported folders with `python`, an interpreter that has transformers. What
+/// cannot be measured is said by `skip`, one sentence each.
 ///
 /// # Errors
-/// If a fixture cannot be read or its network not be run.
-pub fn measure(mut skip: impl FnMut(String)) -> anyhow::Result<Vec<Row>> {
+/// If a fixture is missing, cannot be read, or its network not be run; or if transformers refuses an exported folder.
+pub fn measure(python: Option<&Path>, mut skip: impl FnMut(String)) -> anyhow::Result<Vec<Row>> {
     let mut rows = networks::measure()?;
     rows.extend(pixels::measure()?);
+    anyhow::ensure!(rows.len() == NUM_COMMITTED, "{} rows of {NUM_COMMITTED} are there", rows.len());
     rows.extend(tokens::measure(&mut skip)?);
+    rows.extend(exports::measure(python, &mut skip)?);
     Ok(rows)
 }

@@ -1,5 +1,6 @@
 //! Token ids and texts recorded with the public tokenizers. Those are not part of the repository.
 
+use crate::prompts;
 use crate::row::{Equal, Place, Row};
 use anyhow::Context as _;
 use oqvl_text_prep::{ClipTextStyle, ClipTokenizer, SpecialTokens, Tokenizer};
@@ -42,10 +43,12 @@ fn qwen(data: &Path, vectors: &[Vector]) -> anyhow::Result<Vec<Row>> {
     let expected: Vec<_> = vectors.iter().map(|vector| vector.qwen2_5_ids.clone()).collect();
     let texts = collect(vectors, |vector| Ok(tokenizer.decode(&vector.qwen2_5_ids, SpecialTokens::Keep)?))?;
     let expected_texts: Vec<_> = vectors.iter().map(|vector| vector.qwen2_5_decoded.clone()).collect();
-    Ok(vec![
+    let mut rows = vec![
         place.sequence("-", "texts to ids", Equal::of(&ids, &expected)),
         place.sequence("-", "ids to texts", Equal::of(&texts, &expected_texts)),
-    ])
+    ];
+    rows.extend(prompts::rows(&tokenizer)?);
+    Ok(rows)
 }
 
 fn clip(path: &PathBuf, file: &str, vectors: &[Vector]) -> anyhow::Result<Vec<Row>> {

@@ -25,7 +25,7 @@ const ARROWS: [(&str, &[&str]); 20] = [
     ("shard-io", &[]),
     ("text-prep", &[]),
     ("stage", &["shard-io"]),
-    ("testkit", &["image-prep", "shard-io"]),
+    ("testkit", &["shard-io"]),
     ("model", &["image-prep", "kernels", "shard-io", "text-prep"]),
     ("data-fetch", DATA),
     ("micro-world", DATA),

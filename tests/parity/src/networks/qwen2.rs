@@ -32,8 +32,12 @@ pub(super) fn outputs(fixture: &Fixture, dtype: DType) -> anyhow::Result<Outputs
         .enumerate()
         .flat_map(|(index, row)| (0..row.len()).map(move |at| (index * longest + at) as u32))
         .collect();
-    let real = Tensor::new(real, &Device::Cpu)?;
-    let hidden = hidden.reshape((rows.len() * longest, config.hidden_size))?.index_select(&real, 0)?;
+    let shown: Vec<u32> = match fixture.has("shown") {
+        true => fixture.ints("shown")?.into_iter().map(|at| real[at as usize]).collect(),
+        false => real,
+    };
+    let shown = Tensor::new(shown, &Device::Cpu)?;
+    let hidden = hidden.reshape((rows.len() * longest, config.hidden_size))?.index_select(&shown, 0)?;
     let mut outputs = vec![("logits", qwen2.logits(&hidden)?), ("hidden_states", hidden)];
     if dtype == DType::F32 {
         let (vlm, prompts) = with_an_unused_tower(fixture)?;
