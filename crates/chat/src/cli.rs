@@ -3,6 +3,7 @@
 use crate::ChatError;
 use clap::{Parser, ValueEnum};
 use oqvl_model::{GenerateConfig, Sampling, VlmNames};
+use oqvl_stage::ModelFlags;
 use oqvl_text_prep::ChatTemplate;
 use std::path::PathBuf;
 
@@ -15,17 +16,6 @@ pub enum Template {
     Qwen,
     /// The text as it is after `<s>`: for base models, and as the reference's example asks. Every question stands alone.
     Raw,
-}
-
-impl Template {
-    /// As users write it.
-    pub(crate) fn name(self) -> &'static str {
-        match self {
-            Self::Reference => "reference",
-            Self::Qwen => "qwen",
-            Self::Raw => "raw",
-        }
-    }
 }
 
 impl From<ChatTemplate> for Template {
@@ -47,15 +37,9 @@ impl From<ChatTemplate> for Template {
                   Ctrl-C ends an answer."
 )]
 pub struct Request {
-    /// Folder with config.json, weights and tokenizer.json, or a model of the hub: owner/name or owner/name@revision
-    #[arg(long, value_name = "DIR_OR_HUB_ID")]
-    pub model: String,
-    /// The vision tower, for a model that does not hold its own; the release's is found by itself
-    #[arg(long, value_name = "DIR_OR_HUB_ID")]
-    pub vision_tower: Option<String>,
-    /// Shape and tokenizer of the language model, for a model that lacks them; the release's are found by themselves
-    #[arg(long, value_name = "DIR_OR_HUB_ID")]
-    pub language_model: Option<String>,
+    /// The model and what completes it.
+    #[command(flatten)]
+    pub model: ModelFlags,
     /// Image for the (first) question; may be given many times
     #[arg(long = "image", value_name = "FILE")]
     pub images: Vec<PathBuf>,
@@ -65,7 +49,7 @@ pub struct Request {
     /// Longest answer
     #[arg(long, value_name = "TOKENS", default_value_t = 512)]
     pub max_new_tokens: usize,
-    /// Draws at this temperature; without any of the four flags the most probable token is taken
+    /// Draws at this temperature, from 1e-6 to 1e6; without any of the four flags the most probable token is taken
     #[arg(long, value_name = "T")]
     pub temperature: Option<f64>,
     /// Draws among the K most probable tokens
@@ -77,7 +61,7 @@ pub struct Request {
     /// Draws from this seed (0 if not given)
     #[arg(long)]
     pub seed: Option<u64>,
-    /// Makes tokens that have occurred less probable (above 1) or more (below)
+    /// Makes tokens that have occurred less probable (above 1) or more (below), from 1e-3 to 1e3
     #[arg(long, value_name = "PENALTY")]
     pub repetition_penalty: Option<f64>,
     /// Ends an answer before this text, which may be a special token; may be given many times
@@ -95,9 +79,9 @@ impl Request {
     #[must_use]
     pub fn names(&self) -> VlmNames<'_> {
         VlmNames {
-            model: &self.model,
-            vision_tower: self.vision_tower.as_deref(),
-            language_model: self.language_model.as_deref(),
+            model: &self.model.model,
+            vision_tower: self.model.vision_tower.as_deref(),
+            language_model: self.model.language_model.as_deref(),
         }
     }
 
@@ -185,7 +169,7 @@ mod tests {
         for (args, what) in [
             (&["--temprature", "1"][..], "--temperature"),
             (&["--template", "chatml"], "reference, qwen, raw"),
-            (&["--temperature", "0"], "temperature must be above 0"),
+            (&["--temperature", "0"], "temperature must be"),
             (&["--top-p", "1.5"], "top_p"),
             (&["--max-new-tokens", "0"], "--max-new-tokens"),
             (&["--stop", ""], "--stop"),

@@ -1,6 +1,7 @@
 //! What can go wrong in a chat.
 
-use oqvl_stage::ProgramError;
+use oqvl_model::ModelError;
+use oqvl_stage::{ConfigError, ModelFlags, ProgramError};
 use std::path::PathBuf;
 
 /// Errors of this crate.
@@ -15,7 +16,10 @@ pub enum ChatError {
     Place(#[from] oqvl_stage::StageError),
     /// The model cannot be read, or cannot answer.
     #[error("the model cannot be used")]
-    Model(#[from] oqvl_model::ModelError),
+    Model(#[source] ModelError),
+    /// The model leaves a part to another that nobody knows.
+    #[error(transparent)]
+    Incomplete(ConfigError),
     /// The tokenizer refuses a text.
     #[error("the question cannot be tokenized")]
     Text(#[from] oqvl_text_prep::TextError),
@@ -64,12 +68,24 @@ pub enum ChatError {
     },
 }
 
+impl From<ModelError> for ChatError {
+    fn from(error: ModelError) -> Self {
+        match &error {
+            ModelError::Incomplete { missing, .. } => {
+                let parts = missing.iter().map(|(backbone, _)| backbone.name());
+                Self::Incomplete(ModelFlags::missing(parts, &error.to_string()))
+            }
+            _ => Self::Model(error),
+        }
+    }
+}
+
 impl ProgramError for ChatError {
     fn is_wrong_request(&self) -> bool {
         match self {
-            Self::Request(_) => true,
+            Self::Request(_) | Self::Incomplete(_) => true,
             Self::Place(error) => error.is_wrong_request(),
-            Self::Model(error) => matches!(error, oqvl_model::ModelError::Incomplete { .. }),
+            Self::Model(error) => error.is_wrong_request(),
             _ => false,
         }
     }

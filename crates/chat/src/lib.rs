@@ -32,8 +32,9 @@ pub use conversation::Conversation;
 pub use error::ChatError;
 
 use candle_core::{DType, Device};
+use clap::ValueEnum as _;
 use oqvl_model::{VlmCheckpoint, chat_template};
-use oqvl_stage::{ModelFinder, run_program};
+use oqvl_stage::{ModelFinder, ModelFlags, run_program, tell};
 use std::process::ExitCode;
 
 /// The program.
@@ -46,13 +47,16 @@ fn run(request: &Request) -> Result<(), ChatError> {
     // Before the model is read, which takes longer than to find a typo.
     let images = request.images.iter().map(|path| picture::read(path)).collect::<Result<Vec<_>, _>>()?;
     let mut finder = ModelFinder::from_env();
-    let folders =
-        request.names().find::<ChatError>(|name, wants| Ok(finder.find(name, wants)?), voice::say)?;
+    let folders = request.names().find::<ChatError>(
+        |name, wants| Ok(finder.find(name, wants)?),
+        |default| tell(&format!("{default}; {} names another", ModelFlags::flag(default.backbone.name()))),
+    )?;
     let template = match request.template {
         Some(template) => template,
         None => {
             let template = Template::from(chat_template(&folders.model)?);
-            voice::say(&format!("template: {} (--template chooses another)", template.name()));
+            let value = template.to_possible_value().expect("no template is hidden");
+            tell(&format!("template: {} (--template chooses another)", value.get_name()));
             template
         }
     };

@@ -5,7 +5,7 @@ use crate::conversation::Conversation;
 use crate::error::ChatError;
 use crate::{picture, voice};
 use oqvl_model::{AnswerEnd, Event, Prompt, Session, VlmCheckpoint, single_tokens};
-use oqvl_stage::with_causes;
+use oqvl_stage::{tell, with_causes};
 use std::io::{BufRead, IsTerminal as _, Read as _, Write};
 use std::ops::ControlFlow;
 use std::path::Path;
@@ -68,7 +68,7 @@ pub(crate) fn converse(
         // From here on and for a person alone; before, and where lines come from a pipe, Ctrl-C ends the program.
         signal_hook::flag::register(signal_hook::consts::SIGINT, Arc::clone(&interrupted))
             .map_err(|source| ChatError::Io { what: "Ctrl-C cannot be watched for", source })?;
-        voice::say(GREETING);
+        tell(GREETING);
     }
     let mut stdin = std::io::stdin().lock();
     loop {
@@ -78,7 +78,7 @@ pub(crate) fn converse(
         let line = match read_line(&mut stdin)? {
             Line::End => return Ok(()),
             Line::Unusable(why) => {
-                voice::say(why);
+                tell(why);
                 continue;
             }
             Line::Text(line) => line,
@@ -87,7 +87,7 @@ pub(crate) fn converse(
             Input::Nothing => Ok(()),
             Input::Quit => return Ok(()),
             Input::Help => {
-                voice::say(GREETING);
+                tell(GREETING);
                 Ok(())
             }
             Input::Reset => {
@@ -98,7 +98,7 @@ pub(crate) fn converse(
                 conversation.add_image(picture::pixels(&image, checkpoint.vlm.image_size()));
             }),
             Input::Unknown(command) => {
-                voice::say(&format!("`{command}` is no command: there are {COMMANDS}"));
+                tell(&format!("`{command}` is no command: there are {COMMANDS}"));
                 Ok(())
             }
             Input::Question(question) => speaker.answer(&mut conversation, question),
@@ -106,9 +106,9 @@ pub(crate) fn converse(
         match outcome {
             Err(error @ ChatError::Io { .. }) => return Err(error),
             Err(error @ ChatError::PromptTooLong { .. }) => {
-                voice::say(&format!("{error}; /reset begins anew"));
+                tell(&format!("{error}; /reset begins anew"));
             }
-            Err(error) => voice::say(&with_causes(&error)),
+            Err(error) => tell(&with_causes(&error)),
             Ok(()) => {}
         }
     }
@@ -183,7 +183,7 @@ impl<'a> Speaker<'a> {
         let (prompt, question) = conversation.ask(&self.checkpoint.tokenizer, question)?;
         let room = room_for_answer(self.checkpoint, &prompt)?;
         if conversation.loses_text(&question) {
-            voice::say(LOSS);
+            tell(LOSS);
         }
         let mut generation = self.request.generation(vec![self.checkpoint.tokenizer.eos_id()]);
         generation.max_new_tokens = generation.max_new_tokens.min(room);
@@ -203,9 +203,9 @@ impl<'a> Speaker<'a> {
         })?;
         page.finish()?;
         match answer.end {
-            AnswerEnd::Interrupted => voice::say("(stopped)"),
+            AnswerEnd::Interrupted => tell("(stopped)"),
             AnswerEnd::MaxNewTokens => {
-                voice::say(&format!("(cut after {} tokens)", generation.max_new_tokens));
+                tell(&format!("(cut after {} tokens)", generation.max_new_tokens));
             }
             AnswerEnd::StopId | AnswerEnd::StopString => {}
         }

@@ -1,12 +1,6 @@
-//! What is said on standard error.
+//! What is shown on standard error to a person alone.
 
 use std::io::{IsTerminal as _, Write as _};
-
-/// A line on standard error.
-pub(crate) fn say(line: &str) {
-    // Nobody is left to be told if that fails.
-    let _ = writeln!(std::io::stderr(), "{line}");
-}
 
 /// Text on standard error if a person reads it there.
 pub(crate) fn show(text: &str) {

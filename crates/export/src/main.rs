@@ -3,9 +3,9 @@
 use candle_core::Device;
 use clap::{Parser, ValueEnum};
 use oqvl_model::{
-    BackboneIds, ExportFormat, MAX_SHARD_BYTES, ModelError, VlmNames, check_new, export, read_vlm,
+    Backbone, BackboneIds, ExportFormat, MAX_SHARD_BYTES, ModelError, VlmNames, check_new, export, read_vlm,
 };
-use oqvl_stage::{ModelFinder, ProgramError, StageError, run_program};
+use oqvl_stage::{ConfigError, ModelFinder, ModelFlags, ProgramError, StageError, run_program, tell};
 use std::io::Write as _;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -14,16 +14,8 @@ use std::process::ExitCode;
 #[derive(Debug, Parser)]
 #[command(name = "oqvl-export", version)]
 struct Args {
-    /// Checkpoint: ours, transformers' LLaVA, the MLM-Filter release, or the reference's; a folder, or a model of the hub:
-    /// owner/name or owner/name@revision
-    #[arg(long, value_name = "DIR_OR_HUB_ID")]
-    model: String,
-    /// The SigLIP tower, for a checkpoint that holds none (the reference's); the release's is found by itself
-    #[arg(long, value_name = "DIR_OR_HUB_ID")]
-    vision_tower: Option<String>,
-    /// The Qwen2 it was made from, for a checkpoint without tokenizer (the reference's); the release's is found by itself
-    #[arg(long, value_name = "DIR_OR_HUB_ID")]
-    language_model: Option<String>,
+    #[command(flatten)]
+    model: ModelFlags,
     /// Layout to write
     #[arg(long, value_name = "LAYOUT")]
     to: Layout,
@@ -53,9 +45,9 @@ enum Layout {
 impl Args {
     fn names(&self) -> VlmNames<'_> {
         VlmNames {
-            model: &self.model,
-            vision_tower: self.vision_tower.as_deref(),
-            language_model: self.language_model.as_deref(),
+            model: &self.model.model,
+            vision_tower: self.model.vision_tower.as_deref(),
+            language_model: self.model.language_model.as_deref(),
         }
     }
 
@@ -79,18 +71,37 @@ enum ExportError {
     #[error("no model")]
     Place(#[from] StageError),
     #[error(transparent)]
-    Model(#[from] ModelError),
+    Flag(ConfigError),
+    #[error(transparent)]
+    Model(ModelError),
+}
+
+impl From<ModelError> for ExportError {
+    /// What a flag mends names the flag.
+    fn from(error: ModelError) -> Self {
+        match &error {
+            ModelError::Incomplete { missing, .. } => {
+                let parts = missing.iter().map(|(backbone, _)| backbone.name());
+                Self::Flag(ModelFlags::missing(parts, &error.to_string()))
+            }
+            ModelError::NoBackboneId { backbone, .. } => {
+                let flag = match backbone {
+                    Backbone::VisionTower => "--vision-backbone-id",
+                    Backbone::LanguageModel => "--llm-backbone-id",
+                };
+                Self::Flag(ConfigError::new(flag, error.to_string()))
+            }
+            _ => Self::Model(error),
+        }
+    }
 }
 
 impl ProgramError for ExportError {
     fn is_wrong_request(&self) -> bool {
         match self {
-            Self::Ids => true,
+            Self::Ids | Self::Flag(_) => true,
             Self::Place(error) => error.is_wrong_request(),
-            Self::Model(error) => matches!(
-                error,
-                ModelError::Exists { .. } | ModelError::Layout(_) | ModelError::Incomplete { .. }
-            ),
+            Self::Model(error) => error.is_wrong_request(),
         }
     }
 }
@@ -104,8 +115,10 @@ fn run(args: &Args) -> Result<(), ExportError> {
     // Before gigabytes are read.
     check_new(&args.out)?;
     let mut finder = ModelFinder::from_env();
-    let say = |line: &str| drop(writeln!(std::io::stderr(), "{line}"));
-    let folders = args.names().find::<ExportError>(|name, wants| Ok(finder.find(name, wants)?), say)?;
+    let folders = args.names().find::<ExportError>(
+        |name, wants| Ok(finder.find(name, wants)?),
+        |default| tell(&format!("{default}; {} names another", ModelFlags::flag(default.backbone.name()))),
+    )?;
     let model = read_vlm(&folders.model, &folders.companions(), &Device::Cpu)?;
     let exported = export(&model, format, &args.out, MAX_SHARD_BYTES)?;
     let (files, bytes) = (exported.files.len(), exported.num_bytes);

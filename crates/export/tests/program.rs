@@ -94,7 +94,9 @@ fn what_cannot_be_is_one_sentence() {
     let pooled = refusal(dir.path(), &["--model", "ours-1", "--to", "llava", "out"], 2);
     assert!(pooled.starts_with("oqvl-export: this model pools 2 x 2 patches to 1 x 1 tokens"), "{pooled}");
     let shape = refusal(dir.path(), &["--model", "ours-1", "--to", "reference", "out"], 2);
-    assert!(shape.contains("the vision tower has not the shape of siglip-vit-so400m"), "{shape}");
+    let expected =
+        "oqvl-export: --vision-backbone-id: the vision tower has not the shape of siglip-vit-so400m";
+    assert!(shape.starts_with(expected), "{shape}");
     let ids = ["--vision-backbone-id", "siglip-tiny", "--llm-backbone-id", "qwen-tiny"];
     let idle = refusal(dir.path(), &[&["--model", "ours-1", "--to", "llava", "out"], &ids[..]].concat(), 2);
     assert!(idle.contains("are for --to reference"), "{idle}");
@@ -104,7 +106,10 @@ fn what_cannot_be_is_one_sentence() {
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     let incomplete = refusal(dir.path(), &["--model", "out", "--to", "checkpoint", "whole"], 2);
     assert!(incomplete.contains("give the folder of its vision tower (siglip-tiny)"), "{incomplete}");
-    assert!(incomplete.contains("--vision-tower and --language-model"), "{incomplete}");
+    assert!(
+        incomplete.starts_with("oqvl-export: --vision-tower and --language-model: out does"),
+        "{incomplete}"
+    );
     let there = refusal(dir.path(), &["--model", "ours-1", "--to", "checkpoint", "out"], 2);
     assert_eq!(there, "oqvl-export: out is there already; give the name of a new folder\n");
     let nothing = refusal(dir.path(), &["--model", "nowhere", "--to", "checkpoint", "new"], 2);
@@ -113,6 +118,14 @@ fn what_cannot_be_is_one_sentence() {
     let expected = "no folder work/typo here; looking in the hub's cache for the model work/typo\n\
                     oqvl-export: no model: there is no path `work/typo`, and as a model of the hub: ";
     assert!(typo.starts_with(expected), "{typo}");
+    let address = refusal(dir.path(), &["--model", "hf://work/typo", "--to", "checkpoint", "new"], 2);
+    assert!(address.contains("\noqvl-export: no model: hf://work/typo: offline"), "{address}");
+    let tower = ["--model", "ours-1", "--vision-tower", "no/such/tower", "--to", "checkpoint", "new"];
+    let tower = refusal(dir.path(), &tower, 2);
+    assert!(
+        tower.starts_with("oqvl-export: no model: there is no path `no/such/tower`, and it is"),
+        "{tower}"
+    );
     std::fs::create_dir(dir.path().join("empty")).unwrap();
     let empty = refusal(dir.path(), &["--model", "empty", "--to", "checkpoint", "new"], 1);
     assert!(empty.starts_with("oqvl-export: cannot read empty/config.json"), "{empty}");

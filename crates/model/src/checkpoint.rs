@@ -2,6 +2,7 @@
 
 use crate::ModelError;
 use crate::config::{ReferenceConfig, check_sizes, leaves_tower_open};
+use crate::named::Backbone;
 use crate::params::{Missing, ParamStore, Trainable};
 use crate::preprocessing::{Made, check_images};
 use crate::qwen2::Qwen2Config;
@@ -166,10 +167,10 @@ fn reference_config(
     else {
         let mut missing = Vec::new();
         if companions.vision_tower.is_none() {
-            missing.push(format!("the folder of its vision tower ({})", reference.vision_backbone));
+            missing.push((Backbone::VisionTower, reference.vision_backbone.clone()));
         }
         if companions.language_model.is_none() {
-            missing.push(format!("the folder of its language model ({})", reference.llm_backbone));
+            missing.push((Backbone::LanguageModel, reference.llm_backbone.clone()));
         }
         return Err(ModelError::Incomplete { path: dir.to_path_buf(), missing });
     };

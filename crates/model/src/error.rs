@@ -1,5 +1,6 @@
 //! What can be wrong with a model, its files or what it is given.
 
+use crate::named::Backbone;
 use std::path::PathBuf;
 
 /// Errors of this crate.
@@ -27,15 +28,14 @@ pub enum ModelError {
     },
     /// A checkpoint that leaves parts of its network to other folders.
     #[error(
-        "{path} does not hold the whole network; to complete it, give {} (oqvl-chat and oqvl-export take them by \
-         --vision-tower and --language-model)",
-        missing.join(" and ")
+        "{path} does not hold the whole network; to complete it, give {}, or export it with them to a checkpoint first",
+        folders(missing)
     )]
     Incomplete {
         /// The folder.
         path: PathBuf,
-        /// What is needed beside it.
-        missing: Vec<String>,
+        /// What is needed beside it, and what the reference calls that.
+        missing: Vec<(Backbone, String)>,
     },
     /// A checkpoint that wants its images made in another way.
     #[error("{path} asks for other images than are made here: {what}")]
@@ -60,6 +60,17 @@ pub enum ModelError {
     /// A layout that cannot express a model.
     #[error("{0}")]
     Layout(String),
+    /// A part that the reference would build in another shape than it has.
+    #[error(
+        "the {backbone} has not the shape of {released}, which the reference would build: say what the reference calls this \
+         one"
+    )]
+    NoBackboneId {
+        /// The part.
+        backbone: Backbone,
+        /// What the reference calls that of the release.
+        released: &'static str,
+    },
     /// A config that describes no network.
     #[error("config: {0}")]
     Config(String),
@@ -111,4 +122,21 @@ pub enum ModelError {
         /// Index of the sequence in its batch.
         row: usize,
     },
+}
+
+impl ModelError {
+    /// Whether something else must be asked for, and not a file mended: what is asked for lacks a companion, would overwrite
+    /// something, or cannot be expressed.
+    #[must_use]
+    pub fn is_wrong_request(&self) -> bool {
+        matches!(
+            self,
+            Self::Incomplete { .. } | Self::Exists { .. } | Self::Layout(_) | Self::NoBackboneId { .. }
+        )
+    }
+}
+
+fn folders(missing: &[(Backbone, String)]) -> String {
+    let folders = missing.iter().map(|(backbone, id)| format!("the folder of its {backbone} ({id})"));
+    folders.collect::<Vec<_>>().join(" and ")
 }

@@ -82,7 +82,7 @@ pub use fine_tuning::chat_template;
 pub use generate::{
     Answer, AnswerEnd, Event, GenerateConfig, Sampling, Session, TextStream, pad_left_unmasked, single_tokens,
 };
-pub use named::{VlmFolders, VlmNames};
+pub use named::{Backbone, DefaultBackbone, VlmFolders, VlmNames};
 pub use params::{Init, Missing, ParamBuilder, ParamStore, Trainable};
 pub use projector::AvgPoolProjector;
 pub use qwen2::{Qwen2, Qwen2Config};

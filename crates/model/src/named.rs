@@ -4,7 +4,58 @@ use crate::ModelError;
 use crate::checkpoint::{Companions, reference, vlm_config};
 use crate::config::ReferenceConfig;
 use oqvl_shard_io::WEIGHT_FILES;
+use std::fmt;
 use std::path::PathBuf;
+
+/// A part of a vision-language model that is a model itself, and may lie in a folder of its own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Backbone {
+    /// [`Companions::vision_tower`].
+    VisionTower,
+    /// [`Companions::language_model`].
+    LanguageModel,
+}
+
+impl Backbone {
+    /// What it is called: `vision tower` or `language model`.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::VisionTower => "vision tower",
+            Self::LanguageModel => "language model",
+        }
+    }
+}
+
+impl fmt::Display for Backbone {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.name())
+    }
+}
+
+/// A part that a checkpoint of the reference leaves to another model, and that nobody has named: it is taken from the hub.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct DefaultBackbone<'a> {
+    /// The checkpoint, as [`VlmNames::model`].
+    pub model: &'a str,
+    /// The part.
+    pub backbone: Backbone,
+    /// What the reference calls it.
+    pub id: &'a str,
+    /// The model of the Hugging Face hub that it is.
+    pub hub_id: &'static str,
+}
+
+impl fmt::Display for DefaultBackbone<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { model, backbone, id, hub_id } = self;
+        let what = match backbone {
+            Backbone::VisionTower => "config and weights",
+            Backbone::LanguageModel => "config and tokenizer",
+        };
+        write!(f, "{model} leaves {what} of its {backbone} to {hub_id} ({id})")
+    }
+}
 
 /// Names of the folders that [`read_vlm`](crate::read_vlm) reads. What a name is, besides a path, is for the caller to say.
 #[derive(Debug, Clone, Copy)]
@@ -45,32 +96,31 @@ impl VlmNames<'_> {
     ///
     /// Configs come first and weights last, and only those that are read: a model that cannot be computed, or that wants for
     /// a companion, is an error before gigabytes of it are here. A checkpoint of the reference that is given no companions
-    /// takes those of the release by their ids on the Hugging Face hub; `tell` is told.
+    /// takes those of the release by their ids on the Hugging Face hub; `tell` is told of each.
     ///
     /// # Errors
     /// What `find` says; or if a config cannot be read or computed, or a companion is needed that nobody knows.
     pub fn find<E: From<ModelError>>(
         &self,
         mut find: impl FnMut(&str, &dyn Fn(&str) -> bool) -> Result<PathBuf, E>,
-        mut tell: impl FnMut(&str),
+        mut tell: impl FnMut(&DefaultBackbone<'_>),
     ) -> Result<VlmFolders, E> {
         // Beside weights lies what is small: configs and tokenizers.
         let is_small = |name: &str| !WEIGHT_FILES.contains(&name);
         let model = find(self.model, &is_small)?;
         let reference = reference(&model)?;
-        let mut default = |flag: &str, part: &str, backbone: Option<&String>| {
-            let backbone = backbone?;
-            let id = ReferenceConfig::hub_id(backbone)?;
-            tell(&format!("{} leaves its {part} to {id} ({backbone}); {flag} names another", self.model));
-            Some(id)
+        let mut default = |backbone: Backbone| {
+            let reference = reference.as_ref()?;
+            let id = match backbone {
+                Backbone::VisionTower => &reference.vision_backbone,
+                Backbone::LanguageModel => &reference.llm_backbone,
+            };
+            let hub_id = ReferenceConfig::hub_id(id)?;
+            tell(&DefaultBackbone { model: self.model, backbone, id, hub_id });
+            Some(hub_id)
         };
-        let reference = reference.as_ref();
-        let language_model = self.language_model.or_else(|| {
-            default("--language-model", "tokenizer", reference.map(|reference| &reference.llm_backbone))
-        });
-        let vision_tower = self.vision_tower.or_else(|| {
-            default("--vision-tower", "vision tower", reference.map(|reference| &reference.vision_backbone))
-        });
+        let language_model = self.language_model.or_else(|| default(Backbone::LanguageModel));
+        let vision_tower = self.vision_tower.or_else(|| default(Backbone::VisionTower));
         let mut folders = VlmFolders {
             model,
             vision_tower: vision_tower.map(|name| find(name, &is_small)).transpose()?,
@@ -122,7 +172,7 @@ mod tests {
                 asked.push(format!("{name}{}", if weights { " whole" } else { "" }));
                 Ok(dir.path().join(name))
             },
-            |line| told += line,
+            |default| told += &format!("{default}\n"),
         );
         (found.map_err(|error| error.to_string()), asked, told)
     }
@@ -134,7 +184,15 @@ mod tests {
         let (tower, llm) = ("timm/ViT-SO400M-14-SigLIP-384", "Qwen/Qwen2.5-1.5B-Instruct");
         let whole = [format!("{tower} whole"), "team/released whole".to_owned()];
         assert_eq!(asked, [&["team/released", tower, llm].map(str::to_owned)[..], &whole].concat());
-        assert!(told.contains(tower) && told.contains(llm) && told.contains("--language-model"), "{told}");
+        let expected = [
+            format!(
+                "team/released leaves config and tokenizer of its language model to {llm} (qwen2.5-1.5b-instruct)\n"
+            ),
+            format!(
+                "team/released leaves config and weights of its vision tower to {tower} (siglip-vit-so400m-384px)\n"
+            ),
+        ];
+        assert_eq!(told, expected.concat());
     }
 
     #[test]
@@ -142,7 +200,6 @@ mod tests {
         let (found, asked, _) = find("team/unknown", None);
         let error = found.unwrap_err();
         assert!(error.contains("the folder of its language model (qwen9)"), "{error}");
-        assert!(error.contains("--language-model"), "{error}");
         assert_eq!(asked, ["team/unknown", "timm/ViT-SO400M-14-SigLIP-384"]);
         let (found, asked, told) = find("team/unknown", Some("Qwen/Qwen2.5-1.5B-Instruct"));
         assert!(found.is_ok() && !told.contains("Qwen"), "{told}");

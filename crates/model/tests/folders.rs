@@ -237,7 +237,7 @@ fn the_reference_is_completed_by_two_folders() {
     ] {
         let error = load(vision_tower, language_model).unwrap_err();
         assert!(matches!(error, ModelError::Incomplete { .. }));
-        assert!(error.to_string().contains(&format!("to complete it, give {missing} (oqvl-chat")), "{error}");
+        assert!(error.to_string().contains(&format!("to complete it, give {missing}, or export")), "{error}");
     }
 }
 

@@ -78,11 +78,22 @@ pub enum StageError {
     /// A remote input cannot be copied here, or output not there.
     #[error("{0}")]
     Store(#[source] StoreError),
-    /// What may be a model of the hub, and is no path here, cannot be had.
-    #[error("there is no path `{model}`, and as a model of the hub: {source}")]
+    /// A name that can be no model's.
+    #[error(
+        "there is no path `{model}`, and it is no model of the hub: those are owner/name, owner/name@revision or \
+         hf://owner/name@revision/path"
+    )]
+    NoModel {
+        /// The name as it was given.
+        model: String,
+    },
+    /// A model of the hub cannot be had.
+    #[error("{}{source}", if *is_address { String::new() } else { format!("there is no path `{model}`, and as a model of the hub: ") })]
     Model {
         /// The name as it was given.
         model: String,
+        /// Whether it is an address of the hub (`hf://…`); an id may have been meant as a path.
+        is_address: bool,
         /// What the hub or its cache say.
         source: StoreError,
     },
@@ -103,6 +114,7 @@ impl StageError {
             | Self::ForeignDirectory { .. }
             | Self::ForeignFile { .. }
             | Self::StaleOutput { .. }
+            | Self::NoModel { .. }
             | Self::Store(StoreError::ForeignDestination { .. }) => true,
             // A name that stands for nothing. What cannot be reached may be there.
             Self::Model { source, .. } => matches!(

@@ -2,8 +2,8 @@
 
 use crate::logging::{self, LogFormat};
 use crate::process_env;
+use crate::voice::tell;
 use std::error::Error;
-use std::io::Write as _;
 use std::process::ExitCode;
 
 /// The run failed.
@@ -28,8 +28,7 @@ pub fn run_program<E: ProgramError>(name: &str, program: impl FnOnce() -> Result
     match program() {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            // If stderr is gone there is nobody left to tell.
-            let _ = writeln!(std::io::stderr(), "{name}: {}", with_causes(&error));
+            tell(&format!("{name}: {}", with_causes(&error)));
             ExitCode::from(if error.is_wrong_request() { WRONG_REQUEST } else { FAILED })
         }
     }

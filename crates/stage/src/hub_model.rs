@@ -1,14 +1,13 @@
 //! Models by their names: a path here, or the id of a model on the Hugging Face hub.
 
-use crate::config_error::ConfigError;
 use crate::error::StageError;
 use crate::process_env;
 use crate::progress::Progress;
 use crate::stores::StoresConfig;
+use crate::voice::tell;
 use oqvl_shard_io::{MirrorOptions, Store, StoreError, StoreSettings, StoreUri};
 use std::cell::OnceCell;
 use std::collections::BTreeSet;
-use std::io::Write as _;
 use std::path::{Path, PathBuf};
 
 /// Bytes of the unit in which progress is told.
@@ -44,24 +43,19 @@ impl ModelFinder {
     /// Of the hub's files those come that make a checkpoint and that `wants`, asked by name, says yes to.
     ///
     /// # Errors
-    /// [`StageError::Config`] if the text can be neither; [`StageError::Model`] or [`StageError::Store`] if the model is
-    /// not there, may not be read, or cannot be had.
+    /// [`StageError::NoModel`] if the text can be neither; [`StageError::Model`] if the model is not there, may not be read,
+    /// or cannot be had; [`StageError::Config`] if a setting of the hub cannot be.
     pub fn find(&mut self, model: &str, wants: &dyn Fn(&str) -> bool) -> Result<PathBuf, StageError> {
         let is_address = model.contains("://");
         if !is_address && Path::new(model).exists() {
             return Ok(PathBuf::from(model));
         }
-        let wrong = |message: String| StageError::Config(ConfigError::new("model", message));
         let uri = if is_address { StoreUri::parse(model).ok() } else { hub_id(model) };
-        let uri = uri.filter(StoreUri::is_hub_model).ok_or_else(|| {
-            wrong(format!(
-                "there is no path `{model}`, and it is no model of the hub: those are owner/name, owner/name@revision or \
-                 hf://owner/name@revision/path"
-            ))
-        })?;
+        let uri = uri
+            .filter(StoreUri::is_hub_model)
+            .ok_or_else(|| StageError::NoModel { model: model.to_owned() })?;
         if self.asked.insert(model.to_owned()) {
-            // If stderr is gone there is nobody left to tell.
-            let _ = writeln!(std::io::stderr(), "{}", self.question(model, is_address));
+            tell(&self.question(model, is_address));
         }
         let store = Store::new(self.settings.clone()).map_err(StageError::from_store)?;
         let options = MirrorOptions {
@@ -76,8 +70,7 @@ impl ModelFinder {
             StoreError::Interrupted | StoreError::Uri { .. } | StoreError::Setting { .. } => {
                 StageError::from_store(error)
             }
-            source if is_address => StageError::Store(source),
-            source => StageError::Model { model: model.to_owned(), source },
+            source => StageError::Model { model: model.to_owned(), is_address, source },
         })?;
         Ok(mirror.path)
     }

@@ -57,8 +57,8 @@
 //!
 //! Stages read and write local files. Inputs that lie in object stores are copied below the work directory before a run,
 //! and `stores.upload_to` copies finished output to one; both are the runtime's work, and a stage that wants its files
-//! sent as they are finished says so by [`RunContext::publish`]. Programs that are no stages are run by [`run_program`], and
-//! find models, here or on the Hugging Face hub, by [`ModelFinder`].
+//! sent as they are finished says so by [`RunContext::publish`]. Programs that are no stages are run by [`run_program`], take
+//! the names of models by [`ModelFlags`], and find them, here or on the Hugging Face hub, by [`ModelFinder`].
 //!
 //! What a stage does with its data is its own business; formats on disk belong to `oqvl-shard-io`.
 
@@ -71,6 +71,7 @@ mod exit;
 mod fingerprint;
 mod hub_model;
 mod logging;
+mod model_flags;
 mod out_dir;
 mod process_env;
 mod progress;
@@ -92,12 +93,14 @@ pub use context::RunContext;
 pub use error::{Interrupted, StageError};
 pub use exit::{ProgramError, run_program, with_causes};
 pub use hub_model::ModelFinder;
+pub use model_flags::ModelFlags;
 pub use progress::Progress;
 pub use random::{Rng, stream};
 pub use runtime::main;
 pub use scoring::{SampleScorer, SampleScores, Scored, ScorerInfo, score_shards};
 pub use shard_range::ShardRange;
 pub use tally::{RejectedSample, Tally};
+pub use voice::tell;
 
 use serde::{Serialize, de::DeserializeOwned};
 use std::path::{Path, PathBuf};

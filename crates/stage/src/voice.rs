@@ -1,10 +1,16 @@
-//! What the runtime itself says on standard error: its first and last words.
+//! What is said on standard error besides log lines: the first and last words of the runtime, and what programs tell.
 //!
-//! They are not log lines, because they must be there whatever the filter of the log says, but in a log of JSON they
-//! are JSON too.
+//! These are not log lines, because they must be there whatever the filter of the log says, but what a stage says in a log of
+//! JSON is JSON too.
 
 use crate::logging::LogFormat;
 use std::io::Write as _;
+
+/// Says a line on standard error.
+pub fn tell(line: &str) {
+    // If stderr is gone there is nobody left to tell.
+    let _ = writeln!(std::io::stderr(), "{line}");
+}
 
 /// Speaks for a stage in the format of its log.
 #[derive(Debug, Clone, Copy)]
@@ -30,9 +36,7 @@ impl Voice {
     }
 
     fn say(self, level: &str, message: &str, fields: serde_json::Map<String, serde_json::Value>) {
-        let line = self.line(level, message, fields);
-        // If stderr is gone there is nobody left to tell.
-        let _ = writeln!(std::io::stderr(), "{line}");
+        tell(&self.line(level, message, fields));
     }
 
     /// The shape of a log line: level, target, fields with the message among them.

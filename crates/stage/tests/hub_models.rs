@@ -536,6 +536,8 @@ fn a_model_is_found_by_its_name() {
     let expected =
         "failed there is no path `team/model`, and as a model of the hub: hf://team/model: access denied: ";
     assert!(refusal.starts_with(expected), "{refusal}");
+    let refusal = run("hf://team/model", &[]);
+    assert!(refusal.starts_with("failed hf://team/model: access denied: "), "{refusal}");
     assert_eq!(run("team/model", &token), found);
     assert_eq!(run("hf://team/model@main", &token), found);
     write_atomic(&world.home.path().join("token"), format!("{TOKEN}\n").as_bytes()).unwrap();

@@ -3,6 +3,7 @@
 use super::{BackboneIds, Result};
 use crate::ModelError;
 use crate::config::ReferenceConfig;
+use crate::named::Backbone;
 use crate::preprocessing::BICUBIC;
 use crate::qwen2::Qwen2Config;
 use crate::siglip::{SECOND_TO_LAST, SiglipVisionConfig};
@@ -175,20 +176,16 @@ fn backbones(config: &VlmConfig, ids: &BackboneIds) -> Result<(String, String)> 
         max_position_embeddings: config.text_config.max_position_embeddings,
         ..ReferenceConfig::released_language_model()
     };
-    let id = |given: &Option<String>, is_released, released: &str, part: &str, flag: &str| match given {
+    let id = |given: &Option<String>, is_released, released: &'static str, backbone| match given {
         Some(id) => Ok(id.clone()),
         None if is_released => Ok(released.to_owned()),
-        None => Err(ModelError::Layout(format!(
-            "the {part} has not the shape of {released}, which the reference would build: say what the reference calls this \
-             one ({flag})"
-        ))),
+        None => Err(ModelError::NoBackboneId { backbone, released }),
     };
     let is_released = config.vision_config == ReferenceConfig::released_tower();
-    let (released, flag) = (ReferenceConfig::VISION_BACKBONE, "--vision-backbone-id");
-    let vision = id(&ids.vision, is_released, released, "vision tower", flag)?;
+    let vision = id(&ids.vision, is_released, ReferenceConfig::VISION_BACKBONE, Backbone::VisionTower)?;
     let is_released = config.text_config == language_model;
-    let (released, flag) = (ReferenceConfig::LLM_BACKBONE, "--llm-backbone-id");
-    Ok((vision, id(&ids.llm, is_released, released, "language model", flag)?))
+    let llm = id(&ids.llm, is_released, ReferenceConfig::LLM_BACKBONE, Backbone::LanguageModel)?;
+    Ok((vision, llm))
 }
 
 #[cfg(test)]
@@ -214,11 +211,10 @@ mod tests {
         config.text_config.num_hidden_layers = 36;
         let error = reference(&config, &none).unwrap_err().to_string();
         assert!(error.contains("the language model has not the shape of qwen2.5-1.5b-instruct"), "{error}");
-        assert!(error.contains("--llm-backbone-id"), "{error}");
         let ids = BackboneIds { vision: None, llm: Some("qwen2.5-3b-instruct".to_owned()) };
         assert_eq!(reference(&config, &ids).unwrap()["model"]["llm_backbone_id"], "qwen2.5-3b-instruct");
         config.vision_config.image_size = 224;
         let error = reference(&config, &ids).unwrap_err().to_string();
-        assert!(error.contains("vision tower") && error.contains("--vision-backbone-id"), "{error}");
+        assert!(error.contains("the vision tower has not the shape of siglip-vit-so400m-384px"), "{error}");
     }
 }
