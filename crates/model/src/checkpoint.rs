@@ -4,7 +4,7 @@ use crate::ModelError;
 use crate::config::{ReferenceConfig, check_sizes, leaves_tower_open};
 use crate::named::Backbone;
 use crate::params::{Missing, ParamStore, Trainable};
-use crate::preprocessing::{Made, check_images};
+use crate::preprocessing::{Preprocessing, check_images};
 use crate::qwen2::Qwen2Config;
 use crate::siglip::{Siglip, SiglipConfig, SiglipVisionConfig};
 use crate::siglip_text::SiglipText;
@@ -60,9 +60,7 @@ pub struct Companions<'a> {
 /// # Errors
 /// If a file is missing or malformed, or describes something that cannot be computed here.
 pub fn read_vision_tower(dir: &Path, device: &Device) -> Result<Contents<SiglipVisionConfig>> {
-    let config: SiglipVisionConfig = read_config(dir)?;
-    config.validate()?;
-    contents(dir, config, Network::SiglipVision, device)
+    contents(dir, vision_tower_config(dir)?, Network::SiglipVision, device)
 }
 
 /// Reads a SigLIP pair of Hugging Face's, open_clip's or ours. Names are [`Siglip`]'s.
@@ -72,8 +70,8 @@ pub fn read_vision_tower(dir: &Path, device: &Device) -> Result<Contents<SiglipV
 /// [`pixel_values`](oqvl_image_prep::pixel_values) does it.
 pub fn read_siglip(dir: &Path, device: &Device) -> Result<Contents<SiglipConfig>> {
     let config: SiglipConfig = read_config(dir)?;
-    config.validate()?;
-    check_images(dir, Made::for_siglip(config.vision_config.image_size))?;
+    check_config(dir, config.validate())?;
+    check_images(dir, Preprocessing::for_siglip(config.vision_config.image_size))?;
     contents(dir, config, Network::Siglip, device)
 }
 
@@ -82,9 +80,7 @@ pub fn read_siglip(dir: &Path, device: &Device) -> Result<Contents<SiglipConfig>
 /// # Errors
 /// As [`read_vision_tower`], or if the head differs from the embedding that it is said to be.
 pub fn read_language_model(dir: &Path, device: &Device) -> Result<Contents<Qwen2Config>> {
-    let config: Qwen2Config = read_config(dir)?;
-    config.validate()?;
-    let mut read = contents(dir, config, Network::Qwen2, device)?;
+    let mut read = contents(dir, language_model_config(dir)?, Network::Qwen2, device)?;
     if read.config.tie_word_embeddings {
         drop_tied_head(&mut read.tensors, "")?;
     }
@@ -102,14 +98,14 @@ pub fn read_language_model(dir: &Path, device: &Device) -> Result<Contents<Qwen2
 /// As [`read_language_model`], or if a companion is needed that is not given, or the folder wants its images made in
 /// another way than [`pixel_values`](oqvl_image_prep::pixel_values) does it.
 pub fn read_vlm(dir: &Path, companions: &Companions<'_>, device: &Device) -> Result<Contents<VlmConfig>> {
-    let mut read = contents(dir, vlm_config(dir, companions)?, Network::Vlm, device)?;
-    if let (true, Some(language_model)) = (reference(dir)?.is_some(), companions.language_model) {
-        read.files.insert(1, language_model.join(CONFIG_FILE));
-        read.replace_tokenizer(language_model.join(TOKENIZER_FILE));
-    }
-    if !read.tokenizer_file.is_file()
-        && let Some(language_model) = companions.language_model
+    let VlmShape { config, is_of_reference } = vlm_shape(dir, companions)?;
+    let mut read = contents(dir, config, Network::Vlm, device)?;
+    if let Some(language_model) = companions.language_model
+        && (is_of_reference || !read.tokenizer_file.is_file())
     {
+        if is_of_reference {
+            read.files.insert(1, language_model.join(CONFIG_FILE));
+        }
         read.replace_tokenizer(language_model.join(TOKENIZER_FILE));
     }
     if !read.tensors.keys().any(|name| name.starts_with("vision_tower."))
@@ -127,23 +123,49 @@ pub fn read_vlm(dir: &Path, companions: &Companions<'_>, device: &Device) -> Res
     Ok(read)
 }
 
+/// The shape of a vision-language model.
+#[derive(Debug)]
+pub(crate) struct VlmShape {
+    config: VlmConfig,
+    /// Whether its folder is a checkpoint of the reference, which leaves much of this to its companions.
+    is_of_reference: bool,
+}
+
 /// The shape of a vision-language model whose images are made as here; weights are not looked at.
-pub(crate) fn vlm_config(dir: &Path, companions: &Companions<'_>) -> Result<VlmConfig> {
-    if let Some(reference) = reference(dir)? {
-        return reference_config(dir, &reference, companions);
+pub(crate) fn vlm_shape(dir: &Path, companions: &Companions<'_>) -> Result<VlmShape> {
+    let config: Value = read_config(dir)?;
+    if let Some(reference) = reference_in(dir, &config)? {
+        let config = reference_config(dir, &reference, companions)?;
+        return Ok(VlmShape { config, is_of_reference: true });
     }
-    let config = whole_config(read_config(dir)?, companions)?;
-    let config: VlmConfig =
-        serde_json::from_value(config).map_err(|error| unreadable(&config_file(dir).into_path(), error))?;
-    config.validate()?;
-    check_images(dir, Made::for_siglip(config.vision_config.image_size))?;
-    Ok(config)
+    let config: VlmConfig = from_config(dir, whole_config(config, companions)?)?;
+    check_config(dir, config.validate())?;
+    check_images(dir, Preprocessing::for_siglip(config.vision_config.image_size))?;
+    Ok(VlmShape { config, is_of_reference: false })
 }
 
 /// The config of a checkpoint of the reference; nothing if the folder is another's.
 pub(crate) fn reference(dir: &Path) -> Result<Option<ReferenceConfig>> {
-    let config: Value = read_config(dir)?;
-    if ReferenceConfig::is_in(&config) { read_config(dir).map(Some) } else { Ok(None) }
+    reference_in(dir, &read_config(dir)?)
+}
+
+/// As [`reference`], of the folder's config.
+fn reference_in(dir: &Path, config: &Value) -> Result<Option<ReferenceConfig>> {
+    ReferenceConfig::is_in(config).then(|| from_config(dir, config.clone())).transpose()
+}
+
+/// The shape of the vision tower of a folder that [`read_vision_tower`] reads.
+fn vision_tower_config(dir: &Path) -> Result<SiglipVisionConfig> {
+    let config: SiglipVisionConfig = read_config(dir)?;
+    check_config(dir, config.validate())?;
+    Ok(config)
+}
+
+/// The shape of the language model of a folder that [`read_language_model`] reads.
+fn language_model_config(dir: &Path) -> Result<Qwen2Config> {
+    let config: Qwen2Config = read_config(dir)?;
+    check_config(dir, config.validate())?;
+    Ok(config)
 }
 
 /// The shape of a `llava_qwen`'s tower is that of a model on the hub, or of the companion.
@@ -151,8 +173,8 @@ fn whole_config(mut config: Value, companions: &Companions<'_>) -> Result<Value>
     if let (Some(tower), Some(keys)) = (companions.vision_tower, config.as_object_mut())
         && leaves_tower_open(keys)
     {
-        let tower: SiglipVisionConfig = read_config(tower)?;
-        let tower = serde_json::to_value(tower).map_err(|error| ModelError::Config(error.to_string()))?;
+        let tower = serde_json::to_value(vision_tower_config(tower)?);
+        let tower = tower.map_err(|error| ModelError::Config(error.to_string()))?;
         keys.insert("vision_config".to_owned(), tower);
     }
     Ok(config)
@@ -174,15 +196,15 @@ fn reference_config(
         }
         return Err(ModelError::Incomplete { path: dir.to_path_buf(), missing });
     };
-    let mut vision_config: SiglipVisionConfig = read_config(vision_tower)?;
+    let mut vision_config = vision_tower_config(vision_tower)?;
     vision_config.hidden_act = ReferenceConfig::HIDDEN_ACT;
     let config = VlmConfig {
         vision_config,
-        text_config: read_config(language_model)?,
+        text_config: language_model_config(language_model)?,
         pooled_grid: reference.pooled_grid,
         vision_feature_layer: crate::SECOND_TO_LAST,
     };
-    config.validate()?;
+    check_config(dir, config.validate())?;
     Ok(config)
 }
 
@@ -256,8 +278,7 @@ impl VlmCheckpoint {
     /// If a file is missing or malformed, the weights do not fit the config, or `dtype` is neither of the two.
     pub fn load_with(dir: &Path, companions: &Companions<'_>, dtype: DType, device: &Device) -> Result<Self> {
         if !matches!(dtype, DType::F32 | DType::BF16) {
-            let name = dtype.as_str();
-            return Err(ModelError::Config(format!("a model can be run in f32 and in bf16, not in {name}")));
+            return Err(ModelError::Dtype(dtype.as_str()));
         }
         let mut read = read_vlm(dir, companions, device)?;
         let mut store = for_inference(std::mem::take(&mut read.tensors), device).with_dtype(dtype);
@@ -323,7 +344,17 @@ pub fn read_config<C: DeserializeOwned>(dir: &Path) -> Result<C> {
     let path = config_file(dir).into_path();
     let config: Value = oqvl_shard_io::read_json(&path).map_err(|error| unreadable(&path, error))?;
     check_sizes(&config).map_err(|problem| unreadable(&path, problem))?;
-    serde_json::from_value(config).map_err(|error| unreadable(&path, error))
+    from_config(dir, config)
+}
+
+/// What the config of a folder describes.
+fn from_config<C: DeserializeOwned>(dir: &Path, config: Value) -> Result<C> {
+    serde_json::from_value(config).map_err(|error| unreadable(&config_file(dir).into_path(), error))
+}
+
+/// Tells which file has what is out of its range, where there may be several folders.
+pub(crate) fn check_config(dir: &Path, validated: Result<()>) -> Result<()> {
+    validated.map_err(|error| unreadable(&config_file(dir).into_path(), error))
 }
 
 /// The file of a folder that describes its network.

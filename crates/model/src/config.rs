@@ -12,7 +12,9 @@ mod sizes;
 mod vlm;
 
 pub(crate) use keys::Keys;
-pub(crate) use ranges::{check_heads, check_norm_eps, check_patches, check_rope_theta};
+pub(crate) use ranges::{
+    check_heads, check_norm_eps, check_patches, check_range, check_rope_theta, check_vocabulary,
+};
 pub(crate) use sizes::check_sizes;
 pub(crate) use vlm::{ReferenceConfig, leaves_tower_open};
 

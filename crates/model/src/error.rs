@@ -60,6 +60,9 @@ pub enum ModelError {
     /// A layout that cannot express a model.
     #[error("{0}")]
     Layout(String),
+    /// A type of numbers that no model is run in.
+    #[error("a model can be run in f32 and in bf16, not in {0}")]
+    Dtype(&'static str),
     /// A part that the reference would build in another shape than it has.
     #[error(
         "the {backbone} has not the shape of {released}, which the reference would build: say what the reference calls this \

@@ -11,8 +11,9 @@ pub(crate) use configs::CHAT_TEMPLATE;
 
 use crate::ModelError;
 use crate::checkpoint::{CONFIG_FILE, Contents, TOKENIZER_FILE};
+use crate::fine_tuning::TEMPLATE_JSON;
 use crate::params::{Missing, ParamStore, Trainable};
-use crate::preprocessing::PREPROCESSOR_FILE;
+use crate::preprocessing::{PREPROCESSOR_FILE, PROCESSOR_FILE};
 use crate::vlm::{Vlm, VlmConfig};
 use crate::weights::WEIGHTS_FILE;
 use candle_core::{DType, Device, Tensor};
@@ -137,8 +138,8 @@ fn llava(model: &Contents<VlmConfig>, mut tensors: Tensors) -> Result<Files> {
             ("generation_config.json", configs::generation(&tokenizer, Some(image_id))),
             ("tokenizer_config.json", configs::tokenizer(&config.text_config, Some(IMAGE_PLACEHOLDER))),
             (PREPROCESSOR_FILE, configs::image_processor(vision)),
-            ("processor_config.json", configs::processor(vision)),
-            ("chat_template.json", json!({"chat_template": configs::CHAT_TEMPLATE})),
+            (PROCESSOR_FILE, configs::processor(vision)),
+            (TEMPLATE_JSON, json!({"chat_template": configs::CHAT_TEMPLATE})),
             (CONFIG_FILE, configs::llava(&config, &tokenizer, image_id, has_head)?),
         ],
     })

@@ -10,7 +10,7 @@ use std::path::Path;
 
 /// Where transformers keeps the template of a folder: alone, or under a key of a JSON file.
 const TEMPLATE_FILE: &str = "chat_template.jinja";
-const TEMPLATE_JSON: &str = "chat_template.json";
+pub(crate) const TEMPLATE_JSON: &str = "chat_template.json";
 
 /// The chat template that a vision-language model was fine-tuned with: the reference's for checkpoints of ours and of the
 /// reference, and for a LLaVA whose own template says `<s><|im_start|>`, with which that one's conversations open, as those that

@@ -15,10 +15,11 @@ pub use session::{Event, Session};
 pub use text_stream::TextStream;
 
 use crate::ModelError;
+use crate::config::check_range;
 use crate::qwen2::Part;
 use crate::vlm::{Prompt, Vlm};
 use candle_core::{DType, Tensor};
-use choose::{Chooser, REPETITION_PENALTY, in_range};
+use choose::{Chooser, REPETITION_PENALTY};
 use oqvl_text_prep::{TextError, Tokenizer};
 use prefix::{Segment, Unit, num_positions, plan};
 use rayon::prelude::*;
@@ -62,7 +63,8 @@ impl GenerateConfig {
     /// Names the first that is out of its range.
     pub fn validate(&self) -> Result<(), ModelError> {
         if let Some(penalty) = self.repetition_penalty {
-            in_range("repetition_penalty", penalty, &REPETITION_PENALTY)?;
+            check_range("repetition_penalty", penalty, &REPETITION_PENALTY)
+                .map_err(ModelError::Generation)?;
         }
         self.sampling.validate()
     }

@@ -1,7 +1,7 @@
 //! Vision-language models by names: which folders one is made of, and which of their files are read.
 
 use crate::ModelError;
-use crate::checkpoint::{Companions, reference, vlm_config};
+use crate::checkpoint::{Companions, reference, vlm_shape};
 use crate::config::ReferenceConfig;
 use oqvl_shard_io::WEIGHT_FILES;
 use std::fmt;
@@ -126,7 +126,7 @@ impl VlmNames<'_> {
             vision_tower: vision_tower.map(|name| find(name, &is_small)).transpose()?,
             language_model: language_model.map(|name| find(name, &is_small)).transpose()?,
         };
-        vlm_config(&folders.model, &folders.companions())?;
+        vlm_shape(&folders.model, &folders.companions())?;
         folders.vision_tower = vision_tower.map(|name| find(name, &|_| true)).transpose()?;
         folders.model = find(self.model, &|_| true)?;
         Ok(folders)

@@ -6,7 +6,7 @@
 //! but not the future when given a mask, and uses operations without a backward.
 
 use crate::ModelError;
-use crate::config::{check_norm_eps, check_rope_theta};
+use crate::config::{check_norm_eps, check_rope_theta, check_vocabulary};
 use crate::generate::KvCache;
 use crate::layers::{Bias, Linear, join_heads, lecun, split_heads};
 use crate::params::{Init, ParamBuilder};
@@ -61,9 +61,7 @@ impl Qwen2Config {
                 "num_key_value_heads {kv_heads} does not divide num_attention_heads {heads}"
             ));
         }
-        if self.vocab_size == 0 || self.max_position_embeddings == 0 {
-            return wrong("vocab_size and max_position_embeddings must be at least 1".to_owned());
-        }
+        check_vocabulary("language model", self.vocab_size, self.max_position_embeddings)?;
         check_norm_eps("language model", "rms_norm_eps", self.rms_norm_eps)?;
         check_rope_theta("language model", self.rope_theta)
     }

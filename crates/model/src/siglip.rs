@@ -3,7 +3,7 @@
 //! Shape letters: `b` batch, `n` patches, `s` text positions, `v` hidden size.
 
 use crate::ModelError;
-use crate::config::{check_heads, check_norm_eps, check_patches};
+use crate::config::{check_heads, check_norm_eps, check_patches, check_vocabulary};
 use crate::encoder::{
     BlockSizes, EncoderLayer, HiddenAct, Mlp, PatchEmbedding, PatchSizes, TextBody, TextSizes, encoder, run,
 };
@@ -88,10 +88,7 @@ pub struct SiglipTextConfig {
 
 impl SiglipTextConfig {
     fn validate(&self) -> std::result::Result<(), ModelError> {
-        if self.vocab_size == 0 || self.max_position_embeddings == 0 {
-            let what = "text: vocab_size and max_position_embeddings must be at least 1";
-            return Err(ModelError::Config(what.to_owned()));
-        }
+        check_vocabulary("text", self.vocab_size, self.max_position_embeddings)?;
         check_heads("text", self.num_attention_heads, self.hidden_size)?;
         check_norm_eps("text", "layer_norm_eps", self.layer_norm_eps)
     }

@@ -97,7 +97,7 @@ fn read_file(path: &Path, device: &Device) -> Result<BTreeMap<String, Tensor>, M
 fn read_index(path: &Path) -> Result<WeightIndex, ModelError> {
     WeightIndex::read(path).map_err(|error| match error {
         WeightIndexError::Io(source) => failed(path, source.into()),
-        error => failed(path, WeightsError::Index { problems: vec![error.to_string()] }),
+        source => failed(path, WeightsError::BadIndex { source }),
     })
 }
 

@@ -18,6 +18,9 @@ const TOLERANCE: f32 = 1e-5;
 
 type Tensors = BTreeMap<String, Tensor>;
 
+/// One of the readers, when it is its error that matters.
+type Read = fn(&Path) -> Result<(), ModelError>;
+
 fn fixture(name: &str) -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(name)
 }
@@ -203,21 +206,6 @@ fn the_reference_is_completed_by_two_folders() {
     let whole = load(Some(&tower), Some(&llm)).unwrap_or_else(|error| panic!("{}", chain(&error)));
     assert_eq!(whole.vlm.config().vision_config.hidden_act, HiddenAct::Gelu);
     assert_eq!(whole.vlm.num_image_tokens(), 1);
-    // The same in half the memory, with other late digits; and in no other type.
-    let in_dtype = |dtype| {
-        let companions = Companions { vision_tower: Some(&tower), language_model: Some(&llm) };
-        VlmCheckpoint::load_with(&model, &companions, dtype, &Device::Cpu)
-    };
-    let prompt = || [Prompt { input_ids: vec![3, 1, 4, 1, 5], images: Vec::new() }];
-    let logits = |checkpoint: &VlmCheckpoint| checkpoint.vlm.next_token_logits(&prompt()).unwrap().concat();
-    let (single, half) = (logits(&whole), logits(&in_dtype(DType::BF16).unwrap()));
-    let largest = single.iter().fold(0f32, |largest, logit| largest.max(logit.abs()));
-    assert_ne!(single, half);
-    for (single, half) in single.iter().zip(&half) {
-        assert!((single - half).abs() < 0.1 * largest, "{single} {half}");
-    }
-    let error = in_dtype(DType::F16).unwrap_err().to_string();
-    assert_eq!(error, "config: a model can be run in f32 and in bf16, not in f16");
     // What another file would change, it changes in the digest.
     write_atomic(
         &llm.join("tokenizer.json"),
@@ -239,6 +227,25 @@ fn the_reference_is_completed_by_two_folders() {
         assert!(matches!(error, ModelError::Incomplete { .. }));
         assert!(error.to_string().contains(&format!("to complete it, give {missing}, or export")), "{error}");
     }
+}
+
+#[test]
+fn bf16_gives_other_late_digits_and_other_types_are_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let (model, tower, llm) = released(dir.path());
+    let companions = Companions { vision_tower: Some(&tower), language_model: Some(&llm) };
+    let load = |dtype| VlmCheckpoint::load_with(&model, &companions, dtype, &Device::Cpu);
+    let prompt = [Prompt { input_ids: vec![3, 1, 4, 1, 5], images: Vec::new() }];
+    let logits = |dtype| load(dtype).unwrap().vlm.next_token_logits(&prompt).unwrap().concat();
+    let (single, half) = (logits(DType::F32), logits(DType::BF16));
+    let largest = single.iter().fold(0f32, |largest, logit| largest.max(logit.abs()));
+    assert_ne!(single, half);
+    for (single, half) in single.iter().zip(&half) {
+        assert!((single - half).abs() < 0.1 * largest, "{single} {half}");
+    }
+    let error = load(DType::F16).unwrap_err();
+    assert!(matches!(error, ModelError::Dtype("f16")));
+    assert_eq!(error.to_string(), "a model can be run in f32 and in bf16, not in f16");
 }
 
 /// The released files have no tower: it is read from its own folder.
@@ -347,7 +354,6 @@ fn images_of_open_clip_are_looked_at_before_weights() {
     let clip = json!({"embed_dim": 8, "vision_cfg": {}, "text_cfg": {}});
     let half = json!([0.5, 0.5, 0.5]);
     let openai = json!([[0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711]]);
-    type Read = fn(&Path) -> Result<(), ModelError>;
     let pairs: [(Value, Value, Read); 2] = [
         (
             siglip,
@@ -398,7 +404,6 @@ fn numbers_out_of_range_are_named_before_weights_are_read() {
     let config = |name: &str| -> Value {
         serde_json::from_slice(&std::fs::read(fixture(name).join("config.json")).unwrap()).unwrap()
     };
-    type Read = fn(&Path) -> Result<(), ModelError>;
     let vlm: Read = |dir| read_vlm(dir, &Companions::default(), &Device::Cpu).map(drop);
     let siglip: Read = |dir| read_siglip(dir, &Device::Cpu).map(drop);
     let clip: Read = |dir| read_clip(dir, &Device::Cpu).map(drop);
@@ -420,9 +425,39 @@ fn numbers_out_of_range_are_named_before_weights_are_read() {
     ] {
         let mut config = config(name);
         config.pointer_mut(pointer).unwrap()[key] = json!(value);
-        write_atomic(&dir.path().join("config.json"), &serde_json::to_vec(&config).unwrap()).unwrap();
-        let error = read(dir.path()).unwrap_err().to_string();
-        assert!(error.starts_with(&format!("config: {expected} must be from ")), "{error}");
-        assert!(error.ends_with(&format!("got {value:?}")), "{error}");
+        let path = dir.path().join("config.json");
+        write_atomic(&path, &serde_json::to_vec(&config).unwrap()).unwrap();
+        assert_names_the_number(&read(dir.path()).unwrap_err(), &path, expected, value);
+    }
+}
+
+#[track_caller]
+fn assert_names_the_number(error: &ModelError, path: &Path, what: &str, value: f64) {
+    let error = chain(error);
+    let expected = format!("cannot read {}: config: {what} must be from ", path.display());
+    assert!(error.starts_with(&expected), "{error}");
+    assert!(error.ends_with(&format!("got {value:?}")), "{error}");
+}
+
+/// Three folders are one network; the one that is wrong is told.
+#[test]
+fn numbers_of_a_companion_are_named_with_its_own_file() {
+    let dir = tempfile::tempdir().unwrap();
+    let (model, tower, llm) = released(dir.path());
+    let companions = Companions { vision_tower: Some(&tower), language_model: Some(&llm) };
+    let llava_qwen = folder("llava_qwen");
+    for (model, companion, key, what) in [
+        (&model, &tower, "layer_norm_eps", "vision: `layer_norm_eps`"),
+        (&model, &llm, "rms_norm_eps", "language model: `rms_norm_eps`"),
+        (&llava_qwen, &tower, "layer_norm_eps", "vision: `layer_norm_eps`"),
+    ] {
+        let path = companion.join("config.json");
+        let right = std::fs::read(&path).unwrap();
+        let mut config: Value = serde_json::from_slice(&right).unwrap();
+        config[key] = json!(-1.0);
+        write_atomic(&path, &serde_json::to_vec(&config).unwrap()).unwrap();
+        let error = read_vlm(model, &companions, &Device::Cpu).unwrap_err();
+        assert_names_the_number(&error, &path, what, -1.0);
+        write_atomic(&path, &right).unwrap();
     }
 }

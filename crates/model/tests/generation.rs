@@ -342,14 +342,14 @@ fn what_cannot_be_generated_is_named() {
     };
     let penalty = |penalty| GenerateConfig { repetition_penalty: Some(penalty), ..greedy(1) };
     for (config, what) in [
-        (random(0.0, None, None), "temperature must be above 0, from 1e-6 to 1000000.0, got 0.0"),
-        (random(1e-40, None, None), "temperature must be above 0, from 1e-6 to 1000000.0, got 1e-40"),
+        (random(0.0, None, None), "temperature must be from 1e-6 to 1000000.0, got 0.0"),
+        (random(1e-40, None, None), "temperature must be from 1e-6 to 1000000.0, got 1e-40"),
         (random(1e300, None, None), "temperature"),
         (random(f64::NAN, None, None), "temperature"),
         (random(1.0, Some(0), None), "top_k must be at least 1"),
         (random(1.0, None, Some(0.0)), "top_p must be above 0 and at most 1, got 0"),
         (random(1.0, None, Some(1.5)), "top_p"),
-        (penalty(0.0), "repetition_penalty must be above 0, from 0.001 to 1000.0, got 0.0"),
+        (penalty(0.0), "repetition_penalty must be from 0.001 to 1000.0, got 0.0"),
         (penalty(1e-40), "repetition_penalty"),
     ] {
         let error = fails(prompt(&[1], &[]), &config);

@@ -1,4 +1,4 @@
-//! Lists of shards: in which file of a checkpoint a tensor is.
+//! Indices of shards: in which file of a checkpoint a tensor is.
 
 use crate::UniqueMap;
 use crate::error::printable;
@@ -7,9 +7,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::path::{Component, Path};
 
-/// How the name of a list of shards ends.
+/// How the name of an index ends.
 const ENDING: &str = ".index.json";
-/// Longest list that is read.
+/// Longest index that is read.
 const MAX_BYTES: u64 = 64 << 20;
 
 /// The `….index.json` beside weights that are in several files.
@@ -17,11 +17,11 @@ const MAX_BYTES: u64 = 64 << 20;
 /// Source: `save_torch_state_dict` of `huggingface_hub`; of its keys only `weight_map` says where a tensor is.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct WeightIndex {
-    /// The name of the file, in the folder of the list, by the name of the tensor.
+    /// The name of the file, in the folder of the index, by the name of the tensor.
     pub files: BTreeMap<String, String>,
 }
 
-/// Why a list of shards was refused.
+/// Why an index was refused.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum WeightIndexError {
@@ -34,7 +34,7 @@ pub enum WeightIndexError {
         /// Its length.
         num_bytes: u64,
     },
-    /// It is no such list, or has a tensor twice.
+    /// It is no index, or has a tensor twice.
     #[error("cannot be read: {problem}")]
     Malformed {
         /// What is wrong with it, as a terminal survives it.
@@ -59,13 +59,13 @@ struct Keys {
 }
 
 impl WeightIndex {
-    /// Whether a file with this name is a list of shards.
+    /// Whether a file with this name is an index.
     #[must_use]
     pub fn is_one(name: &str) -> bool {
         name.ends_with(ENDING)
     }
 
-    /// Reads a list, which may be damaged or hostile.
+    /// Reads an index, which may be damaged or hostile.
     ///
     /// # Errors
     /// If it cannot be read, is too long, lists a tensor twice, or a file that is not in its folder.
@@ -101,7 +101,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn lists_that_mean_harm_are_refused_with_the_reason() {
+    fn indices_that_mean_harm_are_refused_with_the_reason() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("model.safetensors.index.json");
         let read = |text: &str| {

@@ -2,8 +2,10 @@
 
 use super::{Clip, ClipConfig, ClipTextConfig};
 use crate::ModelError;
-use crate::checkpoint::{Contents, TOKENIZER_FILE, contents, for_inference, is_of_open_clip, read_config};
-use crate::preprocessing::{Made, check_images};
+use crate::checkpoint::{
+    Contents, TOKENIZER_FILE, check_config, contents, for_inference, is_of_open_clip, read_config,
+};
+use crate::preprocessing::{Preprocessing, check_images};
 use crate::weights::Network;
 use candle_core::Device;
 use oqvl_image_prep::{RgbImage, clip_pixel_values};
@@ -23,8 +25,8 @@ const TOKENIZER_FILES: [&str; 3] = [TOKENIZER_FILE, "bpe_simple_vocab_16e6.txt.g
 /// made in another way than [`clip_pixel_values`] does it.
 pub fn read_clip(dir: &Path, device: &Device) -> Result<Contents<ClipConfig>, ModelError> {
     let config: ClipConfig = read_config(dir)?;
-    config.validate()?;
-    check_images(dir, Made::for_clip(config.vision_config.image_size))?;
+    check_config(dir, config.validate())?;
+    check_images(dir, Preprocessing::for_clip(config.vision_config.image_size))?;
     let tokenizer_file = tokenizer_file(dir)?;
     let mut read = contents(dir, config, Network::Clip, device)?;
     read.replace_tokenizer(tokenizer_file);

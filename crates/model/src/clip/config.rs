@@ -1,7 +1,7 @@
 //! Shapes of CLIP networks.
 
 use crate::ModelError;
-use crate::config::{check_heads, check_norm_eps, check_patches};
+use crate::config::{check_heads, check_norm_eps, check_patches, check_vocabulary};
 use crate::encoder::HiddenAct;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
@@ -101,10 +101,7 @@ impl ClipTextConfig {
     pub(crate) const HIGHEST_ID: u32 = 2;
 
     pub(super) fn validate(&self) -> Result<(), ModelError> {
-        if self.max_position_embeddings == 0 || self.vocab_size == 0 {
-            let what = "text: vocab_size and max_position_embeddings must be at least 1";
-            return Err(ModelError::Config(what.to_owned()));
-        }
+        check_vocabulary("text", self.vocab_size, self.max_position_embeddings)?;
         check_norm_eps("text", "layer_norm_eps", self.layer_norm_eps)?;
         check_heads("text", self.num_attention_heads, self.hidden_size)
     }

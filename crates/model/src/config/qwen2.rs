@@ -101,6 +101,7 @@ fn rope_theta(keys: &mut Keys) -> Result<f64, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::ReferenceConfig;
     use serde_json::json;
 
     fn read(config: Value) -> Result<Qwen2Config, String> {
@@ -120,21 +121,6 @@ mod tests {
         })
     }
 
-    fn expected() -> Qwen2Config {
-        Qwen2Config {
-            vocab_size: 151_936,
-            hidden_size: 1536,
-            intermediate_size: 8960,
-            num_hidden_layers: 28,
-            num_attention_heads: 12,
-            num_key_value_heads: 2,
-            max_position_embeddings: 32_768,
-            rope_theta: 1e6,
-            rms_norm_eps: 1e-6,
-            tie_word_embeddings: true,
-        }
-    }
-
     fn with(key: &str, value: Value) -> Value {
         let mut config = qwen_1_5b();
         config[key] = value;
@@ -143,19 +129,20 @@ mod tests {
 
     #[test]
     fn transformers_4_and_5_and_ours() {
-        assert_eq!(read(qwen_1_5b()).unwrap(), expected());
-        assert_eq!(read(serde_json::to_value(expected()).unwrap()).unwrap(), expected());
+        let expected = ReferenceConfig::released_language_model();
+        assert_eq!(read(qwen_1_5b()).unwrap(), expected);
+        assert_eq!(read(serde_json::to_value(&expected).unwrap()).unwrap(), expected);
         let mut five = with("rope_parameters", json!({"rope_theta": 1e6, "rope_type": "default"}));
         five.as_object_mut().unwrap().remove("rope_theta");
         five["layer_types"] = json!(vec!["full_attention"; 28]);
         five["sliding_window"] = Value::Null;
         five["head_dim"] = json!(128);
         five["dtype"] = json!("bfloat16");
-        assert_eq!(read(five).unwrap(), expected());
+        assert_eq!(read(five).unwrap(), expected);
         // Windows that begin behind the last layer are none.
         let mut none = with("use_sliding_window", json!(true));
         none["max_window_layers"] = json!(28);
-        assert_eq!(read(none).unwrap(), expected());
+        assert_eq!(read(none).unwrap(), expected);
     }
 
     #[test]
@@ -164,7 +151,7 @@ mod tests {
             read(json!({"model_type": "qwen2", "hidden_size": 64, "num_attention_heads": 4})).unwrap();
         assert_eq!((config.num_key_value_heads, config.rope_theta), (4, 10_000.0));
         assert_eq!((config.vocab_size, config.tie_word_embeddings), (151_936, false));
-        let mut ours = serde_json::to_value(expected()).unwrap();
+        let mut ours = serde_json::to_value(ReferenceConfig::released_language_model()).unwrap();
         ours.as_object_mut().unwrap().remove("rope_theta");
         assert_eq!(read(ours).unwrap_err(), "`rope_theta` is missing");
     }

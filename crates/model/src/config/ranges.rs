@@ -3,32 +3,49 @@
 //! Outside of them a network computes no numbers, and its weights would get the blame.
 
 use crate::ModelError;
+use std::ops::RangeInclusive;
 
 /// Published networks have 1e-5 and 1e-6. Its inverse root is still a number where a norm is of nothing but zeros.
-const MIN_EPS: f64 = 1e-30;
-const MAX_EPS: f64 = 1.0;
+const NORM_EPS: RangeInclusive<f64> = 1e-30..=1.0;
 /// A base of 1 turns all features alike; the longest contexts have some ten millions.
-const MIN_THETA: f64 = 1.0;
-const MAX_THETA: f64 = 1e12;
+const ROPE_THETA: RangeInclusive<f64> = 1.0..=1e12;
 
 /// # Errors
 /// If `eps`, the key `key` of the config of `part`, is none of a norm.
 pub(crate) fn check_norm_eps(part: &str, key: &str, eps: f64) -> Result<(), ModelError> {
-    in_range(part, key, eps, MIN_EPS, MAX_EPS)
+    check_range(&format!("{part}: `{key}`"), eps, &NORM_EPS).map_err(ModelError::Config)
 }
 
 /// # Errors
 /// If `theta` is no base of rotary angles.
 pub(crate) fn check_rope_theta(part: &str, theta: f64) -> Result<(), ModelError> {
-    in_range(part, "rope_theta", theta, MIN_THETA, MAX_THETA)
+    check_range(&format!("{part}: `rope_theta`"), theta, &ROPE_THETA).map_err(ModelError::Config)
 }
 
-fn in_range(part: &str, key: &str, value: f64, min: f64, max: f64) -> Result<(), ModelError> {
+/// # Errors
+/// If `value` is out of its range, or no number; says so of `name`.
+pub(crate) fn check_range(name: &str, value: f64, range: &RangeInclusive<f64>) -> Result<(), String> {
     // Not a comparison with either end: a NaN is in no range.
-    if (min..=max).contains(&value) {
+    if range.contains(&value) {
         return Ok(());
     }
-    Err(ModelError::Config(format!("{part}: `{key}` must be from {min:?} to {max:?}, got {value:?}")))
+    let (min, max) = (range.start(), range.end());
+    Err(format!("{name} must be from {min:?} to {max:?}, got {value:?}"))
+}
+
+/// # Errors
+/// If there is no token, or no position for one.
+pub(crate) fn check_vocabulary(
+    part: &str,
+    vocab_size: usize,
+    num_positions: usize,
+) -> Result<(), ModelError> {
+    if vocab_size == 0 || num_positions == 0 {
+        return Err(ModelError::Config(format!(
+            "{part}: vocab_size and max_position_embeddings must be at least 1, got {vocab_size} and {num_positions}"
+        )));
+    }
+    Ok(())
 }
 
 /// # Errors
@@ -74,6 +91,8 @@ mod tests {
             let error = check_rope_theta("language model", theta).unwrap_err().to_string();
             assert!(error.starts_with("config: language model: `rope_theta` must be from 1.0 to"), "{error}");
         }
+        check_vocabulary("text", 1, 1).unwrap();
+        assert!(check_vocabulary("text", 0, 1).is_err() && check_vocabulary("text", 1, 0).is_err());
         assert!(check_heads("vision", 0, 8).is_err() && check_heads("vision", 3, 8).is_err());
         assert!(check_patches("vision", 8, 0).is_err() && check_patches("vision", 8, 9).is_err());
     }

@@ -2,6 +2,7 @@
 
 use super::GenerateConfig;
 use crate::ModelError;
+use crate::config::check_range;
 use rand::{Rng as _, SeedableRng as _};
 use rand_chacha::ChaCha8Rng;
 use std::ops::RangeInclusive;
@@ -36,7 +37,7 @@ impl Sampling {
     pub(super) fn validate(&self) -> Result<(), ModelError> {
         let Self::Random { temperature, top_k, top_p, seed: _ } = *self else { return Ok(()) };
         let wrong = |what: String| Err(ModelError::Generation(what));
-        in_range("temperature", temperature, &TEMPERATURE)?;
+        check_range("temperature", temperature, &TEMPERATURE).map_err(ModelError::Generation)?;
         if top_k == Some(0) {
             return wrong("top_k must be at least 1, got 0".to_owned());
         }
@@ -47,16 +48,6 @@ impl Sampling {
             _ => Ok(()),
         }
     }
-}
-
-/// # Errors
-/// If `value` is out of its range, or no number.
-pub(super) fn in_range(name: &str, value: f64, range: &RangeInclusive<f64>) -> Result<(), ModelError> {
-    if range.contains(&value) {
-        return Ok(());
-    }
-    let (min, max) = (range.start(), range.end());
-    Err(ModelError::Generation(format!("{name} must be above 0, from {min:?} to {max:?}, got {value:?}")))
 }
 
 /// Chooses the tokens of one sequence.

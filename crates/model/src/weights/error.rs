@@ -16,6 +16,12 @@ pub enum WeightsError {
     /// A file whose ending is not known.
     #[error("weights are files that end in .safetensors, or in .bin, .pt, .pth or .ckpt for those of torch")]
     UnknownKind,
+    /// An index that is malformed or too long, or names files outside of its folder.
+    #[error("this index of shards cannot be used")]
+    BadIndex {
+        /// Why.
+        source: oqvl_shard_io::WeightIndexError,
+    },
     /// An index and its shards disagree; every disagreement is listed.
     #[error("the index and its files disagree: {}", problems.join("; "))]
     Index {

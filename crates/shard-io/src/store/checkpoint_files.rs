@@ -26,11 +26,11 @@ const SMALL_ENDINGS: [&str; 4] = [".json", ".txt", ".jinja", ".yaml"];
 /// The files of a folder that make a checkpoint.
 #[derive(Debug, Default)]
 pub(super) struct CheckpointFiles {
-    /// What comes first: the small files, and the list of shards if there is one.
+    /// What comes first: the small files, and the index of the shards if there is one.
     pub(super) first: Vec<RemoteFile>,
-    /// The list of shards, which is among the first.
+    /// The index of the shards, which is among the first.
     pub(super) index: Option<RemoteFile>,
-    /// The weights, unless there is a list of them.
+    /// The weights: one file, or the shards that the index lists, once it is read.
     pub(super) weights: Vec<RemoteFile>,
     /// What the shards are among.
     others: BTreeMap<String, RemoteFile>,
@@ -78,24 +78,21 @@ impl CheckpointFiles {
         self.index.is_some() || !self.weights.is_empty()
     }
 
-    /// Reads the list of shards, now that it is here, and chooses them.
+    /// Reads the index, now that it is here, and chooses the shards that it lists.
     ///
     /// # Errors
-    /// If the list cannot be read, or as `absent` says of a shard that the folder does not have.
+    /// If the index cannot be read, or as `absent` says of a shard that the folder does not have.
     pub(super) fn choose_shards(
         &mut self,
         index: &Path,
         uri: &str,
         absent: impl Fn(&str) -> StoreError,
     ) -> Result<(), StoreError> {
-        let list = WeightIndex::read(index).map_err(|error| match error {
+        let read = WeightIndex::read(index).map_err(|error| match error {
             WeightIndexError::Io(source) => StoreError::io(index)(source),
-            error => StoreError::NoCheckpoint {
-                uri: uri.to_owned(),
-                problem: format!("its list of shards: {error}"),
-            },
+            error => StoreError::NoCheckpoint { uri: uri.to_owned(), problem: format!("its index: {error}") },
         })?;
-        for shard in list.file_names() {
+        for shard in read.file_names() {
             let file = self.others.remove(shard);
             self.weights.push(file.ok_or_else(|| absent(&crate::error::printable(shard)))?);
         }
@@ -155,7 +152,7 @@ mod tests {
     }
 
     #[test]
-    fn shards_are_those_of_the_list() {
+    fn shards_are_those_of_the_index() {
         let dir = tempfile::tempdir().unwrap();
         let index = dir.path().join("model.safetensors.index.json");
         let listed = [
@@ -179,9 +176,9 @@ mod tests {
             (r#"{"weight_map": {"x": "d.safetensors"}}"#, "d.safetensors: there is no such file"),
             (
                 r#"{"weight_map": {"x": "../d.safetensors"}}"#,
-                "hf://o/n: no checkpoint: its list of shards: `../d.safetensors` is not the name of a file",
+                "hf://o/n: no checkpoint: its index: `../d.safetensors` is not the name of a file",
             ),
-            ("{}", "hf://o/n: no checkpoint: its list of shards: cannot be read: missing field"),
+            ("{}", "hf://o/n: no checkpoint: its index: cannot be read: missing field"),
         ] {
             write(text);
             let error = choose(&listed).choose_shards(&index, "hf://o/n", absent).unwrap_err().to_string();
