@@ -52,7 +52,7 @@ enum Command {
     Bench(bench::Args),
     /// Make the small networks that the tests hold ours against, with torch, transformers, timm and open_clip
     Fixtures(fixtures::Args),
-    /// Print how far networks, token ids and pixels are from the Python originals'; writes target/parity.json
+    /// Print how far networks, token ids, pixels and exports are from the Python originals'; writes target/parity.json
     Parity(parity::Args),
     /// Feed hostile bytes to the readers until a promise breaks or the time is up
     Fuzz(fuzz::Args),

@@ -65,7 +65,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// The step of `ci`. Returns what was skipped.
+/// As a part of the tests. Returns what was skipped.
 pub(crate) fn check() -> anyhow::Result<Vec<String>> {
     measure(&Args::default())
 }
@@ -81,7 +81,7 @@ fn measure(args: &Args) -> anyhow::Result<Vec<String>> {
             Ok(venv) => {
                 compare.arg("--python").arg(venv.python());
             }
-            Err(why) => skipped.push(why),
+            Err(why) => skipped.push(format!("the environment with transformers: {why}")),
         }
     }
     let output = compare.stdin(Stdio::null()).output();

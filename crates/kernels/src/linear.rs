@@ -5,6 +5,7 @@ use crate::matmul::{Matrix, Output, matmul, product};
 use crate::rows;
 use candle_core::backend::BackendStorage as _;
 use candle_core::{CpuStorage, CustomOp2, CustomOp3, Layout, Result, Shape, Tensor, WithDType, bail};
+use rayon::prelude::*;
 
 /// Multiplies rows by a weight stored as PyTorch stores it, and adds the bias if there is one.
 ///
@@ -51,12 +52,90 @@ fn forward<T: Element>(
     bias: Option<&[T]>,
     (rows, input, out): (usize, usize, usize),
 ) -> Result<Vec<T>> {
+    if rows.saturating_mul(input).saturating_mul(out) < LARGE && !is_tall(rows, input, out) {
+        return forward_block(x, weight, bias, (rows, input, out));
+    }
+    let mut y = vec![T::zero(); rows * out];
+    y.par_chunks_mut(ROW_BLOCK * out).zip(x.par_chunks(ROW_BLOCK * input)).try_for_each(|(y, x)| {
+        let rows = x.len() / input;
+        let out_block = if is_tall(rows, input, out) { FEW_ROWS_OUT_BLOCK } else { OUT_BLOCK };
+        let blocks = weight.par_chunks(out_block * input).enumerate().map(|(block, weight)| {
+            let (start, len) = (block * out_block, weight.len() / input);
+            let bias = bias.map(|bias| &bias[start..start + len]);
+            if !is_tall(rows, input, out) {
+                return forward_block(x, weight, bias, (rows, input, len));
+            }
+            let one = |x: &[T]| forward_block(x, weight, bias, (1, input, len));
+            Ok(x.chunks(input).map(one).collect::<Result<Vec<_>>>()?.concat())
+        });
+        let blocks = blocks.collect::<Result<Vec<Vec<T>>>>()?;
+        for (row, y) in y.chunks_mut(out).enumerate() {
+            let mut rest = y;
+            for block in &blocks {
+                let len = block.len() / rows;
+                let (here, after) = rest.split_at_mut(len);
+                here.copy_from_slice(&block[row * len..(row + 1) * len]);
+                rest = after;
+            }
+        }
+        Ok::<(), candle_core::Error>(())
+    })?;
+    Ok(y)
+}
+
+/// Multiplications from which on a product is computed in blocks, on as many threads as there are: half a millisecond. What is
+/// smaller is parallel over samples alone.
+const LARGE: usize = 1 << 24;
+/// Rows of a block. Blocks are of one size whatever the number of threads, so that the result does not depend on it.
+const ROW_BLOCK: usize = 256;
+/// Output features of a block.
+const OUT_BLOCK: usize = 256;
+/// Rows of a batch in which every sequence is at its next token.
+const FEW_ROWS: usize = 8;
+/// Output features of a block with few rows: its weights stay in a core's cache from one row to the next.
+const FEW_ROWS_OUT_BLOCK: usize = 64;
+/// Weights from which on it matters.
+const LARGE_WEIGHT: usize = 1 << 18;
+
+/// Whether rows are multiplied one by one: `gemm` copies the weights to where it wants them, which pays off over many rows
+/// alone.
+fn is_tall(rows: usize, input: usize, out: usize) -> bool {
+    rows <= FEW_ROWS && input.saturating_mul(out) >= LARGE_WEIGHT
+}
+
+fn forward_block<T: Element>(
+    x: &[T],
+    weight: &[T],
+    bias: Option<&[T]>,
+    sizes: (usize, usize, usize),
+) -> Result<Vec<T>> {
+    let (rows, input, out) = sizes;
+    if bias.is_none() {
+        let right = (weight, Matrix::row_major(out, input, input).transposed());
+        return product((x, Matrix::row_major(rows, input, input)), right, T::one());
+    }
+    let mut y = vec![T::zero(); rows * out];
+    forward_into(&mut y, x, weight, bias, sizes)?;
+    Ok(y)
+}
+
+fn forward_into<T: Element>(
+    y: &mut [T],
+    x: &[T],
+    weight: &[T],
+    bias: Option<&[T]>,
+    (rows, input, out): (usize, usize, usize),
+) -> Result<()> {
     let right = (weight, Matrix::row_major(out, input, input).transposed());
     let left = (x, Matrix::row_major(rows, input, input));
-    let Some(bias) = bias else { return product(left, right, T::one()) };
-    let mut y = bias.repeat(rows);
-    matmul((&mut y, Matrix::row_major(rows, out, out)), left, right, T::one(), Output::Accumulate)?;
-    Ok(y)
+    let output = match bias {
+        Some(bias) if out > 0 => {
+            y.chunks_exact_mut(out).for_each(|row| row.copy_from_slice(bias));
+            Output::Accumulate
+        }
+        _ => Output::Overwrite,
+    };
+    matmul((y, Matrix::row_major(rows, out, out)), left, right, T::one(), output)
 }
 
 fn backward<T: Element>(x: &Tensor, weight: &Tensor, grad: &Tensor) -> Result<(Tensor, Tensor)> {
@@ -175,6 +254,26 @@ mod tests {
             }
             check_gradients(&[x.clone(), w.clone()], |inputs| linear(&inputs[0], &inputs[1], None));
             check_gradients(&[x, w, b], |inputs| linear(&inputs[0], &inputs[1], Some(&inputs[2])));
+        }
+    }
+
+    /// Many rows and few, with blocks that are not whole: the result is that of one product, on any number of threads.
+    #[test]
+    fn large_products_are_split_alike_on_any_number_of_threads() {
+        for (rows, inputs, out) in [(2 * ROW_BLOCK + 5, 301, 307), (3, 511, 9 * FEW_ROWS_OUT_BLOCK + 31)] {
+            assert!(rows * inputs * out >= LARGE || is_tall(rows, inputs, out));
+            let (x, w, b) = (random(&[rows, inputs], 1), random(&[out, inputs], 2), random(&[out], 3));
+            let expected = x.as_tensor().matmul(&w.t().unwrap()).unwrap();
+            assert_same(&linear(&x, &w, None).unwrap(), &expected, 1e-13);
+            let on_threads = |threads| {
+                let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+                let y = pool.install(|| linear(&x, &w, Some(&b)).unwrap());
+                y.to_vec2::<f64>().unwrap()
+            };
+            let one = on_threads(1);
+            assert_eq!(one, on_threads(3));
+            let one = Tensor::new(one, x.device()).unwrap();
+            assert_same(&one, &expected.broadcast_add(&b).unwrap(), 1e-13);
         }
     }
 

@@ -43,6 +43,12 @@ pub struct MlmFilterConfig {
     pub shards: PathBuf,
     /// Checkpoint directory of the MLM-Filter.
     pub model: PathBuf,
+    /// Folder of the vision tower, where `model` names one whose shape is not known here.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub vision_tower: Option<PathBuf>,
+    /// Folder of the language model, whose `tokenizer.json` is taken where `model` has none; its weights are not read.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub language_model: Option<PathBuf>,
     /// Wording of the questions; must be what the model was trained on.
     pub prompt: PromptStyle,
     /// Questions to ask about every sample.
@@ -115,7 +121,8 @@ impl StageConfig for MlmFilterConfig {
     }
 
     fn inputs(&self) -> Vec<PathBuf> {
-        vec![self.shards.clone(), self.model.clone()]
+        let companions = [&self.vision_tower, &self.language_model].into_iter().flatten();
+        [&self.shards, &self.model].into_iter().chain(companions).cloned().collect()
     }
 }
 

@@ -5,15 +5,16 @@ use crate::config::{MlmFilterConfig, Mode};
 use crate::expected::{Expectation, MAX_ADDED_TOKENS};
 use crate::image::tower_pixels;
 use crate::score::parse_score;
-use candle_core::Device;
+use candle_core::{DType, Device};
 use oqvl_image_prep::{DecodeLimits, decode};
-use oqvl_model::{GenerateConfig, Prompt, VlmCheckpoint, pad_left_unmasked};
+use oqvl_model::{Companions, GenerateConfig, Prompt, VlmCheckpoint, pad_left_unmasked};
 use oqvl_shard_io::{Sample, score_in_answer};
 use oqvl_stage::{RunContext, SampleScorer, SampleScores, ScorerInfo, Stage, Tally, score_shards};
 use oqvl_text_prep::{IMAGE_TOKEN_ID, SpecialTokens, expanded_len};
 use rayon::prelude::*;
 use serde::Serialize;
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 /// Name of the scorer in sidecar file names.
@@ -178,7 +179,11 @@ impl Stage for MlmFilter {
 
     fn run(config: &MlmFilterConfig, run: &RunContext) -> Result<MlmFilterReport, MlmFilterError> {
         let dir = run.resolve(&config.model);
-        let checkpoint = VlmCheckpoint::load(&dir, &Device::Cpu)
+        let found = |place: &Option<PathBuf>| place.as_ref().map(|place| run.resolve(place));
+        let (vision_tower, language_model) = (found(&config.vision_tower), found(&config.language_model));
+        let companions =
+            Companions { vision_tower: vision_tower.as_deref(), language_model: language_model.as_deref() };
+        let checkpoint = VlmCheckpoint::load_with(&dir, &companions, DType::F32, &Device::Cpu)
             .map_err(|source| MlmFilterError::Load { model: dir, source })?;
         let expectation = config.expected.then(|| Expectation::new(&checkpoint.tokenizer)).transpose()?;
         let columns = |ending: &str| -> Vec<String> {

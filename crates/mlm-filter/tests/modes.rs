@@ -39,6 +39,8 @@ fn config(mode: Mode) -> MlmFilterConfig {
     MlmFilterConfig {
         shards: "shards".into(),
         model: "model".into(),
+        vision_tower: None,
+        language_model: None,
         prompt: PromptStyle::Reference,
         metrics: vec![METRIC],
         mode,

@@ -23,6 +23,8 @@ fn config() -> MlmFilterConfig {
     MlmFilterConfig {
         shards: "shards".into(),
         model: "model".into(),
+        vision_tower: None,
+        language_model: None,
         prompt: PromptStyle::Brief,
         metrics: METRICS.to_vec(),
         mode: Mode::Corrected,

@@ -12,8 +12,8 @@ const IM_END: i64 = 151_645;
 /// `\n`.
 const NEWLINE: i64 = 198;
 
-/// What the reference's `tokenize_with_images`, documents and chat template make of worked examples. The newline after
-/// an image is lost in them where the text begins with `<s>`, and the end of the turn where the image ends it.
+/// Worked examples of splitting at images, of documents and of the chat template. The newline after an image is lost in
+/// them where the text begins with `<s>`, and the end of the turn where the image ends it.
 ///
 /// Source: `Qwen2PromptBuilder` and `tokenizer_image_token` of Open-Qwen2VL.
 pub(crate) fn rows(tokenizer: &Tokenizer) -> anyhow::Result<Vec<Row>> {

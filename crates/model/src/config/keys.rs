@@ -8,11 +8,14 @@ use serde_json::{Map, Value};
 ///
 /// Source: `PretrainedConfig.to_dict` of transformers 4.6 to 5.
 const UNREAD: &[&str] = &[
+    "_attn_implementation",
     "_attn_implementation_autoset",
+    "_commit_hash",
     "_name_or_path",
     "add_cross_attention",
     "architectures",
     "attention_dropout",
+    "attn_implementation",
     "bad_words_ids",
     "begin_suppress_tokens",
     "bos_token_id",
@@ -47,6 +50,7 @@ const UNREAD: &[&str] = &[
     "num_return_sequences",
     "output_attentions",
     "output_hidden_states",
+    "output_past",
     "output_scores",
     "pad_token_id",
     "prefix",
@@ -158,11 +162,6 @@ impl Keys {
         let of_hugging_face = self.of_hugging_face;
         let says_nothing = |key: &str| here.contains(&key) || of_hugging_face && UNREAD.contains(&key);
         self.keys.retain(|key, _| !says_nothing(key));
-    }
-
-    /// Passes over keys whose names begin with one of `prefixes`.
-    pub(crate) fn pass_over_beginning(&mut self, prefixes: &[&str]) {
-        self.keys.retain(|key, _| !prefixes.iter().any(|prefix| key.starts_with(prefix)));
     }
 
     /// # Errors

@@ -12,8 +12,9 @@ const PASSED_OVER: &[&str] = &["eos_token_id", "sliding_window"];
 #[derive(Debug, Deserialize)]
 struct RopeParameters {
     rope_theta: Option<f64>,
-    #[serde(alias = "type")]
     rope_type: Option<String>,
+    /// Before transformers 4.43; later ones may write both.
+    r#type: Option<String>,
     #[serde(flatten)]
     rest: Map<String, Value>,
 }
@@ -80,13 +81,20 @@ fn check_attention(keys: &mut Keys, num_hidden_layers: usize) -> Result<(), Stri
 }
 
 fn rope_theta(keys: &mut Keys) -> Result<f64, String> {
-    keys.only("partial_rotary_factor", 1.0)?;
+    if let Some(factor) = keys.take::<f64>("partial_rotary_factor")?
+        && factor != 1.0
+    {
+        return Err(format!("`partial_rotary_factor` is {factor}, only 1 can be computed here"));
+    }
     let mut theta: Option<f64> = keys.take("rope_theta")?;
     for key in ["rope_parameters", "rope_scaling"] {
         let Some(parameters) = keys.take::<RopeParameters>(key)? else { continue };
-        let plain = parameters.rope_type.as_deref().is_none_or(|rope_type| rope_type == "default");
+        let mut kinds = [parameters.rope_type, parameters.r#type].into_iter().flatten();
+        let plain = kinds.all(|kind| kind == "default");
         let mut rest = parameters.rest;
-        rest.retain(|key, value| !(value.is_null() || key == "partial_rotary_factor" && *value == 1.0));
+        rest.retain(|key, value| {
+            !(value.is_null() || key == "partial_rotary_factor" && value.as_f64() == Some(1.0))
+        });
         if !plain || !rest.is_empty() {
             return Err(format!("`{key}` asks for more than angles of one base, which is all there is here"));
         }

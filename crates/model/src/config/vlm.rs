@@ -76,7 +76,15 @@ fn llava(keys: &mut Keys) -> Result<VlmConfig, String> {
     }
     let vision_feature_layer = keys.take("vision_feature_layer")?.unwrap_or(SECOND_TO_LAST);
     // Which id stands for an image: in a prompt of ours it is the placeholder.
-    let ids = ["image_token_index", "image_token_id", "image_seq_length", "ignore_index", "eos_token_id"];
+    // Transformers before 4.41 repeat the size of the vocabulary, as it was before the placeholder.
+    let ids = [
+        "image_token_index",
+        "image_token_id",
+        "image_seq_length",
+        "ignore_index",
+        "eos_token_id",
+        "vocab_size",
+    ];
     keys.pass_over(&ids);
     Ok(VlmConfig { pooled_grid: vision_config.grid(), vision_config, text_config, vision_feature_layer })
 }
@@ -128,9 +136,12 @@ fn llava_qwen(keys: &mut Keys) -> Result<VlmConfig, String> {
     keys.only("mm_resampler_type", Value::Null)?;
     keys.only("use_mm_proj", true)?;
     let vision_feature_layer = keys.take("mm_vision_select_layer")?.unwrap_or(SECOND_TO_LAST);
+    let num_tokens = keys.take("mm_num_image_tokens")?.unwrap_or(AAPOOL_GRID * AAPOOL_GRID);
+    let pooled_grid = grid_of(num_tokens)
+        .ok_or_else(|| format!("`mm_num_image_tokens` is {num_tokens}, which is not a square"))?;
     let text_config = Qwen2Config::take_from(keys)?;
     keys.pass_over(LLAVA_SCRIPT);
-    Ok(VlmConfig { vision_config, text_config, pooled_grid: AAPOOL_GRID, vision_feature_layer })
+    Ok(VlmConfig { vision_config, text_config, pooled_grid, vision_feature_layer })
 }
 
 /// Whether a config is a `llava_qwen`'s whose tower has a name that says nothing here.
@@ -142,8 +153,8 @@ pub(crate) fn leaves_tower_open(config: &Map<String, Value>) -> bool {
 /// What the reference's `config.json` says about the network: next to nothing, the rest is in the code and in the folders
 /// of the two models it names.
 ///
-/// The file is the dump of a training run, of which the reference reads six keys again. The others say how the run went:
-/// which of them there are is known, and any other is refused.
+/// The file is the dump of a training run, of which the reference reads six keys again. All others say how the run went and
+/// cannot change the network, so that they may be any.
 ///
 /// Source: `load`, Open-Qwen2VL `prismatic/models/load.py`; `ModelConfig`, `prismatic/conf/models.py`.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
@@ -156,32 +167,6 @@ pub(crate) struct ReferenceConfig {
 }
 
 impl ReferenceConfig {
-    /// The run beside the model: its data, its place and its logs.
-    const RUN: &[&str] = &[
-        "dataset",
-        "hf_token",
-        "mount_path",
-        "pretrained_checkpoint",
-        "run_id",
-        "run_root_dir",
-        "seed",
-        "stage",
-        "trackers",
-        "wandb_entity",
-        "wandb_project",
-    ];
-    /// Names, and how the model was trained. `llm_max_length` cuts training data; the positions are the language model's.
-    const TRAINING: &[&str] = &[
-        "enable_gradient_checkpointing",
-        "enable_mixed_precision_training",
-        "llm_max_length",
-        "model_id",
-        "reduce_in_full_precision",
-        "type",
-    ];
-    /// The hyper-parameters of the stages.
-    const STAGES: &[&str] = &["align_", "finetune_", "pretrain_"];
-
     /// Whether the file is the reference's.
     pub(crate) fn is_in(config: &Value) -> bool {
         config.pointer("/model/arch_specifier").is_some()
@@ -236,27 +221,19 @@ impl TryFrom<Map<String, Value>> for ReferenceConfig {
     type Error = String;
 
     fn try_from(keys: Map<String, Value>) -> Result<Self, String> {
-        let mut keys = Keys::new(keys);
-        let model = Keys::new(keys.table("model")?);
-        let config = reference_model(model).map_err(|error| format!("model: {error}"))?;
-        keys.pass_over(Self::RUN);
-        keys.finish()?;
-        Ok(config)
+        let model = Keys::new(Keys::new(keys).table("model")?);
+        reference_model(model).map_err(|error| format!("model: {error}"))
     }
 }
 
 fn reference_model(mut keys: Keys) -> Result<ReferenceConfig, String> {
     keys.only("image_resize_strategy", "resize-naive")?;
     let arch: String = keys.require("arch_specifier")?;
-    let config = ReferenceConfig {
+    Ok(ReferenceConfig {
         pooled_grid: pooled_grid(&arch)?,
         vision_backbone: keys.require("vision_backbone_id")?,
         llm_backbone: keys.require("llm_backbone_id")?,
-    };
-    keys.pass_over(ReferenceConfig::TRAINING);
-    keys.pass_over_beginning(ReferenceConfig::STAGES);
-    keys.finish()?;
-    Ok(config)
+    })
 }
 
 /// `full-align+729-avgpool`: the part behind the last plus; 144 tokens where it names no number.
@@ -269,11 +246,14 @@ fn pooled_grid(arch_specifier: &str) -> Result<usize, String> {
         "" => AAPOOL_GRID * AAPOOL_GRID,
         number => number.strip_suffix('-').and_then(|number| number.parse().ok()).ok_or_else(unknown)?,
     };
+    grid_of(num_tokens)
+        .ok_or_else(|| format!("`arch_specifier` is {arch_specifier:?}, but {num_tokens} is not a square"))
+}
+
+/// Tokens along one edge of so many in all; none if they are no square.
+fn grid_of(num_tokens: usize) -> Option<usize> {
     let grid = usize::isqrt(num_tokens);
-    match grid * grid == num_tokens && grid > 0 {
-        true => Ok(grid),
-        false => Err(format!("`arch_specifier` is {arch_specifier:?}, but {num_tokens} is not a square")),
-    }
+    (grid * grid == num_tokens && grid > 0).then_some(grid)
 }
 
 #[cfg(test)]
@@ -290,7 +270,7 @@ mod tests {
             "architectures": ["LlavaForConditionalGeneration"], "dtype": "float32", "image_seq_length": 576,
             "image_token_index": 59, "model_type": "llava", "multimodal_projector_bias": true,
             "projector_hidden_act": "gelu", "tie_word_embeddings": true, "transformers_version": "5.23.0",
-            "text_config": {"model_type": "qwen2", "hidden_size": 16, "num_attention_heads": 2},
+            "vocab_size": 59, "_commit_hash": null, "text_config": {"model_type": "qwen2", "hidden_size": 16, "num_attention_heads": 2},
             "vision_config": {"model_type": "siglip_vision_model", "image_size": 14, "patch_size": 4, "hidden_act": "gelu"},
             "vision_feature_layer": -2, "vision_feature_select_strategy": "full",
         })
@@ -333,12 +313,16 @@ mod tests {
             "mm_vision_tower": "google/siglip-so400m-patch14-384", "mm_projector_type": "aapool_mlp",
             "mm_vision_select_layer": -1, "mm_vision_select_feature": "patch", "mm_hidden_size": 1152,
             "mm_use_im_start_end": false, "mm_use_im_patch_token": false, "image_aspect_ratio": "pad",
-            "tokenizer_model_max_length": 4096, "use_mm_proj": true, "mm_projector_lr": null,
+            "mm_num_image_tokens": 144, "tokenizer_model_max_length": 4096, "use_mm_proj": true,
+            "mm_projector_lr": null,
         });
         let read_config = read(config.clone()).unwrap();
         assert_eq!((read_config.pooled_grid, read_config.vision_feature_layer), (12, -1));
         assert_eq!(read_config.vision_config.hidden_act, HiddenAct::GeluPytorchTanh);
         assert_eq!((read_config.vision_config.grid(), read_config.text_config.vocab_size), (27, 151_665));
+        let mut other = config.clone();
+        other["mm_num_image_tokens"] = json!(729);
+        assert_eq!(read(other).unwrap().pooled_grid, 27);
         for (key, value, expected) in [
             (
                 "mm_projector_type",
@@ -355,6 +339,7 @@ mod tests {
                 json!("spatial_unpad"),
                 "`mm_patch_merge_type` is \"spatial_unpad\", only",
             ),
+            ("mm_num_image_tokens", json!(145), "`mm_num_image_tokens` is 145, which is not a square"),
             ("mm_new_idea", json!(1), "unknown key `mm_new_idea`"),
         ] {
             let mut other = config.clone();
@@ -389,20 +374,9 @@ mod tests {
         };
         assert!(ReferenceConfig::is_in(&config) && !ReferenceConfig::is_in(&json!({"model": "x"})));
         assert_eq!(read(config.clone()).unwrap().pooled_grid, 12);
-        for (pointer, key, value, expected) in [
-            (
-                "/model",
-                "image_resize_strategy",
-                json!("letterbox"),
-                "model: `image_resize_strategy` is \"letterbox\", only",
-            ),
-            ("/model", "new_idea", json!(1), "model: unknown key `new_idea`"),
-            ("", "new_idea", json!(1), "unknown key `new_idea`"),
-        ] {
-            let mut other = config.clone();
-            other.pointer_mut(pointer).unwrap()[key] = value;
-            let error = read(other).unwrap_err();
-            assert!(error.starts_with(expected), "{error}");
-        }
+        let mut other = config.clone();
+        other["model"]["image_resize_strategy"] = json!("letterbox");
+        let error = read(other).unwrap_err();
+        assert!(error.starts_with("model: `image_resize_strategy` is \"letterbox\", only"), "{error}");
     }
 }
