@@ -2,9 +2,9 @@
 
 use crate::ClipFilterError;
 use crate::config::ClipFilterConfig;
-use crate::towers::{ImageInput, Towers};
+use crate::towers::Towers;
 use candle_core::{Device, Tensor};
-use oqvl_image_prep::{DecodeLimits, decode};
+use oqvl_image_prep::{DecodeLimits, Preprocessing, decode};
 use oqvl_shard_io::{Sample, digest_bytes};
 use oqvl_stage::{RunContext, SampleScorer, SampleScores, ScorerInfo, Stage, Tally, score_shards};
 use rayon::prelude::*;
@@ -38,7 +38,7 @@ struct Scorer<'a> {
     run: &'a RunContext,
     towers: Vec<Towers>,
     /// What the networks read of an image, each way once.
-    inputs: Vec<ImageInput>,
+    inputs: Vec<Preprocessing>,
     /// The place in `inputs` for each of `towers`.
     input_of: Vec<usize>,
 }
@@ -53,9 +53,9 @@ struct Pair {
 
 impl<'a> Scorer<'a> {
     fn new(run: &'a RunContext, towers: Vec<Towers>) -> Self {
-        let mut inputs: Vec<ImageInput> = Vec::new();
+        let mut inputs: Vec<Preprocessing> = Vec::new();
         let mut input_of = Vec::new();
-        for input in towers.iter().map(Towers::image_input) {
+        for input in towers.iter().map(Towers::preprocessing) {
             let known = inputs.iter().position(|other| *other == input);
             input_of.push(known.unwrap_or(inputs.len()));
             if known.is_none() {
@@ -71,7 +71,8 @@ impl<'a> Scorer<'a> {
         let mut images = Vec::new();
         for (at, input) in self.inputs.iter().enumerate() {
             let pixels: Vec<f32> = pairs.iter().flat_map(|pair| pair.images[at].iter().copied()).collect();
-            let shape = (pairs.len(), 3, input.size(), input.size());
+            let edge = input.image_size as usize;
+            let shape = (pairs.len(), 3, edge, edge);
             let images_of_input = Tensor::from_vec(pixels, shape, &Device::Cpu);
             images.push(images_of_input.map_err(oqvl_model::ModelError::from)?);
         }
@@ -90,7 +91,7 @@ impl SampleScorer for Scorer<'_> {
     type Error = ClipFilterError;
 
     fn prepared_bytes(&self) -> usize {
-        self.inputs.iter().map(|input| 3 * input.size().pow(2) * size_of::<f32>()).sum()
+        self.inputs.iter().map(|input| 3 * (input.image_size as usize).pow(2) * size_of::<f32>()).sum()
     }
 
     fn prepare(&self, sample: &Sample) -> Result<Result<Pair, String>, ClipFilterError> {

@@ -2,7 +2,7 @@
 
 use crate::ClipFilterError;
 use candle_core::{Device, Tensor};
-use oqvl_image_prep::{RgbImage, clip_pixel_values, pixel_values};
+use oqvl_image_prep::Preprocessing;
 use oqvl_model::{ClipCheckpoint, ModelError, SiglipCheckpoint};
 use oqvl_text_prep::ClipTextStyle;
 use std::path::Path;
@@ -14,31 +14,6 @@ pub(crate) enum Towers {
     Siglip(SiglipCheckpoint),
     /// OpenAI's or open_clip's.
     Clip(ClipCheckpoint),
-}
-
-/// What a network reads of an image. Networks that read the same share it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum ImageInput {
-    /// SigLIP's: the whole image in a square of this many pixels.
-    Whole(u32),
-    /// CLIP's: the middle of the image.
-    Middle(u32),
-}
-
-impl ImageInput {
-    pub(crate) fn pixel_values(self, image: &RgbImage) -> Vec<f32> {
-        match self {
-            Self::Whole(size) => pixel_values(image, size),
-            Self::Middle(size) => clip_pixel_values(image, size),
-        }
-    }
-
-    /// Edge of the square, pixels.
-    pub(crate) fn size(self) -> usize {
-        match self {
-            Self::Whole(size) | Self::Middle(size) => size as usize,
-        }
-    }
 }
 
 impl Towers {
@@ -61,10 +36,13 @@ impl Towers {
         }
     }
 
-    pub(crate) fn image_input(&self) -> ImageInput {
+    /// What is done to images. Networks that agree in it share the values.
+    pub(crate) fn preprocessing(&self) -> Preprocessing {
         match self {
-            Self::Siglip(checkpoint) => ImageInput::Whole(checkpoint.config.vision_config.image_size as u32),
-            Self::Clip(checkpoint) => ImageInput::Middle(checkpoint.config.vision_config.image_size as u32),
+            Self::Siglip(checkpoint) => {
+                Preprocessing::siglip(checkpoint.config.vision_config.image_size as u32)
+            }
+            Self::Clip(checkpoint) => checkpoint.preprocessing,
         }
     }
 

@@ -1,7 +1,7 @@
 //! Whole folders of transformers and open_clip, from the bytes of images and captions to the cosine.
 
 use oqvl_clip_filter::{ClipFilter, ClipFilterConfig, ClipFilterReport, METRIC, NamedModel, SCORER};
-use oqvl_shard_io::{Sample, SampleKey, ScoreTable, ShardWriter, read_json};
+use oqvl_shard_io::{Sample, SampleKey, ScoreTable, ShardWriter, read_json, write_atomic};
 use oqvl_stage::{RunContext, Stage as _};
 use oqvl_text_prep::ClipTextStyle;
 use serde::Deserialize;
@@ -107,6 +107,25 @@ fn captions_are_cleaned_as_openai_does_it() {
 #[test]
 fn a_folder_of_open_clip_gives_its_cosines() {
     check("open_clip", "open-clip", None);
+}
+
+/// As `timm/vit_base_patch32_clip_224.openai` is: timm's config and weights of the tower alone beside open_clip's pair.
+#[test]
+fn a_folder_of_timm_and_open_clip_is_open_clips() {
+    let dir = tempfile::tempdir().unwrap();
+    let both = dir.path().join("both");
+    std::fs::create_dir(&both).unwrap();
+    for file in std::fs::read_dir(fixtures().join("open_clip")).unwrap() {
+        let file = file.unwrap();
+        std::fs::copy(file.path(), both.join(file.file_name())).unwrap();
+    }
+    let timm = br#"{"architecture": "vit_base_patch32_clip_224", "num_classes": 8, "pretrained_cfg": {}}"#;
+    write_atomic(&both.join("config.json"), timm).unwrap();
+    write_atomic(&both.join("pytorch_model.bin"), b"the tower alone").unwrap();
+    let expected = goldens("open_clip", "open-clip");
+    write_shard(&dir.path().join("shards/00000.tar"), &expected);
+    run(dir.path(), &ClipFilterConfig::one("shards", both));
+    assert_close(&scores(dir.path(), "00000", METRIC), &expected);
 }
 
 #[test]

@@ -1,8 +1,7 @@
 //! What the vision towers of CLIP read.
 
-use crate::pixel_values::planes;
 use crate::resample::{Scaled, resize_part};
-use crate::{Filter, RgbImage};
+use crate::{Filter, Preprocessing, RgbImage};
 
 /// Mean of red, green and blue, of 1. Source: `_transform` of openai/CLIP; open_clip's `OPENAI_DATASET_MEAN`.
 pub const CLIP_MEAN: [f32; 3] = [0.481_454_66, 0.457_827_5, 0.408_210_73];
@@ -28,13 +27,14 @@ pub const CLIP_STD: [f32; 3] = [0.268_629_54, 0.261_302_58, 0.275_777_11];
 /// Source: `_transform` in `clip/clip.py` of openai/CLIP; `image_transform` of open_clip with `resize_mode="shortest"`;
 /// `_compute_resized_output_size` and `center_crop` in `torchvision/transforms/functional.py`.
 pub fn clip_pixel_values(image: &RgbImage, image_size: u32) -> Vec<f32> {
+    Preprocessing::clip(image_size).pixel_values(image)
+}
+
+/// The shorter side resized to `size`, and the middle of the longer one.
+pub(crate) fn middle_square(image: &RgbImage, size: u32) -> RgbImage {
     let shorter = image.width().min(image.height());
-    let [columns, rows] = [image.width(), image.height()].map(|side| middle(side, shorter, image_size));
-    let cut = resize_part(image, &columns, &rows, Filter::Bicubic);
-    let value_of = std::array::from_fn(|channel| {
-        std::array::from_fn(|level| (level as f32 / 255.0 - CLIP_MEAN[channel]) / CLIP_STD[channel])
-    });
-    planes(&cut, &value_of)
+    let [columns, rows] = [image.width(), image.height()].map(|side| middle(side, shorter, size));
+    resize_part(image, &columns, &rows, Filter::Bicubic)
 }
 
 /// A side resized as the shorter one is to `size`, and the `size` pixels in its middle.

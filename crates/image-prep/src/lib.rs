@@ -8,7 +8,7 @@
 //!   [`DecodeLimits`] before it is allocated.
 //! - [`resize`]: Pillow's resampling, bit for bit.
 //! - [`ImageGeometry`]: how many patches and how many language-model tokens an image becomes.
-//! - [`pixel_values`]: what the vision tower reads; [`clip_pixel_values`] for CLIP's.
+//! - [`pixel_values`]: what the vision tower reads; [`clip_pixel_values`] for CLIP's, [`Preprocessing`] for others of the kind.
 //!
 //! # Example
 //!
@@ -69,6 +69,7 @@ mod interpolation;
 mod orientation;
 mod pixel_values;
 mod pooling;
+mod preprocessing;
 mod raster;
 mod resample;
 mod rgb_image;
@@ -96,6 +97,7 @@ pub use interpolation::{Interpolation, resize_opencv};
 pub use orientation::exif_orientation;
 pub use pixel_values::{SIGLIP_MEAN, SIGLIP_STD, pixel_values};
 pub use pooling::pooling_windows;
+pub use preprocessing::{Preprocessing, ResizeMode};
 pub use raster::{Layout, Raster, RasterRef};
 pub use resample::{Filter, resize};
 pub use rgb_image::{MAX_SIDE, RgbImage};

@@ -1,6 +1,6 @@
 //! What the vision tower of SigLIP reads.
 
-use crate::{Filter, RgbImage, resize};
+use crate::{Preprocessing, RgbImage};
 
 /// Mean of red, green and blue, of 1. Source: `preprocessor_config.json` of google/siglip-so400m-patch14-384.
 pub const SIGLIP_MEAN: [f32; 3] = [0.5; 3];
@@ -17,24 +17,7 @@ pub const SIGLIP_STD: [f32; 3] = [0.5; 3];
 ///
 /// Source: the `resize-naive` transform of Open-Qwen2VL (`prismatic/models/backbones/vision/base_vision.py`).
 pub fn pixel_values(image: &RgbImage, image_size: u32) -> Vec<f32> {
-    let resized = resize(image, image_size, image_size, Filter::Bicubic);
-    let value_of: [[f32; 256]; 3] = std::array::from_fn(|channel| {
-        std::array::from_fn(|level| (level as f32 / 255.0 - SIGLIP_MEAN[channel]) / SIGLIP_STD[channel])
-    });
-    planes(&resized, &value_of)
-}
-
-/// The three planes of `image`, one after another, each level replaced by what its channel has for it.
-pub(crate) fn planes(image: &RgbImage, value_of: &[[f32; 256]; 3]) -> Vec<f32> {
-    let pixels = image.pixels().as_chunks::<3>().0;
-    let mut values = vec![0.0; 3 * pixels.len()];
-    let (red, rest) = values.split_at_mut(pixels.len());
-    let (green, blue) = rest.split_at_mut(pixels.len());
-    for (((pixel, red), green), blue) in pixels.iter().zip(red).zip(green).zip(blue) {
-        let value = |channel: usize| value_of[channel][usize::from(pixel[channel])];
-        (*red, *green, *blue) = (value(0), value(1), value(2));
-    }
-    values
+    Preprocessing::siglip(image_size).pixel_values(image)
 }
 
 #[cfg(test)]

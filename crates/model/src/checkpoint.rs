@@ -4,14 +4,14 @@ use crate::ModelError;
 use crate::config::{ReferenceConfig, check_sizes, leaves_tower_open};
 use crate::named::Backbone;
 use crate::params::{Missing, ParamStore, Trainable};
-use crate::preprocessing::{Preprocessing, check_images};
+use crate::preprocessing::check_images;
 use crate::qwen2::Qwen2Config;
 use crate::siglip::{Siglip, SiglipConfig, SiglipVisionConfig};
 use crate::siglip_text::SiglipText;
 use crate::vlm::{Vlm, VlmConfig};
 use crate::weights::{Network, WEIGHTS_FILE, drop_tied_head, read_weights, weight_files};
 use candle_core::{DType, Device, Tensor};
-use oqvl_shard_io::{digest_bytes, digest_file, write_atomic};
+use oqvl_shard_io::{digest_bytes, digest_file, read_json, write_atomic};
 use oqvl_text_prep::Tokenizer;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -71,7 +71,7 @@ pub fn read_vision_tower(dir: &Path, device: &Device) -> Result<Contents<SiglipV
 pub fn read_siglip(dir: &Path, device: &Device) -> Result<Contents<SiglipConfig>> {
     let config: SiglipConfig = read_config(dir)?;
     check_config(dir, config.validate())?;
-    check_images(dir, Preprocessing::for_siglip(config.vision_config.image_size))?;
+    check_images(dir, config.vision_config.image_size)?;
     contents(dir, config, Network::Siglip, device)
 }
 
@@ -140,7 +140,7 @@ pub(crate) fn vlm_shape(dir: &Path, companions: &Companions<'_>) -> Result<VlmSh
     }
     let config: VlmConfig = from_config(dir, whole_config(config, companions)?)?;
     check_config(dir, config.validate())?;
-    check_images(dir, Preprocessing::for_siglip(config.vision_config.image_size))?;
+    check_images(dir, config.vision_config.image_size)?;
     Ok(VlmShape { config, is_of_reference: false })
 }
 
@@ -362,7 +362,8 @@ pub(crate) fn check_config(dir: &Path, validated: Result<()>) -> Result<()> {
 pub(crate) enum ConfigFile {
     /// `config.json`, ours, Hugging Face's, timm's or the reference's.
     Usual(PathBuf),
-    /// `open_clip_config.json`, where it is the only one: the folder may be of both libraries.
+    /// `open_clip_config.json`, where it is the only one or the other is timm's, of a part: the folder may be of two
+    /// libraries.
     OpenClip(PathBuf),
 }
 
@@ -376,10 +377,16 @@ impl ConfigFile {
 
 pub(crate) fn config_file(dir: &Path) -> ConfigFile {
     let (usual, open_clip) = (dir.join(CONFIG_FILE), dir.join(OPEN_CLIP_CONFIG_FILE));
-    match !usual.is_file() && open_clip.is_file() {
+    match open_clip.is_file() && (!usual.is_file() || is_of_timm(&usual)) {
         true => ConfigFile::OpenClip(open_clip),
         false => ConfigFile::Usual(usual),
     }
+}
+
+/// Whether a `config.json` is timm's, of the tower alone. What cannot be read is told by whoever reads it in earnest.
+fn is_of_timm(config: &Path) -> bool {
+    let config: Value = read_json(config).unwrap_or_default();
+    config.get("architecture").is_some() && config.get("model_type").is_none()
 }
 
 /// Whether open_clip has made the folder, alone or for both libraries: then captions are read as it does it.

@@ -2,10 +2,9 @@
 
 use crate::ModelError;
 use crate::checkpoint::{ConfigFile, config_file, unreadable};
-use oqvl_image_prep::{CLIP_MEAN, CLIP_STD, SIGLIP_MEAN, SIGLIP_STD};
+use oqvl_image_prep::{Preprocessing, ResizeMode};
 use oqvl_shard_io::read_json;
 use serde_json::{Map, Value};
-use std::fmt;
 use std::path::{Path, PathBuf};
 
 /// Hugging Face's file, up to transformers 4.
@@ -16,7 +15,7 @@ pub(crate) const PROCESSOR_FILE: &str = "processor_config.json";
 /// Pillow's number for bicubic.
 pub(crate) const BICUBIC: u64 = 3;
 /// Published means and standard deviations are written with different numbers of digits.
-const TOLERANCE: f64 = 1e-6;
+const TOLERANCE: f32 = 1e-6;
 
 /// Keys that say who saved the file, in which library's terms, and how a batch is put together; and those of what is done to
 /// no image here: all are RGB, a square needs no fill, and how many tokens it becomes is the network's to say.
@@ -42,106 +41,115 @@ const PASSED_OVER: &[&str] = &[
 /// What a folder says of images, by its keys.
 type PreprocessorConfig = Map<String, Value>;
 
-/// How an image that is not square becomes one.
-///
-/// Source: `resize_mode` of open_clip's `PreprocessCfg`.
+/// What is free in the images of a network's family.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum ResizeMode {
-    /// The whole image is squeezed into the square.
-    Squash,
-    /// The shortest edge becomes that of the square, whose middle is cut out.
-    Shortest,
+enum Freedom {
+    /// Nothing: all of them were trained on the same.
+    None,
+    /// Mean, standard deviation and how an image becomes a square: open_clip's differ.
+    Statistics,
 }
 
-impl ResizeMode {
-    /// As open_clip writes it.
-    fn name(self) -> &'static str {
-        match self {
-            Self::Squash => "squash",
-            Self::Shortest => "shortest",
+/// Takes a config's word for what is free, and refuses it where it wants anything else than `preprocessing`.
+fn apply(
+    config: &PreprocessorConfig,
+    preprocessing: &mut Preprocessing,
+    freedom: Freedom,
+) -> Result<(), String> {
+    if freedom == Freedom::Statistics {
+        let channels = |keys: [&str; 2]| keys.iter().find_map(|key| three(config.get(*key)?));
+        let Preprocessing { mean, std, resize_mode, .. } = preprocessing;
+        *mean = channels(["image_mean", "mean"]).unwrap_or(*mean);
+        *std = channels(["image_std", "std"]).filter(|std| std.iter().all(|std| *std > 0.0)).unwrap_or(*std);
+        if config.get("resize_mode").is_some_and(|mode| mode == name(ResizeMode::Squash)) {
+            *resize_mode = ResizeMode::Squash;
         }
     }
+    check(config, *preprocessing)
 }
 
-/// What is done to the images of a network here.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Preprocessing {
-    /// Edge of the square, pixels.
-    image_size: usize,
-    /// Mean of the channels, of 1.
-    mean: [f32; 3],
-    /// Standard deviation of the channels, of 1.
-    std: [f32; 3],
-    resize_mode: ResizeMode,
-}
-
-impl Preprocessing {
-    /// By [`clip_pixel_values`](oqvl_image_prep::clip_pixel_values).
-    pub(crate) const fn for_clip(image_size: usize) -> Self {
-        Self { image_size, mean: CLIP_MEAN, std: CLIP_STD, resize_mode: ResizeMode::Shortest }
-    }
-
-    /// By [`pixel_values`](oqvl_image_prep::pixel_values).
-    pub(crate) const fn for_siglip(image_size: usize) -> Self {
-        Self { image_size, mean: SIGLIP_MEAN, std: SIGLIP_STD, resize_mode: ResizeMode::Squash }
-    }
-
-    /// Refuses the config of another preprocessing.
-    fn check(self, config: &PreprocessorConfig) -> Result<(), String> {
-        let is_squash = self.resize_mode == ResizeMode::Squash;
-        for (key, value) in config {
-            let fits = match key.as_str() {
-                "image_mean" | "mean" => is_close(value, self.mean),
-                "image_std" | "std" => is_close(value, self.std),
-                "resample" => value.as_u64() == Some(BICUBIC),
-                "interpolation" => value == "bicubic",
-                "resize_mode" => value == self.resize_mode.name(),
-                "size" if is_squash => is_square(value, self.image_size),
-                "size" => is_shortest_edge(value, self.image_size),
-                "crop_size" => is_squash || is_square(value, self.image_size),
-                "do_center_crop" => value.as_bool() == Some(!is_squash) || value.is_null(),
-                "do_resize" | "do_normalize" | "do_rescale" => value.as_bool() == Some(true),
-                "do_pad" => value.as_bool() == Some(false) || value.is_null(),
-                // How a size that is a single number is meant.
-                "default_to_square" | "use_square_size" => {
-                    value.as_bool() == Some(is_squash) || value.is_null()
-                }
-                "rescale_factor" => value.as_f64().is_some_and(|by| (by * 255.0 - 1.0).abs() < TOLERANCE),
-                "mode" => value == "RGB",
-                key if PASSED_OVER.contains(&key) => true,
-                key => return Err(format!("unknown key `{key}`; {self}")),
-            };
-            if !fits {
-                return Err(format!("`{key}` is {value}; {self}"));
+fn check(config: &PreprocessorConfig, preprocessing: Preprocessing) -> Result<(), String> {
+    let Preprocessing { image_size, mean, std, resize_mode } = preprocessing;
+    let is_squash = resize_mode == ResizeMode::Squash;
+    let done = || describe(preprocessing);
+    for (key, value) in config {
+        let fits = match key.as_str() {
+            "image_mean" | "mean" => is_close(value, mean),
+            "image_std" | "std" => is_close(value, std),
+            "resample" => value.as_u64() == Some(BICUBIC),
+            "interpolation" => value == "bicubic",
+            "resize_mode" => value == name(resize_mode),
+            "size" if is_squash => is_square(value, image_size),
+            "size" => is_shortest_edge(value, image_size),
+            "crop_size" => is_squash || is_square(value, image_size),
+            "do_center_crop" => value.as_bool() == Some(!is_squash) || value.is_null(),
+            "do_resize" | "do_normalize" | "do_rescale" => value.as_bool() == Some(true),
+            "do_pad" => value.as_bool() == Some(false) || value.is_null(),
+            // How a size that is a single number is meant.
+            "default_to_square" | "use_square_size" => value.as_bool() == Some(is_squash) || value.is_null(),
+            "rescale_factor" => {
+                value.as_f64().is_some_and(|by| (by * 255.0 - 1.0).abs() < f64::from(TOLERANCE))
             }
-        }
-        Ok(())
-    }
-}
-
-impl fmt::Display for Preprocessing {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { image_size, mean, std, resize_mode } = self;
-        let what = match resize_mode {
-            ResizeMode::Squash => "the whole image",
-            ResizeMode::Shortest => "the middle square of an image",
+            "mode" => value == "RGB",
+            key if PASSED_OVER.contains(&key) => true,
+            key => return Err(format!("unknown key `{key}`; {}", done())),
         };
-        write!(
-            f,
-            "for this network {what} is made {image_size} x {image_size} pixels here, bicubic, with mean {mean:?} and \
-             standard deviation {std:?}"
-        )
+        if !fits {
+            return Err(format!("`{key}` is {value}; {}", done()));
+        }
+    }
+    Ok(())
+}
+
+/// As open_clip writes it.
+fn name(resize_mode: ResizeMode) -> &'static str {
+    match resize_mode {
+        ResizeMode::Squash => "squash",
+        ResizeMode::Shortest => "shortest",
     }
 }
 
-/// Refuses a folder that wants its images made in another way than here: the network would see other images than it was
-/// made for. What a folder does not say, it leaves to its library's default, which is taken to be ours.
+fn describe(preprocessing: Preprocessing) -> String {
+    let Preprocessing { image_size, mean, std, resize_mode } = preprocessing;
+    let what = match resize_mode {
+        ResizeMode::Squash => "the whole image",
+        ResizeMode::Shortest => "the middle square of an image",
+    };
+    format!(
+        "for this network {what} is made {image_size} x {image_size} pixels here, bicubic, with mean {mean:?} and standard \
+         deviation {std:?}"
+    )
+}
+
+/// How a folder of a CLIP wants its images made.
+///
+/// # Errors
+/// As [`check_images`]; mean, standard deviation and open_clip's `resize_mode` are the folder's to say.
+pub(crate) fn clip_preprocessing(dir: &Path, image_size: usize) -> Result<Preprocessing, ModelError> {
+    let mut preprocessing = Preprocessing::clip(edge(image_size));
+    for (file, config) in preprocessor_configs(dir)? {
+        apply(&config, &mut preprocessing, Freedom::Statistics)
+            .map_err(|what| ModelError::Images { path: file, what })?;
+    }
+    Ok(preprocessing)
+}
+
+/// Sizes have been checked to be far below.
+fn edge(image_size: usize) -> u32 {
+    u32::try_from(image_size).unwrap_or(u32::MAX)
+}
+
+/// Refuses the folder of a SigLIP that wants its images made in another way than
+/// [`pixel_values`](oqvl_image_prep::pixel_values) does it: the network would see other images than it was made for. What a
+/// folder does not say, it leaves to its library's default, which is taken to be ours.
 ///
 /// # Errors
 /// If a file cannot be read, or asks for something else than is done here; names file and key.
-pub(crate) fn check_images(dir: &Path, preprocessing: Preprocessing) -> Result<(), ModelError> {
+pub(crate) fn check_images(dir: &Path, image_size: usize) -> Result<(), ModelError> {
+    let mut preprocessing = Preprocessing::siglip(edge(image_size));
     for (file, config) in preprocessor_configs(dir)? {
-        preprocessing.check(&config).map_err(|what| ModelError::Images { path: file, what })?;
+        apply(&config, &mut preprocessing, Freedom::None)
+            .map_err(|what| ModelError::Images { path: file, what })?;
     }
     Ok(())
 }
@@ -177,16 +185,21 @@ fn preprocessor_configs(dir: &Path) -> Result<Vec<(PathBuf, PreprocessorConfig)>
     Ok(configs)
 }
 
+/// A number for each channel.
+fn three(value: &Value) -> Option<[f32; 3]> {
+    let values: Vec<f32> =
+        value.as_array()?.iter().filter_map(|value| Some(value.as_f64()? as f32)).collect();
+    values.try_into().ok()
+}
+
 fn is_close(value: &Value, expected: [f32; 3]) -> bool {
-    let Some(values) = value.as_array() else { return false };
-    values.len() == 3
-        && values.iter().zip(expected).all(|(value, expected)| {
-            value.as_f64().is_some_and(|value| (value - f64::from(expected)).abs() < TOLERANCE)
-        })
+    three(value).is_some_and(|values| {
+        values.iter().zip(expected).all(|(value, expected)| (value - expected).abs() < TOLERANCE)
+    })
 }
 
 /// Whether both sides are `edge`: by their names, as a pair, or as one number for both.
-fn is_square(size: &Value, edge: usize) -> bool {
+fn is_square(size: &Value, edge: u32) -> bool {
     match size {
         Value::Object(size) => {
             !size.contains_key("shortest_edge")
@@ -200,15 +213,15 @@ fn is_square(size: &Value, edge: usize) -> bool {
 }
 
 /// Whether the shortest edge is `edge`: by its name, or without names, as older files have it.
-fn is_shortest_edge(size: &Value, edge: usize) -> bool {
+fn is_shortest_edge(size: &Value, edge: u32) -> bool {
     match size {
         Value::Object(size) => size.get("shortest_edge").is_some_and(|shortest| is_edge(shortest, edge)),
         unnamed => is_square(unnamed, edge),
     }
 }
 
-fn is_edge(value: &Value, edge: usize) -> bool {
-    value.as_u64() == Some(edge as u64)
+fn is_edge(value: &Value, edge: u32) -> bool {
+    value.as_u64() == Some(u64::from(edge))
 }
 
 #[cfg(test)]
@@ -217,11 +230,36 @@ mod tests {
     use oqvl_shard_io::write_json_atomic;
     use serde_json::json;
 
-    const CLIP: Preprocessing = Preprocessing::for_clip(224);
-    const SIGLIP: Preprocessing = Preprocessing::for_siglip(224);
+    const CLIP: Preprocessing = Preprocessing::clip(224);
+    const SIGLIP: Preprocessing = Preprocessing::siglip(224);
 
     fn check(config: &Value, preprocessing: Preprocessing) -> Result<(), String> {
-        preprocessing.check(config.as_object().unwrap())
+        super::check(config.as_object().unwrap(), preprocessing)
+    }
+
+    /// laion's ViT-L/14 of LAION-2B, apple's DFN5B.
+    #[test]
+    fn a_clip_says_its_mean_and_how_it_becomes_a_square() {
+        let config = json!({
+            "model_cfg": {}, "preprocess_cfg": {"mean": [0.5, 0.5, 0.5], "std": [0.25, 0.5, 0.5], "resize_mode": "squash"},
+        });
+        let dir = tempfile::tempdir().unwrap();
+        assert_eq!(clip_preprocessing(dir.path(), 224).unwrap(), CLIP);
+        write_json_atomic(&dir.path().join("open_clip_config.json"), &config).unwrap();
+        let expected = Preprocessing {
+            image_size: 224,
+            mean: [0.5; 3],
+            std: [0.25, 0.5, 0.5],
+            resize_mode: ResizeMode::Squash,
+        };
+        assert_eq!(clip_preprocessing(dir.path(), 224).unwrap(), expected);
+        for wrong in
+            [json!({"std": [0.0, 1.0, 1.0]}), json!({"mean": [0.5]}), json!({"resize_mode": "longest"})]
+        {
+            let config = json!({"model_cfg": {}, "preprocess_cfg": wrong});
+            write_json_atomic(&dir.path().join("open_clip_config.json"), &config).unwrap();
+            assert!(clip_preprocessing(dir.path(), 224).is_err(), "{config}");
+        }
     }
 
     /// As OpenAI's ViT-B/32 has it on the hub, before and after transformers 4.22; open_clip's; SigLIP's.
@@ -292,7 +330,7 @@ mod tests {
             ("open_clip_config.json", open_clip(&right), open_clip(&wrong)),
         ] {
             let dir = tempfile::tempdir().unwrap();
-            let check = || check_images(dir.path(), Preprocessing::for_siglip(8));
+            let check = || check_images(dir.path(), 8);
             check().unwrap();
             write_json_atomic(&dir.path().join(name), &right).unwrap();
             check().unwrap();
@@ -306,6 +344,6 @@ mod tests {
         // Older files of processors say nothing of images.
         let dir = tempfile::tempdir().unwrap();
         write_json_atomic(&dir.path().join(PROCESSOR_FILE), &json!({"patch_size": 4})).unwrap();
-        check_images(dir.path(), Preprocessing::for_siglip(8)).unwrap();
+        check_images(dir.path(), 8).unwrap();
     }
 }

@@ -12,9 +12,10 @@ pub(crate) use names::timm_vision;
 pub use names::{Network, drop_tied_head};
 
 use crate::ModelError;
+use crate::checkpoint::{ConfigFile, config_file};
 use candle_core::{Device, Tensor};
 use error::shown;
-use oqvl_shard_io::{WEIGHT_FILES, WeightIndex, WeightIndexError};
+use oqvl_shard_io::{WEIGHT_FILES, WeightIndex, WeightIndexError, weight_file_names};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -75,7 +76,8 @@ fn find(path: &Path) -> Result<PathBuf, ModelError> {
     if !path.is_dir() {
         return Ok(path.to_path_buf());
     }
-    let found = WEIGHT_FILES.iter().map(|name| path.join(name)).find(|file| file.is_file());
+    let is_of_open_clip = matches!(config_file(path), ConfigFile::OpenClip(_));
+    let found = weight_file_names(is_of_open_clip).map(|name| path.join(name)).find(|file| file.is_file());
     found.ok_or_else(|| {
         failed(path, WeightsError::NoFile { looked_for: WEIGHT_FILES.map(str::to_owned).to_vec() })
     })

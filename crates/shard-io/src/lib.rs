@@ -97,7 +97,7 @@ pub use shard_reader::{ReadLimits, ShardReader};
 pub use sidecar::ScoreTable;
 pub use store::{
     Claim, Destination, HubSettings, Mirror, MirrorOptions, MirroredFile, Sent, Store, StoreError,
-    StoreSettings, StoreUri, WEIGHT_FILES,
+    StoreSettings, StoreUri, WEIGHT_FILES, weight_file_names,
 };
 pub use tar_entries::TAR_END;
 pub use tar_writer::{MemberLocation, ShardSummary, ShardWriter};

@@ -29,7 +29,7 @@ mod transfer;
 mod uri;
 mod web;
 
-pub use checkpoint_files::WEIGHT_FILES;
+pub use checkpoint_files::{WEIGHT_FILES, weight_file_names};
 
 pub use destination::{Claim, Destination, Sent};
 pub use error::StoreError;

@@ -5,10 +5,10 @@ use crate::ModelError;
 use crate::checkpoint::{
     Contents, TOKENIZER_FILE, check_config, contents, for_inference, is_of_open_clip, read_config,
 };
-use crate::preprocessing::{Preprocessing, check_images};
+use crate::preprocessing::clip_preprocessing;
 use crate::weights::Network;
 use candle_core::Device;
-use oqvl_image_prep::{RgbImage, clip_pixel_values};
+use oqvl_image_prep::{Preprocessing, RgbImage};
 use oqvl_text_prep::{ClipTextStyle, ClipTokenizer};
 use serde_json::Value;
 use std::path::{Path, PathBuf};
@@ -22,11 +22,11 @@ const TOKENIZER_FILES: [&str; 3] = [TOKENIZER_FILE, "bpe_simple_vocab_16e6.txt.g
 ///
 /// # Errors
 /// If a file is missing or malformed, or describes something that cannot be computed here, or the folder wants its images
-/// made in another way than [`clip_pixel_values`] does it.
+/// made in a way that [`Preprocessing`] cannot tell.
 pub fn read_clip(dir: &Path, device: &Device) -> Result<Contents<ClipConfig>, ModelError> {
     let config: ClipConfig = read_config(dir)?;
     check_config(dir, config.validate())?;
-    check_images(dir, Preprocessing::for_clip(config.vision_config.image_size))?;
+    clip_preprocessing(dir, config.vision_config.image_size)?;
     let tokenizer_file = tokenizer_file(dir)?;
     let mut read = contents(dir, config, Network::Clip, device)?;
     read.replace_tokenizer(tokenizer_file);
@@ -42,6 +42,8 @@ pub struct ClipCheckpoint {
     pub config: ClipConfig,
     /// Its tokenizer.
     pub tokenizer: ClipTokenizer,
+    /// How its images are made: OpenAI's way, but for what the folder says of mean, deviation and resizing.
+    pub preprocessing: Preprocessing,
     /// Digest of config, weights and tokenizer.
     pub digest: String,
 }
@@ -80,13 +82,14 @@ impl ClipCheckpoint {
         let clip = Clip::new(&read.config, store.root())?;
         store.finish()?;
         let digest = read.digest()?;
-        Ok(Self { clip, config: read.config, tokenizer, digest })
+        let preprocessing = clip_preprocessing(dir, read.config.vision_config.image_size)?;
+        Ok(Self { clip, config: read.config, tokenizer, preprocessing, digest })
     }
 
-    /// What the network reads of an image: `(3, image_size, image_size)`, see [`clip_pixel_values`].
+    /// What the network reads of an image: `(3, image_size, image_size)`.
     #[must_use]
     pub fn pixel_values(&self, image: &RgbImage) -> Vec<f32> {
-        clip_pixel_values(image, self.config.vision_config.image_size as u32)
+        self.preprocessing.pixel_values(image)
     }
 
     /// What the network reads of a caption: ids from the start token to the first end token, as many as its positions at

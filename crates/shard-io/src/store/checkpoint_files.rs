@@ -20,6 +20,23 @@ pub const WEIGHT_FILES: [&str; 7] = [
     "open_clip_pytorch_model.bin",
     "checkpoints/latest-checkpoint.pt",
 ];
+/// open_clip's of them.
+const OPEN_CLIP_WEIGHT_FILES: std::ops::Range<usize> = 4..6;
+/// open_clip's config, and Hugging Face's word on images, without which there is no CLIP of Hugging Face's.
+const OPEN_CLIP_CONFIG_FILE: &str = "open_clip_config.json";
+const PREPROCESSOR_FILE: &str = "preprocessor_config.json";
+
+/// [`WEIGHT_FILES`] in the order in which they are looked for in a folder: open_clip's come first in one of open_clip's, where
+/// the others are of a part of the network in timm's terms.
+pub fn weight_file_names(is_of_open_clip: bool) -> impl Iterator<Item = &'static str> {
+    let first = if is_of_open_clip { OPEN_CLIP_WEIGHT_FILES } else { 0..0 };
+    let rest = (0..WEIGHT_FILES.len()).filter({
+        let first = first.clone();
+        move |at| !first.contains(at)
+    });
+    first.chain(rest).map(|at| WEIGHT_FILES[at])
+}
+
 /// How the names of the small files end: configs, tokenizers and chat templates.
 const SMALL_ENDINGS: [&str; 4] = [".json", ".txt", ".jinja", ".yaml"];
 
@@ -41,6 +58,8 @@ impl CheckpointFiles {
     pub(super) fn choose(files: Vec<RemoteFile>) -> CheckpointFiles {
         let mut others: BTreeMap<String, RemoteFile> =
             files.into_iter().map(|file| (file.name.clone(), file)).collect();
+        let is_of_open_clip =
+            others.contains_key(OPEN_CLIP_CONFIG_FILE) && !others.contains_key(PREPROCESSOR_FILE);
         let is_small = |name: &str| {
             !name.contains('/')
                 && !WeightIndex::is_one(name)
@@ -51,7 +70,7 @@ impl CheckpointFiles {
             first: small.iter().filter_map(|name| others.remove(name)).collect(),
             ..CheckpointFiles::default()
         };
-        if let Some(found) = WEIGHT_FILES.iter().find_map(|name| others.remove(*name)) {
+        if let Some(found) = weight_file_names(is_of_open_clip).find_map(|name| others.remove(name)) {
             if WeightIndex::is_one(&found.name) {
                 chosen.first.push(found.clone());
                 chosen.index = Some(found);
@@ -137,6 +156,10 @@ mod tests {
         ]);
         assert_eq!(names(&openai.first), ["config.json", "merges.txt", "tokenizer.json", "vocab.json"]);
         assert_eq!(names(&openai.weights), ["model.safetensors"]);
+        // `timm/vit_base_patch32_clip_224.openai`: the tower alone for timm, and the pair for open_clip.
+        let both =
+            ["config.json", "open_clip_config.json", "open_clip_model.safetensors", "pytorch_model.bin"];
+        assert_eq!(names(&choose(&both).weights), ["open_clip_model.safetensors"]);
         let open_clip = choose(&[
             "open_clip_config.json",
             "open_clip_pytorch_model.bin",
