@@ -256,12 +256,12 @@ fn what_is_wrong_is_one_sentence() {
         (&["--model", "model", "--temperature", "0", "q"], 2, "temperature must be"),
         (&["--model", "no/such/folder", "q"], 2, "no/such/folder"),
         (
-            &["--model", "work/typo", "q"],
+            &["--model", "team/typo", "q"],
             2,
-            "no folder work/typo here; looking in the hub's cache for the model",
+            "no folder team/typo here; looking in the hub's cache for the model",
         ),
-        (&["--model", "work/typo", "q"], 2, "there is no path `work/typo`, and as a model of the hub: "),
-        (&["--model", "hf://work/typo", "q"], 2, "oqvl-chat: no model: hf://work/typo: offline"),
+        (&["--model", "team/typo", "q"], 2, "there is no path `team/typo`, and as a model of the hub: "),
+        (&["--model", "hf://team/typo", "q"], 2, "oqvl-chat: no model: hf://team/typo: offline"),
         (
             &["--model", "model", "--vision-tower", "no/such/tower", "q"],
             2,

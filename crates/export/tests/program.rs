@@ -114,12 +114,12 @@ fn what_cannot_be_is_one_sentence() {
     assert_eq!(there, "oqvl-export: out is there already; give the name of a new folder\n");
     let nothing = refusal(dir.path(), &["--model", "nowhere", "--to", "checkpoint", "new"], 2);
     assert!(nothing.contains("there is no path `nowhere`, and it is no model of the hub"), "{nothing}");
-    let typo = refusal(dir.path(), &["--model", "work/typo", "--to", "checkpoint", "new"], 2);
-    let expected = "no folder work/typo here; looking in the hub's cache for the model work/typo\n\
-                    oqvl-export: no model: there is no path `work/typo`, and as a model of the hub: ";
+    let typo = refusal(dir.path(), &["--model", "team/typo", "--to", "checkpoint", "new"], 2);
+    let expected = "no folder team/typo here; looking in the hub's cache for the model team/typo\n\
+                    oqvl-export: no model: there is no path `team/typo`, and as a model of the hub: ";
     assert!(typo.starts_with(expected), "{typo}");
-    let address = refusal(dir.path(), &["--model", "hf://work/typo", "--to", "checkpoint", "new"], 2);
-    assert!(address.contains("\noqvl-export: no model: hf://work/typo: offline"), "{address}");
+    let address = refusal(dir.path(), &["--model", "hf://team/typo", "--to", "checkpoint", "new"], 2);
+    assert!(address.contains("\noqvl-export: no model: hf://team/typo: offline"), "{address}");
     let tower = ["--model", "ours-1", "--vision-tower", "no/such/tower", "--to", "checkpoint", "new"];
     let tower = refusal(dir.path(), &tower, 2);
     assert!(

@@ -114,12 +114,12 @@ mod tests {
     fn what_is_asked_names_both_readings() {
         let mut finder =
             ModelFinder { settings: StoreSettings::default(), max_bytes: 1, asked: BTreeSet::new() };
-        let expected = "no folder work/typo here; asking huggingface.co for the model work/typo";
-        assert_eq!(finder.question("work/typo", false), expected);
+        let expected = "no folder team/typo here; asking huggingface.co for the model team/typo";
+        assert_eq!(finder.question("team/typo", false), expected);
         assert_eq!(finder.question("hf://a/b", true), "asking huggingface.co for the model hf://a/b");
         finder.settings.offline = true;
-        let expected = "no folder work/typo here; looking in the hub's cache for the model work/typo";
-        assert_eq!(finder.question("work/typo", false), expected);
+        let expected = "no folder team/typo here; looking in the hub's cache for the model team/typo";
+        assert_eq!(finder.question("team/typo", false), expected);
     }
 
     #[test]
