@@ -52,17 +52,18 @@ fn forward<T: Element>(
     bias: Option<&[T]>,
     (rows, input, out): (usize, usize, usize),
 ) -> Result<Vec<T>> {
-    if rows.saturating_mul(input).saturating_mul(out) < LARGE && !is_tall(rows, input, out) {
+    if rows.saturating_mul(input).saturating_mul(out) < LARGE && !has_few_rows(rows, input, out) {
         return forward_block(x, weight, bias, (rows, input, out));
     }
     let mut y = vec![T::zero(); rows * out];
     y.par_chunks_mut(ROW_BLOCK * out).zip(x.par_chunks(ROW_BLOCK * input)).try_for_each(|(y, x)| {
         let rows = x.len() / input;
-        let out_block = if is_tall(rows, input, out) { FEW_ROWS_OUT_BLOCK } else { OUT_BLOCK };
+        let row_by_row = has_few_rows(rows, input, out);
+        let out_block = if row_by_row { FEW_ROWS_OUT_BLOCK } else { OUT_BLOCK };
         let blocks = weight.par_chunks(out_block * input).enumerate().map(|(block, weight)| {
             let (start, len) = (block * out_block, weight.len() / input);
             let bias = bias.map(|bias| &bias[start..start + len]);
-            if !is_tall(rows, input, out) {
+            if !row_by_row {
                 return forward_block(x, weight, bias, (rows, input, len));
             }
             let one = |x: &[T]| forward_block(x, weight, bias, (1, input, len));
@@ -99,7 +100,7 @@ const LARGE_WEIGHT: usize = 1 << 18;
 
 /// Whether rows are multiplied one by one: `gemm` copies the weights to where it wants them, which pays off over many rows
 /// alone.
-fn is_tall(rows: usize, input: usize, out: usize) -> bool {
+fn has_few_rows(rows: usize, input: usize, out: usize) -> bool {
     rows <= FEW_ROWS && input.saturating_mul(out) >= LARGE_WEIGHT
 }
 
@@ -261,7 +262,7 @@ mod tests {
     #[test]
     fn large_products_are_split_alike_on_any_number_of_threads() {
         for (rows, inputs, out) in [(2 * ROW_BLOCK + 5, 301, 307), (3, 511, 9 * FEW_ROWS_OUT_BLOCK + 31)] {
-            assert!(rows * inputs * out >= LARGE || is_tall(rows, inputs, out));
+            assert!(rows * inputs * out >= LARGE || has_few_rows(rows, inputs, out));
             let (x, w, b) = (random(&[rows, inputs], 1), random(&[out, inputs], 2), random(&[out], 3));
             let expected = x.as_tensor().matmul(&w.t().unwrap()).unwrap();
             assert_same(&linear(&x, &w, None).unwrap(), &expected, 1e-13);

@@ -4,7 +4,8 @@
 //!
 //! Source: Radford et al., "Learning Transferable Visual Models From Natural Language Supervision", 2021; parameters are
 //! named as in Hugging Face's `CLIPModel`; [`Network::Clip`](crate::Network::Clip) knows the names of openai/CLIP and
-//! open_clip.
+//! open_clip. The blocks are those that SigLIP has here, with both GELUs and both dtypes, rather than a second set from
+//! `candle-transformers`.
 
 mod checkpoint;
 mod config;

@@ -41,33 +41,18 @@ const PASSED_OVER: &[&str] = &[
 /// What a folder says of images, by its keys.
 type PreprocessorConfig = Map<String, Value>;
 
-/// What is free in the images of a network's family.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Freedom {
-    /// Nothing: all of them were trained on the same.
-    None,
-    /// Mean, standard deviation and how an image becomes a square: open_clip's differ.
-    Statistics,
-}
-
-/// Takes a config's word for what is free, and refuses it where it wants anything else than `preprocessing`.
-fn apply(
-    config: &PreprocessorConfig,
-    preprocessing: &mut Preprocessing,
-    freedom: Freedom,
-) -> Result<(), String> {
-    if freedom == Freedom::Statistics {
-        let channels = |keys: [&str; 2]| keys.iter().find_map(|key| three(config.get(*key)?));
-        let Preprocessing { mean, std, resize_mode, .. } = preprocessing;
-        *mean = channels(["image_mean", "mean"]).unwrap_or(*mean);
-        *std = channels(["image_std", "std"]).filter(|std| std.iter().all(|std| *std > 0.0)).unwrap_or(*std);
-        if config.get("resize_mode").is_some_and(|mode| mode == name(ResizeMode::Squash)) {
-            *resize_mode = ResizeMode::Squash;
-        }
+/// Takes a config's word for mean, standard deviation and how an image becomes a square; what is none, [`check`] refuses.
+fn take_statistics(config: &PreprocessorConfig, preprocessing: &mut Preprocessing) {
+    let channels = |keys: [&str; 2]| keys.iter().find_map(|key| three(config.get(*key)?));
+    let Preprocessing { mean, std, resize_mode, .. } = preprocessing;
+    *mean = channels(["image_mean", "mean"]).unwrap_or(*mean);
+    *std = channels(["image_std", "std"]).filter(|std| std.iter().all(|std| *std > 0.0)).unwrap_or(*std);
+    if config.get("resize_mode").is_some_and(|mode| mode == name(ResizeMode::Squash)) {
+        *resize_mode = ResizeMode::Squash;
     }
-    check(config, *preprocessing)
 }
 
+/// Refuses a config that wants anything else than `preprocessing`.
 fn check(config: &PreprocessorConfig, preprocessing: Preprocessing) -> Result<(), String> {
     let Preprocessing { image_size, mean, std, resize_mode } = preprocessing;
     let is_squash = resize_mode == ResizeMode::Squash;
@@ -128,8 +113,8 @@ fn describe(preprocessing: Preprocessing) -> String {
 pub(crate) fn clip_preprocessing(dir: &Path, image_size: usize) -> Result<Preprocessing, ModelError> {
     let mut preprocessing = Preprocessing::clip(edge(image_size));
     for (file, config) in preprocessor_configs(dir)? {
-        apply(&config, &mut preprocessing, Freedom::Statistics)
-            .map_err(|what| ModelError::Images { path: file, what })?;
+        take_statistics(&config, &mut preprocessing);
+        check(&config, preprocessing).map_err(|what| ModelError::Images { path: file, what })?;
     }
     Ok(preprocessing)
 }
@@ -146,10 +131,9 @@ fn edge(image_size: usize) -> u32 {
 /// # Errors
 /// If a file cannot be read, or asks for something else than is done here; names file and key.
 pub(crate) fn check_images(dir: &Path, image_size: usize) -> Result<(), ModelError> {
-    let mut preprocessing = Preprocessing::siglip(edge(image_size));
+    let preprocessing = Preprocessing::siglip(edge(image_size));
     for (file, config) in preprocessor_configs(dir)? {
-        apply(&config, &mut preprocessing, Freedom::None)
-            .map_err(|what| ModelError::Images { path: file, what })?;
+        check(&config, preprocessing).map_err(|what| ModelError::Images { path: file, what })?;
     }
     Ok(())
 }

@@ -1,6 +1,9 @@
 //! SigLIP: vision tower, text tower, and the pair trained with the sigmoid loss.
 //!
 //! Shape letters: `b` batch, `n` patches, `s` text positions, `v` hidden size.
+//!
+//! Not `candle-transformers`': that computes the tanh GELU alone, ends after the norm of the last block where features come from
+//! the block before it, and its fused layer norm has no gradient.
 
 use crate::ModelError;
 use crate::config::{check_heads, check_norm_eps, check_patches, check_vocabulary};

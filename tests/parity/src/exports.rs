@@ -17,7 +17,7 @@ use std::process::{Command, Stdio};
 const IMAGE_SIZE: usize = 14;
 /// 3 x 3 patches, and two pixels over.
 const GRID: usize = 3;
-/// Beginnings of the names of the checkpoints, whether their head is the embedding, and how many rows of their vocabulary
+/// Names of the checkpoints, whether their head is the embedding, and how many rows of their vocabulary
 /// have no token: the public models have some to spare.
 const MODELS: [(&str, bool, usize); 3] = [("tied-spare", true, 7), ("tied", true, 0), ("untied", false, 0)];
 

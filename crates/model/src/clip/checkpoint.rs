@@ -24,13 +24,18 @@ const TOKENIZER_FILES: [&str; 3] = [TOKENIZER_FILE, "bpe_simple_vocab_16e6.txt.g
 /// If a file is missing or malformed, or describes something that cannot be computed here, or the folder wants its images
 /// made in a way that [`Preprocessing`] cannot tell.
 pub fn read_clip(dir: &Path, device: &Device) -> Result<Contents<ClipConfig>, ModelError> {
+    Ok(read(dir, device)?.0)
+}
+
+/// As [`read_clip`], and how its images are made.
+fn read(dir: &Path, device: &Device) -> Result<(Contents<ClipConfig>, Preprocessing), ModelError> {
     let config: ClipConfig = read_config(dir)?;
     check_config(dir, config.validate())?;
-    clip_preprocessing(dir, config.vision_config.image_size)?;
+    let preprocessing = clip_preprocessing(dir, config.vision_config.image_size)?;
     let tokenizer_file = tokenizer_file(dir)?;
     let mut read = contents(dir, config, Network::Clip, device)?;
     read.replace_tokenizer(tokenizer_file);
-    Ok(read)
+    Ok((read, preprocessing))
 }
 
 /// CLIP's image-text pair of towers read from disk.
@@ -72,7 +77,7 @@ impl ClipCheckpoint {
     /// # Errors
     /// As [`read_clip`], or if the weights do not fit the config, or the tokenizer does not fit the network.
     pub fn load(dir: &Path, style: Option<ClipTextStyle>, device: &Device) -> Result<Self, ModelError> {
-        let mut read = read_clip(dir, device)?;
+        let (mut read, preprocessing) = read(dir, device)?;
         let default_style =
             if is_of_open_clip(dir) { ClipTextStyle::OpenClip } else { ClipTextStyle::OpenAi };
         let tokenizer = ClipTokenizer::from_file(&read.tokenizer_file, style.unwrap_or(default_style))?;
@@ -82,7 +87,6 @@ impl ClipCheckpoint {
         let clip = Clip::new(&read.config, store.root())?;
         store.finish()?;
         let digest = read.digest()?;
-        let preprocessing = clip_preprocessing(dir, read.config.vision_config.image_size)?;
         Ok(Self { clip, config: read.config, tokenizer, preprocessing, digest })
     }
 
