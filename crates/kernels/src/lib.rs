@@ -41,6 +41,7 @@
 mod adaptive_avg_pool;
 mod attention;
 mod cross_entropy;
+pub mod device;
 mod element;
 mod layer_norm;
 mod linear;

@@ -1,0 +1,195 @@
+//! Where kernels run, what they are given, and how one is started.
+//!
+//! The launch functions of every operation are generic over [`Device`]: the same checks, grids and parameters go to a CUDA
+//! stream and to the emulation that runs the kernels' source on a CPU in the tests.
+
+use candle_core::{Result, bail};
+use std::marker::PhantomData;
+
+/// Runs kernels, in the order they are given.
+///
+/// # Safety
+/// `launch` runs exactly the named kernel with exactly these parameters, after everything launched before it.
+pub unsafe trait Device {
+    /// Starts `kernel` on every block of `grid`; it may still run when this returns.
+    ///
+    /// # Errors
+    /// If the kernel is unknown to the device or cannot be started.
+    ///
+    /// # Safety
+    /// Every address in `params` is of this device and valid for what the kernel reads and writes there, until it has run.
+    unsafe fn launch<P: Params>(&self, kernel: &Kernel<P>, grid: Grid, params: &P) -> Result<()>;
+}
+
+/// A parameter struct of a kernel.
+///
+/// # Safety
+/// `repr(C)`, with the fields of the struct of the `.cu` file in its order, and plain numbers alone.
+pub unsafe trait Params: Copy + 'static {}
+
+/// A kernel of a `.cu` file, with what is fixed about its launch.
+pub struct Kernel<P> {
+    /// The name in the source.
+    pub name: &'static str,
+    /// The file it is in.
+    pub module: &'static Module,
+    /// Threads of a block.
+    pub threads: u32,
+    /// Bytes of dynamic shared memory of a block.
+    pub shared_memory: u32,
+    params: PhantomData<fn(P)>,
+}
+
+impl<P: Params> Kernel<P> {
+    pub(crate) const fn new(
+        module: &'static Module,
+        name: &'static str,
+        threads: u32,
+        shared_memory: u32,
+    ) -> Self {
+        assert!(threads.is_multiple_of(32) && threads <= 1024, "blocks are made of whole warps");
+        Self { name, module, threads, shared_memory, params: PhantomData }
+    }
+}
+
+/// One `.cu` file.
+#[derive(Debug)]
+pub struct Module {
+    /// The file's name without its ending.
+    pub name: &'static str,
+    /// Machine code for compute capability 8.0.
+    #[cfg(feature = "cuda")]
+    pub(crate) sm_80: &'static [u8],
+    /// Machine code for compute capability 9.0, with the instructions of Hopper alone.
+    #[cfg(feature = "cuda")]
+    pub(crate) sm_90a: &'static [u8],
+}
+
+/// The [`Module`] of a `.cu` file, by its name without the ending.
+macro_rules! module {
+    ($name:literal) => {
+        $crate::device::Module {
+            name: $name,
+            #[cfg(feature = "cuda")]
+            sm_80: include_bytes!(concat!(env!("OUT_DIR"), "/", $name, ".sm_80.cubin")),
+            #[cfg(feature = "cuda")]
+            sm_90a: include_bytes!(concat!(env!("OUT_DIR"), "/", $name, ".sm_90a.cubin")),
+        }
+    };
+}
+pub(crate) use module;
+
+/// Blocks of a launch along x, y and z.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Grid {
+    /// Up to 2^31 - 1.
+    pub x: u32,
+    /// Up to 65,535.
+    pub y: u32,
+    /// Up to 65,535.
+    pub z: u32,
+}
+
+impl Grid {
+    /// Checks the sizes against the limits of CUDA. `None` if there is nothing to run.
+    ///
+    /// # Errors
+    /// If a size is beyond its limit.
+    pub(crate) fn new(what: &str, x: usize, y: usize, z: usize) -> Result<Option<Self>> {
+        const MAX_X: usize = i32::MAX as usize;
+        const MAX_YZ: usize = u16::MAX as usize;
+        if x > MAX_X || y > MAX_YZ || z > MAX_YZ {
+            bail!("{what}: a grid of {x} x {y} x {z} blocks is beyond CUDA's {MAX_X} x {MAX_YZ} x {MAX_YZ}");
+        }
+        Ok((x > 0 && y > 0 && z > 0).then_some(Self { x: x as u32, y: y as u32, z: z as u32 }))
+    }
+}
+
+/// Elements in the memory of a device, to read.
+pub struct Slice<'a, D, T> {
+    address: u64,
+    len: usize,
+    owner: PhantomData<(&'a [T], fn() -> D)>,
+}
+
+impl<D, T> Clone for Slice<'_, D, T> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<D, T> Copy for Slice<'_, D, T> {}
+
+impl<D, T> Slice<'_, D, T> {
+    /// The elements at an address.
+    ///
+    /// # Safety
+    /// `len` initialised elements are there, in memory of `D`, and nothing writes them for `'a`.
+    pub unsafe fn from_raw(address: u64, len: usize) -> Self {
+        Self { address, len, owner: PhantomData }
+    }
+
+    /// Number of elements.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// For the parameters of a kernel.
+    pub(crate) fn address(&self) -> u64 {
+        self.address
+    }
+}
+
+/// Elements in the memory of a device, to write.
+pub struct SliceMut<'a, D, T> {
+    address: u64,
+    len: usize,
+    owner: PhantomData<(&'a mut [T], fn() -> D)>,
+}
+
+impl<D, T> SliceMut<'_, D, T> {
+    /// The elements at an address.
+    ///
+    /// # Safety
+    /// Memory of `D` for `len` elements is there, and nothing else reads or writes it for `'a`. What a launch function
+    /// says that it writes whole needs no content before.
+    pub unsafe fn from_raw(address: u64, len: usize) -> Self {
+        Self { address, len, owner: PhantomData }
+    }
+
+    /// Number of elements.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// For the parameters of a kernel.
+    pub(crate) fn address(&self) -> u64 {
+        self.address
+    }
+
+    /// The same elements to read, while this is borrowed.
+    pub fn as_slice(&self) -> Slice<'_, D, T> {
+        Slice { address: self.address, len: self.len, owner: PhantomData }
+    }
+}
+
+/// Kernels read and write 16 bytes at once.
+pub(crate) const ALIGNMENT: u64 = 16;
+
+/// Refuses an address that 16 bytes cannot be read from at once. An empty slice may lie anywhere.
+pub(crate) fn check_alignment(what: &str, address: u64, len: usize) -> Result<()> {
+    if len > 0 && !address.is_multiple_of(ALIGNMENT) {
+        bail!("{what}: the address {address:#x} is not a multiple of {ALIGNMENT} bytes");
+    }
+    Ok(())
+}
