@@ -3,6 +3,12 @@
 //! The launch functions of every operation are generic over [`Device`]: the same checks, grids and parameters go to a CUDA
 //! stream and to the emulation that runs the kernels' source on a CPU in the tests.
 
+#[cfg(feature = "cuda")]
+mod cuda;
+
+#[cfg(feature = "cuda")]
+pub use cuda::{Cuda, Reading, Writing, contiguous};
+
 use candle_core::{Result, bail};
 use std::marker::PhantomData;
 

@@ -1,0 +1,409 @@
+//! A CUDA stream as a [`Device`].
+
+use super::{Device, Grid, Kernel, Module, Params, Slice, SliceMut};
+use candle_core::cuda_backend::CudaDType;
+use candle_core::{CudaDevice, CudaStorage, Layout, Result, bail};
+use cudarc::driver::result::{self, DriverError};
+use cudarc::driver::sys::{self, CUdevice_attribute, CUfunction_attribute_enum as FunctionAttribute};
+use cudarc::driver::{CudaContext, CudaFunction, CudaModule, CudaSlice, CudaStream, CudaView};
+use cudarc::driver::{DevicePtr, DevicePtrMut, SyncOnDrop};
+use cudarc::nvrtc::Ptx;
+use std::collections::HashMap;
+use std::ffi::c_void;
+use std::fmt;
+use std::sync::{Arc, OnceLock, RwLock};
+
+/// A stream of an NVIDIA GPU: kernels run on it in the order they are launched.
+///
+/// Kernels are loaded when they are first launched, once in the life of the process, however many `Cuda` there are.
+#[derive(Clone)]
+pub struct Cuda {
+    device: CudaDevice,
+    stream: Arc<CudaStream>,
+    code: Code,
+}
+
+impl fmt::Debug for Cuda {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Cuda").field("ordinal", &self.stream.context().ordinal()).finish_non_exhaustive()
+    }
+}
+
+impl Cuda {
+    /// The GPU number `ordinal`, with a stream of its own, which [`Cuda::candle`] shares.
+    ///
+    /// candle's tensors of this device are not tracked by events, which cost more than small kernels: whoever makes other
+    /// streams orders them by hand. Memory that was freed stays with the process, to be given out again.
+    ///
+    /// # Errors
+    /// If there is no driver, no GPU, or one that this build has no code for; the text says which and what to do.
+    pub fn new(ordinal: usize) -> Result<Self> {
+        let context = open(ordinal)?;
+        let code = Code::for_context(&context)?;
+        keep_freed_memory(&context)?;
+        let device = CudaDevice::new_with_stream(ordinal)?;
+        // SAFETY: every tensor of `device` is made, used and freed on its one stream; who makes others is told above.
+        unsafe { device.disable_event_tracking() };
+        Ok(Self { stream: device.cuda_stream(), device, code })
+    }
+
+    /// The stream of a device of candle, which keeps what it has of event tracking.
+    ///
+    /// # Errors
+    /// If this build has no code for the GPU.
+    pub fn from_candle(device: &CudaDevice) -> Result<Self> {
+        let stream = device.cuda_stream();
+        let code = Code::for_context(stream.context())?;
+        Ok(Self { device: device.clone(), stream, code })
+    }
+
+    /// The device for candle's tensors.
+    pub fn candle(&self) -> &CudaDevice {
+        &self.device
+    }
+
+    /// The stream kernels run on.
+    pub fn stream(&self) -> &Arc<CudaStream> {
+        &self.stream
+    }
+
+    /// Elements to read, for as long as the result lives.
+    ///
+    /// # Errors
+    /// If they are of another GPU.
+    pub fn read<'a, T>(&'a self, elements: &'a impl DevicePtr<T>) -> Result<Reading<'a, T>> {
+        self.check_gpu(elements.stream())?;
+        let (address, guard) = elements.device_ptr(&self.stream);
+        // SAFETY: `elements` has as many, of this GPU, and is borrowed for `'a`.
+        Ok(Reading { slice: unsafe { Slice::from_raw(address, elements.len()) }, _guard: guard })
+    }
+
+    /// Elements to write, for as long as the result lives.
+    ///
+    /// # Errors
+    /// If they are of another GPU.
+    pub fn write<'a, T>(&'a self, elements: &'a mut impl DevicePtrMut<T>) -> Result<Writing<'a, T>> {
+        self.check_gpu(elements.stream())?;
+        let len = elements.len();
+        let (address, guard) = elements.device_ptr_mut(&self.stream);
+        // SAFETY: `elements` has as many, of this GPU, and is borrowed for `'a` by this alone.
+        Ok(Writing { slice: unsafe { SliceMut::from_raw(address, len) }, _guard: guard })
+    }
+
+    fn check_gpu(&self, of_elements: &CudaStream) -> Result<()> {
+        let (ours, theirs) = (self.stream.context(), of_elements.context());
+        if ours != theirs {
+            bail!("the elements are on GPU {}, the kernel runs on {}", theirs.ordinal(), ours.ordinal());
+        }
+        Ok(())
+    }
+
+    /// Room for `len` elements that a kernel writes whole before anything reads them.
+    ///
+    /// # Errors
+    /// If the memory of the GPU does not suffice.
+    ///
+    /// # Safety
+    /// Nothing is there until it is written.
+    pub unsafe fn uninitialised<T: cudarc::driver::DeviceRepr>(&self, len: usize) -> Result<CudaSlice<T>> {
+        // SAFETY: the caller writes before it reads.
+        unsafe { self.device.alloc(len) }
+    }
+}
+
+/// What a contiguous tensor holds.
+///
+/// # Errors
+/// If it holds elements of another kind, or not one after the other.
+pub fn contiguous<'a, T: CudaDType + cudarc::driver::DeviceRepr>(
+    what: &str,
+    storage: &'a CudaStorage,
+    layout: &Layout,
+) -> Result<CudaView<'a, T>> {
+    match layout.contiguous_offsets() {
+        Some((start, end)) => Ok(storage.as_cuda_slice::<T>()?.slice(start..end)),
+        None => bail!("{what} is not contiguous: {layout:?}"),
+    }
+}
+
+/// Elements that a launch may read. Work of other streams on them waits for this where events are tracked.
+pub struct Reading<'a, T> {
+    slice: Slice<'a, Cuda, T>,
+    _guard: SyncOnDrop<'a>,
+}
+
+impl<T> Reading<'_, T> {
+    /// For launch functions.
+    pub fn slice(&self) -> Slice<'_, Cuda, T> {
+        self.slice
+    }
+}
+
+/// Elements that a launch may write. Work of other streams on them waits for this where events are tracked.
+pub struct Writing<'a, T> {
+    slice: SliceMut<'a, Cuda, T>,
+    _guard: SyncOnDrop<'a>,
+}
+
+impl<T> Writing<'_, T> {
+    /// For launch functions.
+    pub fn slice(&mut self) -> SliceMut<'_, Cuda, T> {
+        // SAFETY: the same elements, which nothing else reaches while `self` is borrowed.
+        unsafe { SliceMut::from_raw(self.slice.address(), self.slice.len()) }
+    }
+}
+
+// SAFETY: the function is looked up by the kernel's name in the kernel's module, gets the one struct that `Params` says is
+// the kernel's, and the stream runs what it is given in order.
+unsafe impl Device for Cuda {
+    unsafe fn launch<P: Params>(&self, kernel: &Kernel<P>, grid: Grid, params: &P) -> Result<()> {
+        let context = self.stream.context();
+        let function = function(context, self.code, kernel.module, kernel.name)?;
+        if kernel.shared_memory > function.max_dynamic_shared_memory {
+            bail!(
+                "{} needs {} bytes of dynamic shared memory a block; this GPU allows {}",
+                kernel.name,
+                kernel.shared_memory,
+                function.max_dynamic_shared_memory
+            );
+        }
+        let mut pointers = [std::ptr::from_ref(params).cast_mut().cast::<c_void>()];
+        let Grid { x, y, z } = grid;
+        let bound = context.bind_to_thread();
+        // SAFETY: the kernel takes one struct, which `params` is and which is copied before the call returns; what its
+        // addresses point to is the caller's promise; the module lives as long as the process.
+        let launched = bound.and_then(|()| unsafe {
+            let shape = ((x, y, z), (kernel.threads, 1, 1), kernel.shared_memory);
+            let stream = self.stream.cu_stream();
+            result::launch_kernel(
+                function.handle.cu_function(),
+                shape.0,
+                shape.1,
+                shape.2,
+                stream,
+                &mut pointers,
+            )
+        });
+        launched.or_else(|error| {
+            let threads = kernel.threads;
+            bail!(
+                "cannot launch {} on {x} x {y} x {z} blocks of {threads} threads: {}",
+                kernel.name,
+                text(error)
+            )
+        })
+    }
+}
+
+/// Which of the embedded machine codes a GPU runs: code of one major version runs on the later minor ones of the same.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+enum Code {
+    Sm80,
+    Sm90a,
+}
+
+impl Code {
+    fn for_context(context: &CudaContext) -> Result<Self> {
+        let capability = context.compute_capability();
+        let (major, minor) =
+            capability.or_else(|error| bail!("cannot ask the GPU what it is: {}", text(error)))?;
+        match Self::for_capability(major, minor) {
+            Ok(code) => Ok(code),
+            Err(why) => {
+                let name = context.name().unwrap_or_else(|_| "this GPU".to_owned());
+                bail!("{name} has compute capability {major}.{minor}: {why}")
+            }
+        }
+    }
+
+    fn for_capability(major: i32, minor: i32) -> std::result::Result<Self, &'static str> {
+        match (major, minor) {
+            (8, _) => Ok(Self::Sm80),
+            (9, 0) => Ok(Self::Sm90a),
+            (..8, _) => Err("too old, the kernels need 8.0 (Ampere) or later"),
+            _ => Err("this build has no code for it, only for 8.x and 9.0"),
+        }
+    }
+
+    fn of(self, module: &Module) -> &'static [u8] {
+        match self {
+            Self::Sm80 => module.sm_80,
+            Self::Sm90a => module.sm_90a,
+        }
+    }
+}
+
+/// A kernel that is ready to be launched.
+#[derive(Clone)]
+struct Function {
+    handle: CudaFunction,
+    /// Bytes of dynamic shared memory of a block, as many as the GPU allows.
+    max_dynamic_shared_memory: u32,
+}
+
+/// Modules and functions that were loaded, by the handle of the context and the name. They keep their context, so that no
+/// other gets its handle.
+#[derive(Default)]
+struct Loaded {
+    modules: HashMap<(usize, &'static str), Arc<CudaModule>>,
+    functions: HashMap<(usize, &'static str), Function>,
+}
+
+/// The function of a kernel; loads its module at the first use.
+fn function(
+    context: &Arc<CudaContext>,
+    code: Code,
+    module: &'static Module,
+    name: &'static str,
+) -> Result<Function> {
+    static LOADED: OnceLock<RwLock<Loaded>> = OnceLock::new();
+    let loaded = LOADED.get_or_init(RwLock::default);
+    let context_id = context.cu_ctx() as usize;
+    let key = (context_id, name);
+    if let Some(function) = loaded.read().expect("no loader panics").functions.get(&key) {
+        return Ok(function.clone());
+    }
+    let mut loaded = loaded.write().expect("no loader panics");
+    if let Some(function) = loaded.functions.get(&key) {
+        return Ok(function.clone());
+    }
+    let module_key = (context_id, module.name);
+    let file = match loaded.modules.get(&module_key) {
+        Some(file) => file.clone(),
+        None => {
+            let file = context.load_module(Ptx::from_binary(code.of(module).to_vec()));
+            let file =
+                file.or_else(|error| bail!("cannot load the kernels of {}: {}", module.name, text(error)))?;
+            loaded.modules.insert(module_key, file.clone());
+            file
+        }
+    };
+    let handle = file.load_function(name);
+    let handle = handle.or_else(|error| bail!("no kernel {name} in {}: {}", module.name, text(error)))?;
+    let max = max_dynamic_shared_memory(context, &handle);
+    let max_dynamic_shared_memory = max.or_else(|error| bail!("{name}: {}", text(error)))?;
+    let function = Function { handle, max_dynamic_shared_memory };
+    loaded.functions.insert(key, function.clone());
+    Ok(function)
+}
+
+/// Allows the function all the shared memory that blocks can have on this GPU. More than 48 KiB has to be asked for.
+fn max_dynamic_shared_memory(
+    context: &CudaContext,
+    function: &CudaFunction,
+) -> std::result::Result<u32, DriverError> {
+    let limit = CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN;
+    let of_block = context.attribute(limit)?;
+    let dynamic = (of_block - function.shared_size_bytes()?).max(0);
+    function.set_attribute(FunctionAttribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES, dynamic)?;
+    Ok(dynamic as u32)
+}
+
+/// The context of a GPU, after the questions whose answers a person can act on.
+fn open(ordinal: usize) -> Result<Arc<CudaContext>> {
+    if let Err(error) = result::init() {
+        bail!("{}", no_driver(error));
+    }
+    let (mut of_driver, toolkit) = (0, (sys::CUDA_VERSION as i32) / 1000);
+    // SAFETY: writes the one number.
+    let asked = unsafe { sys::cuDriverGetVersion(&mut of_driver) }.result();
+    asked.or_else(|error| bail!("cannot ask the driver for its version: {}", text(error)))?;
+    if let Some(why) = driver_is_too_old(of_driver, toolkit) {
+        bail!("{why}");
+    }
+    let count = CudaContext::device_count();
+    let count = count.or_else(|error| bail!("cannot count the GPUs: {}", text(error)))?;
+    if ordinal >= usize::try_from(count).unwrap_or(0) {
+        bail!("there is no GPU {ordinal}: the driver shows {count} (CUDA_VISIBLE_DEVICES hides others)");
+    }
+    CudaContext::new(ordinal).or_else(|error| bail!("cannot use GPU {ordinal}: {}", text(error)))
+}
+
+/// What the failure of the driver's first call means.
+fn no_driver(error: DriverError) -> String {
+    use sys::CUresult;
+    match error.0 {
+        CUresult::CUDA_ERROR_NO_DEVICE => {
+            "the driver finds no GPU (CUDA_VISIBLE_DEVICES may hide it; `nvidia-smi` lists what there is)".to_owned()
+        }
+        CUresult::CUDA_ERROR_STUB_LIBRARY => {
+            "libcuda.so.1 is the stub that programs are linked with, not a driver: no NVIDIA driver is installed, or the \
+             stub stands before it in LD_LIBRARY_PATH"
+                .to_owned()
+        }
+        CUresult::CUDA_ERROR_SYSTEM_DRIVER_MISMATCH => {
+            "libcuda.so.1 is not of the version of the running kernel module: reboot, or reload the driver".to_owned()
+        }
+        _ => format!("the NVIDIA driver does not start: {}", text(error)),
+    }
+}
+
+/// Why a driver cannot run what a toolkit of the major version `toolkit` made. `of_driver` is 1000 times the major version of
+/// CUDA it knows plus 10 times the minor.
+fn driver_is_too_old(of_driver: i32, toolkit: i32) -> Option<String> {
+    let (major, minor) = (of_driver / 1000, of_driver % 1000 / 10);
+    (major < toolkit).then(|| {
+        format!(
+            "the NVIDIA driver knows CUDA {major}.{minor}, this program is built with {toolkit}: a newer driver, or a build \
+             with the older toolkit, is needed"
+        )
+    })
+}
+
+/// Lets the default pool keep what is freed; as it comes, each synchronisation may hand it back to the system.
+fn keep_freed_memory(context: &CudaContext) -> Result<()> {
+    let mut threshold = u64::MAX;
+    // SAFETY: the device is that of a live context, and the attribute is a `u64`.
+    let set = unsafe {
+        result::device::get_default_mem_pool(context.cu_device()).and_then(|pool| {
+            let attribute = sys::CUmemPool_attribute::CU_MEMPOOL_ATTR_RELEASE_THRESHOLD;
+            result::mem_pool::set_attribute(pool, attribute, std::ptr::from_mut(&mut threshold).cast())
+        })
+    };
+    set.or_else(|error| bail!("cannot set up the memory pool of the GPU: {}", text(error)))
+}
+
+/// The driver's words for an error.
+fn text(error: DriverError) -> String {
+    match (error.error_name(), error.error_string()) {
+        (Ok(name), Ok(string)) => format!("{} ({})", string.to_string_lossy(), name.to_string_lossy()),
+        _ => format!("{:?}", error.0),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn code_runs_on_its_own_major_version() {
+        for minor in [0, 6, 7, 9] {
+            assert_eq!(Code::for_capability(8, minor), Ok(Code::Sm80));
+        }
+        assert_eq!(Code::for_capability(9, 0), Ok(Code::Sm90a));
+        assert!(Code::for_capability(7, 5).unwrap_err().contains("too old"));
+        assert!(Code::for_capability(10, 0).unwrap_err().contains("no code"));
+        assert!(Code::for_capability(12, 1).unwrap_err().contains("no code"));
+    }
+
+    #[test]
+    fn a_driver_runs_what_is_no_newer_than_itself() {
+        assert_eq!(driver_is_too_old(13_000, 13), None);
+        assert_eq!(driver_is_too_old(13_020, 12), None);
+        assert!(driver_is_too_old(12_080, 13).unwrap().contains("knows CUDA 12.8"));
+    }
+
+    /// Without a GPU one sentence says what is missing; with one, this is the proof that it opens.
+    #[test]
+    fn a_machine_without_a_gpu_is_told_so() {
+        match Cuda::new(0) {
+            Ok(cuda) => assert_eq!(cuda.stream().context().ordinal(), 0),
+            Err(error) => {
+                let sentence = error.to_string();
+                let known = ["no NVIDIA driver", "no GPU", "does not start", "compute capability"];
+                assert!(known.iter().any(|known| sentence.contains(known)), "{sentence}");
+                println!("skipped: opening a GPU ({sentence})");
+            }
+        }
+    }
+}
