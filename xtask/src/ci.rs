@@ -3,7 +3,7 @@
 //! Everything is built in the release profile: clippy and rustdoc share one set of checked dependencies, tests and
 //! stages share one set of compiled ones. A tool that is not installed is reported as skipped, never as passed.
 
-use crate::{cargo, parity, test, tidy, units};
+use crate::{cargo, cuda, parity, test, tidy, units};
 use anyhow::Context;
 use std::process::{Command, Stdio};
 use std::time::Instant;
@@ -22,7 +22,7 @@ enum Outcome {
     Skipped(String),
 }
 
-const STEPS: [Step; 11] = [
+const STEPS: [Step; 12] = [
     Step { name: "fmt", run: || run_cargo(&["fmt", "--all", "--check"]) },
     Step { name: "tidy", run: || tidy::run().map(|()| Outcome::Passed) },
     Step { name: "typos", run: || run_tool("typos", &["--version"], Command::new("typos")) },
@@ -31,6 +31,7 @@ const STEPS: [Step; 11] = [
     Step { name: "doc", run: doc },
     Step { name: "package", run: package },
     Step { name: "test", run: || test::workspace().map(Outcome::PassedWithSkips) },
+    Step { name: "cuda", run: cuda },
     Step { name: "parity", run: || parity::check().map(Outcome::PassedWithSkips) },
     Step { name: "peers", run: || test::peers().map(Outcome::PassedWithSkips) },
     Step { name: "pipeline", run: || test::pipeline().map(Outcome::PassedWithSkips) },
@@ -81,6 +82,13 @@ fn clippy() -> anyhow::Result<Outcome> {
 fn doc() -> anyhow::Result<Outcome> {
     let mut command = cargo::command(&["doc", "--release", "--workspace", "--no-deps"]);
     run_command(command.env("RUSTDOCFLAGS", "-D warnings"))
+}
+
+fn cuda() -> anyhow::Result<Outcome> {
+    Ok(match cuda::check()? {
+        Ok(()) => Outcome::Passed,
+        Err(why) => Outcome::Skipped(why),
+    })
 }
 
 /// Every crate packs. Building each package once more from its archive (`cargo package --workspace`) is left to

@@ -1,4 +1,4 @@
-//! Runner of the project: `cargo xtask reproduce | ablate | bench | fixtures | parity | fuzz | test | ci | tidy`.
+//! Runner of the project: `cargo xtask reproduce | ablate | bench | cuda | fixtures | parity | fuzz | test | ci | tidy`.
 //!
 //! It links no stage: it drives the stage binaries through their flags, their exit codes and the files they leave,
 //! exactly as a person or a cluster script would.
@@ -10,6 +10,7 @@ mod cargo;
 mod child_output;
 mod ci;
 mod config;
+mod cuda;
 mod exit;
 mod fixtures;
 mod fuzz;
@@ -50,6 +51,8 @@ enum Command {
     Ablate(ablate::Args),
     /// Measure against others: `bench peers` runs the data stages beside the Python tools they replace
     Bench(bench::Args),
+    /// Build for NVIDIA GPUs, on a machine that need not have one: `cuda setup | env | build | check`
+    Cuda(cuda::Args),
     /// Make the small networks that the tests hold ours against, with torch, transformers, timm and open_clip
     Fixtures(fixtures::Args),
     /// Print how far networks, token ids, pixels and exports are from the Python originals'; writes target/parity.json
@@ -69,6 +72,7 @@ fn main() -> ExitCode {
         Command::Reproduce(args) => reproduce::run(&args),
         Command::Ablate(args) => ablate::run(&args),
         Command::Bench(args) => bench::run(&args),
+        Command::Cuda(args) => cuda::run(&args),
         Command::Fixtures(args) => fixtures::run(&args),
         Command::Parity(args) => parity::run(&args),
         Command::Fuzz(args) => fuzz::run(&args),

@@ -49,6 +49,11 @@ impl Venv {
         Ok(Ok(venv))
     }
 
+    /// Where it lies.
+    pub(crate) fn dir(&self) -> &Path {
+        &self.dir
+    }
+
     /// The interpreter.
     pub(crate) fn python(&self) -> PathBuf {
         self.dir.join("bin/python")

@@ -3,6 +3,8 @@
 //! The launch functions of every operation are generic over [`Device`]: the same checks, grids and parameters go to a CUDA
 //! stream and to the emulation that runs the kernels' source on a CPU in the tests.
 
+#[cfg(any(test, feature = "cuda"))]
+mod capability;
 #[cfg(feature = "cuda")]
 mod cuda;
 
