@@ -3,9 +3,7 @@
 use candle_core::{CpuStorage, DType, Layout, Result, Storage, Tensor, WithDType, bail};
 
 /// f32 or f64.
-pub(crate) trait Element:
-    WithDType + num_traits::Float + std::iter::Sum + std::ops::AddAssign
-{
+pub trait Element: WithDType + num_traits::Float + std::iter::Sum + std::ops::AddAssign {
     /// `e^x` without a call, so that loops over it become vector code.
     fn exponential(self) -> Self;
 }

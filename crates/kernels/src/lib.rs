@@ -4,7 +4,7 @@
 //! their result from the graph. The ones here never do: each is a candle custom operation whose `bwd` is written by
 //! hand and tested against central differences and against candle's autograd on the unfused formula.
 //!
-//! - [`attention`]: softmax attention with grouped queries, causal or full
+//! - [`attention()`], [`attention_varlen`]: softmax attention with grouped queries, causal or full
 //! - [`linear`]: `x w^T + b`, with the weight gradient in the layout of the weight
 //! - [`rms_norm`], [`layer_norm`]
 //! - [`rope`]: rotary position embedding, half-split layout
@@ -39,7 +39,7 @@
 #![allow(unsafe_code)]
 
 mod adaptive_avg_pool;
-mod attention;
+pub mod attention;
 mod cross_entropy;
 pub mod device;
 mod element;
@@ -52,8 +52,9 @@ mod rows;
 mod swiglu;
 
 pub use adaptive_avg_pool::adaptive_avg_pool;
-pub use attention::{Mask, attention};
+pub use attention::{CuSeqlens, Mask, attention, attention_varlen};
 pub use cross_entropy::cross_entropy;
+pub use element::Element;
 pub use layer_norm::layer_norm;
 pub use linear::linear;
 pub use rms_norm::rms_norm;

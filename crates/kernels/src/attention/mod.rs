@@ -1,0 +1,16 @@
+//! Softmax attention with grouped queries.
+//!
+//! [`attention()`](crate::attention()) and [`attention_varlen`](crate::attention_varlen) are what candle programs call, on the
+//! CPU in f32, f64 or bf16. Engines with memory of their own call [`forward`] and [`backward`] on a
+//! [`Device`](crate::device::Device), whose kernels are held against [`reference`].
+
+mod launch;
+mod op;
+pub mod reference;
+mod shape;
+mod sys;
+
+pub use launch::{Backward, Forward, Operand, OperandMut, backward, backward_workspace_len, forward};
+pub use op::{attention, attention_varlen};
+pub use shape::{CuSeqlens, Mask, Sequences, Shape};
+pub use sys::Strides;
