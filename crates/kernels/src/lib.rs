@@ -38,8 +38,8 @@
 // Matrix products hand checked slices to the `gemm` crate, whose interface is raw pointers.
 #![allow(unsafe_code)]
 
-mod adaptive_avg_pool;
 pub mod attention;
+pub mod avg_pool;
 mod cross_entropy;
 pub mod device;
 mod element;
@@ -51,8 +51,8 @@ mod rope;
 mod rows;
 mod swiglu;
 
-pub use adaptive_avg_pool::adaptive_avg_pool;
 pub use attention::{CuSeqlens, Mask, attention, attention_varlen};
+pub use avg_pool::adaptive_avg_pool;
 pub use cross_entropy::cross_entropy;
 pub use element::Element;
 pub use layer_norm::layer_norm;

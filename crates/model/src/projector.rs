@@ -4,7 +4,6 @@ use crate::ModelError;
 use crate::layers::{Bias, Linear};
 use crate::params::{Init, ParamBuilder};
 use candle_core::{Result, Tensor};
-use oqvl_image_prep::pooling_windows;
 use oqvl_kernels::adaptive_avg_pool;
 
 /// Average-pool projector. The pooling has no parameters, so the same weights serve any number of tokens.
@@ -58,7 +57,7 @@ impl AvgPoolProjector {
         }
         let pooled = match pooled_grid == self.grid {
             true => patches_bnv.clone(),
-            false => adaptive_avg_pool(patches_bnv, &pooling_windows(self.grid, pooled_grid))?,
+            false => adaptive_avg_pool(patches_bnv, pooled_grid)?,
         };
         Ok(self.fc2.forward(&self.fc1.forward(&pooled)?.gelu_erf()?)?)
     }

@@ -113,11 +113,14 @@ impl Grid {
     }
 }
 
+/// What a slice borrows, from which device.
+type Borrow<R, D> = PhantomData<(R, fn() -> D)>;
+
 /// Elements in the memory of a device, to read.
 pub struct Slice<'a, D, T> {
     address: u64,
     len: usize,
-    owner: PhantomData<(&'a [T], fn() -> D)>,
+    owner: Borrow<&'a [T], D>,
 }
 
 impl<D, T> Clone for Slice<'_, D, T> {
@@ -157,7 +160,7 @@ impl<D, T> Slice<'_, D, T> {
 pub struct SliceMut<'a, D, T> {
     address: u64,
     len: usize,
-    owner: PhantomData<(&'a mut [T], fn() -> D)>,
+    owner: Borrow<&'a mut [T], D>,
 }
 
 impl<D, T> SliceMut<'_, D, T> {
