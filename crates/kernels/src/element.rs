@@ -6,6 +6,9 @@ use candle_core::{CpuStorage, DType, Layout, Result, Storage, Tensor, WithDType,
 pub trait Element: WithDType + num_traits::Float + std::iter::Sum + std::ops::AddAssign {
     /// `e^x` without a call, so that loops over it become vector code.
     fn exponential(self) -> Self;
+
+    /// `erf(x)`, to the last digit or two.
+    fn error_function(self) -> Self;
 }
 
 impl Element for f32 {
@@ -30,11 +33,19 @@ impl Element for f32 {
         let value = if self < -87.33 { 0.0 } else { value };
         if self > 88.37 { f32::INFINITY } else { value }
     }
+
+    fn error_function(self) -> f32 {
+        libm::erff(self)
+    }
 }
 
 impl Element for f64 {
     fn exponential(self) -> f64 {
         self.exp()
+    }
+
+    fn error_function(self) -> f64 {
+        libm::erf(self)
     }
 }
 

@@ -10,6 +10,7 @@
 //! - [`rope`]: rotary position embedding, half-split layout
 //! - [`swiglu`]
 //! - [`cross_entropy`]: mean over rows, from logits
+//! - [`bias_gelu()`]: exact GELU of `x + b`
 //! - [`adaptive_avg_pool`]: the pooling of the projector
 //!
 //! This is the CPU side (f32 and f64, one thread per call, so that results do not depend on the number of threads). bf16
@@ -40,6 +41,8 @@
 
 pub mod attention;
 pub mod avg_pool;
+pub mod bias_gelu;
+pub mod column_sum;
 mod cross_entropy;
 pub mod device;
 mod element;
@@ -53,10 +56,12 @@ mod swiglu;
 
 pub use attention::{CuSeqlens, Mask, attention, attention_varlen};
 pub use avg_pool::adaptive_avg_pool;
+pub use bias_gelu::bias_gelu;
 pub use cross_entropy::cross_entropy;
 pub use element::Element;
 pub use layer_norm::layer_norm;
 pub use linear::linear;
+pub use matmul::Output;
 pub use rms_norm::rms_norm;
 pub use rope::{RopeTables, rope};
 pub use swiglu::swiglu;

@@ -1,8 +1,8 @@
 //! `y = x w^T + b`.
 
+use crate::column_sum;
 use crate::element::{Element, dispatch, elements, widened, with_elements};
 use crate::matmul::{Matrix, Output, matmul, product};
-use crate::rows;
 use candle_core::backend::BackendStorage as _;
 use candle_core::{CpuStorage, CustomOp2, CustomOp3, Layout, Result, Shape, Tensor, WithDType, bail};
 use rayon::prelude::*;
@@ -155,11 +155,7 @@ fn backward<T: Element>(x: &Tensor, weight: &Tensor, grad: &Tensor) -> Result<(T
 }
 
 fn bias_gradient<T: Element>(bias: &Tensor, grad: &Tensor) -> Result<Tensor> {
-    let mut db = vec![T::zero(); bias.elem_count()];
-    with_elements::<T, _>(grad, |grad| {
-        grad.chunks_exact(db.len().max(1)).for_each(|row| rows::add_to(&mut db, row));
-        Ok(())
-    })?;
+    let db = with_elements::<T, _>(grad, |grad| Ok(column_sum::reference(grad, bias.elem_count())))?;
     Tensor::from_vec(db, bias.shape(), bias.device())
 }
 

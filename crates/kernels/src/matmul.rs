@@ -40,9 +40,11 @@ impl Matrix {
 }
 
 /// What happens to the old content of the output.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Output {
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Output {
+    /// It is not read.
     Overwrite,
+    /// The result is added to it.
     Accumulate,
 }
 

@@ -10,7 +10,7 @@
 // Layout: x (batch, n, n, channels), y (batch, m, m, channels), row-major, bf16 or f32; sums in f32.
 // Launch: a warp for each pixel that is written, 8 warps in a block; lanes go along the channels, sixteen bytes each.
 // Source: `adaptive_avg_pool2d` of PyTorch.
-#include "../device/vec16.cuh"
+#include "vec16.cuh"
 
 struct AvgPoolParams {
   const void* from;

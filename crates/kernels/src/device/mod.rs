@@ -113,14 +113,11 @@ impl Grid {
     }
 }
 
-/// What a slice borrows, from which device.
-type Borrow<R, D> = PhantomData<(R, fn() -> D)>;
-
 /// Elements in the memory of a device, to read.
 pub struct Slice<'a, D, T> {
     address: u64,
     len: usize,
-    owner: Borrow<&'a [T], D>,
+    owner: PhantomData<(&'a [T], fn() -> D)>,
 }
 
 impl<D, T> Clone for Slice<'_, D, T> {
@@ -160,7 +157,7 @@ impl<D, T> Slice<'_, D, T> {
 pub struct SliceMut<'a, D, T> {
     address: u64,
     len: usize,
-    owner: Borrow<&'a mut [T], D>,
+    owner: PhantomData<(&'a mut [T], fn() -> D)>,
 }
 
 impl<D, T> SliceMut<'_, D, T> {

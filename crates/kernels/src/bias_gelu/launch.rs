@@ -1,0 +1,102 @@
+//! Starts the kernels of `bias_gelu.cu`.
+
+use super::sys::{BACKWARD, BiasGeluParams, FORWARD};
+use crate::column_sum::Rows;
+use crate::column_sum::launch::{
+    check_element, check_lens, check_sizes, finish, rows_are_aligned, rows_per_chunk,
+};
+use crate::column_sum::sys::tile_columns;
+use crate::device::{Device, Grid, Slice, SliceMut};
+use crate::matmul::Output;
+use candle_core::{Result, bail};
+use half::bf16;
+
+/// `y = gelu(x + bias)`. `x` and `y`: `(rows, cols)`, `bias`: `(cols)`. `y` is written whole. Computed in f32 and rounded once.
+///
+/// # Errors
+/// If there are more than 2^31 - 1 rows or columns, a length is not that of the sizes, or the device fails.
+pub fn forward<D: Device>(
+    device: &D,
+    sizes: Rows,
+    x: Slice<'_, D, bf16>,
+    bias: Slice<'_, D, bf16>,
+    y: SliceMut<'_, D, bf16>,
+) -> Result<()> {
+    const WHAT: &str = "bias_gelu";
+    check_sizes(WHAT, sizes)?;
+    let lens = [x.len(), y.len()];
+    if lens.iter().any(|len| Some(*len) != sizes.num_elements()) || bias.len() != sizes.cols {
+        bail!("{WHAT}: x and y have {lens:?} elements, the bias {}: not those of {sizes:?}", bias.len());
+    }
+    let addresses = [x.address(), bias.address(), y.address()];
+    for address in addresses {
+        check_element::<bf16>(WHAT, address)?;
+    }
+    let Some(grid) = grid(WHAT, sizes)? else { return Ok(()) };
+    let params = BiasGeluParams {
+        x: x.address(),
+        bias: bias.address(),
+        dy: 0,
+        to: y.address(),
+        partials: 0,
+        rows: sizes.rows as u32,
+        cols: sizes.cols as u32,
+        rows_per_chunk: rows_per_chunk(sizes.rows) as u32,
+        aligned: u32::from(rows_are_aligned::<bf16>(sizes.cols, &addresses)),
+    };
+    // SAFETY: `x`, `bias` and `y` have the lengths of the sizes and addresses of their type (checked above): the kernel reads
+    // and writes rows and columns below those, sixteen bytes at once only where every row starts at a multiple of them. It
+    // touches neither `dy` nor `partials`.
+    unsafe { device.launch(&FORWARD, grid, &params) }
+}
+
+/// The gradients of [`forward`]: `dx`, `(rows, cols)`, and `dbias`, `(cols)`, from `dy`, `(rows, cols)`. Both are written whole;
+/// `partials`, of [`partials_len`](crate::column_sum::launch::partials_len) elements, is overwritten. `dbias` is summed in f32
+/// before `dx` is rounded, always in the same order.
+///
+/// # Errors
+/// As [`forward`].
+pub fn backward<D: Device>(
+    device: &D,
+    sizes: Rows,
+    (x, bias, dy): (Slice<'_, D, bf16>, Slice<'_, D, bf16>, Slice<'_, D, bf16>),
+    dx: SliceMut<'_, D, bf16>,
+    partials: SliceMut<'_, D, f32>,
+    dbias: SliceMut<'_, D, bf16>,
+) -> Result<()> {
+    const WHAT: &str = "bias_gelu backward";
+    check_lens(WHAT, sizes, ("x", x.len()), partials.len())?;
+    let lens = [dy.len(), dx.len()];
+    if lens.iter().any(|len| *len != x.len()) || bias.len() != sizes.cols {
+        bail!("{WHAT}: dy and dx have {lens:?} elements, the bias {}: not those of {sizes:?}", bias.len());
+    }
+    let addresses = [x.address(), bias.address(), dy.address(), dx.address()];
+    for address in addresses {
+        check_element::<bf16>(WHAT, address)?;
+    }
+    check_element::<f32>(WHAT, partials.address())?;
+    let params = BiasGeluParams {
+        x: x.address(),
+        bias: bias.address(),
+        dy: dy.address(),
+        to: dx.address(),
+        partials: partials.address(),
+        rows: sizes.rows as u32,
+        cols: sizes.cols as u32,
+        rows_per_chunk: rows_per_chunk(sizes.rows) as u32,
+        aligned: u32::from(rows_are_aligned::<bf16>(sizes.cols, &addresses)),
+    };
+    if let Some(grid) = grid(WHAT, sizes)? {
+        // SAFETY: `x`, `bias`, `dy`, `dx` and `partials` have the lengths of the sizes and addresses of their types (checked
+        // above): the kernel reads and writes rows and columns below those, sixteen bytes at once only where every row starts
+        // at a multiple of them, and a row of sums for each chunk.
+        unsafe { device.launch(&BACKWARD, grid, &params)? };
+    }
+    finish(device, sizes, partials.as_slice(), dbias, Output::Overwrite)
+}
+
+/// A block for each chunk of rows and tile of columns.
+fn grid(what: &str, sizes: Rows) -> Result<Option<Grid>> {
+    let chunks = sizes.rows.div_ceil(rows_per_chunk(sizes.rows));
+    Grid::new(what, chunks, sizes.cols.div_ceil(tile_columns(size_of::<bf16>())), 1)
+}
