@@ -113,11 +113,14 @@ impl Grid {
     }
 }
 
+/// Ties elements to the device they are on, without holding one.
+type On<D> = PhantomData<fn() -> D>;
+
 /// Elements in the memory of a device, to read.
 pub struct Slice<'a, D, T> {
     address: u64,
     len: usize,
-    owner: PhantomData<(&'a [T], fn() -> D)>,
+    owner: PhantomData<(&'a [T], On<D>)>,
 }
 
 impl<D, T> Clone for Slice<'_, D, T> {
@@ -157,7 +160,7 @@ impl<D, T> Slice<'_, D, T> {
 pub struct SliceMut<'a, D, T> {
     address: u64,
     len: usize,
-    owner: PhantomData<(&'a mut [T], fn() -> D)>,
+    owner: PhantomData<(&'a mut [T], On<D>)>,
 }
 
 impl<D, T> SliceMut<'_, D, T> {
