@@ -3,7 +3,7 @@
 //! Everything is built in the release profile: clippy and rustdoc share one set of checked dependencies, tests and
 //! stages share one set of compiled ones. A tool that is not installed is reported as skipped, never as passed.
 
-use crate::{cargo, cuda, parity, test, tidy, units};
+use crate::{cargo, cuda, kernels, parity, test, tidy, units};
 use anyhow::Context;
 use std::process::{Command, Stdio};
 use std::time::Instant;
@@ -22,7 +22,7 @@ enum Outcome {
     Skipped(String),
 }
 
-const STEPS: [Step; 12] = [
+const STEPS: [Step; 13] = [
     Step { name: "fmt", run: || run_cargo(&["fmt", "--all", "--check"]) },
     Step { name: "tidy", run: || tidy::run().map(|()| Outcome::Passed) },
     Step { name: "typos", run: || run_tool("typos", &["--version"], Command::new("typos")) },
@@ -32,6 +32,7 @@ const STEPS: [Step; 12] = [
     Step { name: "package", run: package },
     Step { name: "test", run: || test::workspace().map(Outcome::PassedWithSkips) },
     Step { name: "cuda", run: cuda },
+    Step { name: "kernels", run: || kernels::check().map(Outcome::PassedWithSkips) },
     Step { name: "parity", run: || parity::check().map(Outcome::PassedWithSkips) },
     Step { name: "peers", run: || test::peers().map(Outcome::PassedWithSkips) },
     Step { name: "pipeline", run: || test::pipeline().map(Outcome::PassedWithSkips) },

@@ -6,7 +6,7 @@ use std::io::{BufRead, BufReader, Write};
 use std::process::Stdio;
 
 /// What a test prints when something it needs is not there.
-const SKIPPED: &str = "skipped: ";
+pub(crate) const SKIPPED: &str = "skipped: ";
 /// Builds the pipeline tests too; they are behind a feature so that a plain `cargo test` takes minutes, not more.
 pub(crate) const PIPELINE_FEATURE: &str = "oqvl-tests/pipeline";
 

@@ -3,6 +3,8 @@
 mod binaries;
 pub(crate) mod toolkit;
 
+pub(crate) use binaries::compile_kernels;
+
 use crate::exit::Exit;
 use toolkit::Toolkit;
 

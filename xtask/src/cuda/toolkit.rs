@@ -84,7 +84,7 @@ impl Toolkit {
     }
 
     /// `CUDA 13.0`.
-    pub(super) fn version(&self) -> String {
+    pub(crate) fn version(&self) -> String {
         format!("CUDA {}.{}", self.version.0, self.version.1)
     }
 

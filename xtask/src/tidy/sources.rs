@@ -10,6 +10,10 @@ const UNFINISHED: [&str; 4] =
 /// Constants of the method that are defined once, in the crate that owns the idea.
 const SINGLE_OWNER_VALUES: [&str; 2] = ["-200", "-100"];
 
+/// What asks at compile time whether there are GPUs, put together like [`UNFINISHED`], and the crates that may.
+const CUDA_FEATURE: &str = concat!("feature = ", "\"cuda\"");
+const CUDA_CRATES: [&str; 2] = ["kernels", "collectives"];
+
 /// Rules for one file.
 pub(super) fn check(source: &Source) -> Vec<String> {
     let mut violations = Vec::new();
@@ -24,6 +28,10 @@ pub(super) fn check(source: &Source) -> Vec<String> {
     for (number, code) in source.code_lines() {
         for pattern in UNFINISHED.iter().filter(|pattern| code.contains(**pattern)) {
             violations.push(format!("{path}:{number}: `{pattern}` must not stay"));
+        }
+        if code.contains(CUDA_FEATURE) && !source.crate_dir().is_some_and(|name| CUDA_CRATES.contains(&name))
+        {
+            violations.push(format!("{path}:{number}: only {} ask for `cuda`", CUDA_CRATES.join(" and ")));
         }
         let trimmed = code.trim_start();
         let attribute = trimmed.strip_prefix("#[").or_else(|| trimmed.strip_prefix("#!["));
@@ -97,6 +105,14 @@ mod tests {
             );
             assert!(check(&source("crates/a/src/b.rs", &format!("//! x\n// {pattern}"))).is_empty());
         }
+    }
+
+    #[test]
+    fn few_crates_may_ask_for_gpus() {
+        let text = format!("//! x\n#[cfg({CUDA_FEATURE})]\nmod a;");
+        assert_eq!(check(&source("crates/model/src/a.rs", &text)).len(), 1);
+        assert_eq!(check(&source("tests/a.rs", &text)).len(), 1);
+        assert!(check(&source("crates/kernels/src/a.rs", &text)).is_empty());
     }
 
     #[test]
