@@ -72,14 +72,15 @@ pub(crate) fn with_elements<T: Element, R>(tensor: &Tensor, f: impl FnOnce(&[T])
     }
 }
 
-/// Runs an operation on inputs of one dtype: on bf16 in f32, its result rounded once. Both conversions have gradients.
+/// Runs an operation on inputs of one dtype: on bf16 of the CPU in f32, its result rounded once. Both conversions have
+/// gradients. Kernels of a GPU take bf16 as it is.
 ///
 /// Inputs of several dtypes go in as they are; the operation refuses them.
 pub(crate) fn widened<const N: usize>(
     inputs: [&Tensor; N],
     operation: impl FnOnce([&Tensor; N]) -> Result<Tensor>,
 ) -> Result<Tensor> {
-    if inputs.iter().any(|input| input.dtype() != DType::BF16) {
+    if inputs.iter().any(|input| input.dtype() != DType::BF16 || !input.device().is_cpu()) {
         return operation(inputs);
     }
     let mut wide = Vec::with_capacity(N);

@@ -4,6 +4,8 @@
 //! CPU in f32, f64 or bf16. Engines with memory of their own call [`forward`] and [`backward`] on a
 //! [`Device`](crate::device::Device), whose kernels are held against [`reference`].
 
+#[cfg(feature = "cuda")]
+mod cuda;
 mod launch;
 mod op;
 pub mod reference;

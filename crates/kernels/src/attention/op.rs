@@ -4,6 +4,8 @@ use super::reference;
 use super::shape::{CuSeqlens, Mask, Sequences, Shape};
 use super::sys::Strides;
 use crate::element::{Element, dispatch, widened};
+#[cfg(feature = "cuda")]
+use candle_core::CudaStorage;
 use candle_core::backend::BackendStorage as _;
 use candle_core::{CpuStorage, CustomOp3, Layout, Result, Storage, Tensor, WithDType, bail};
 
@@ -18,7 +20,7 @@ use candle_core::{CpuStorage, CustomOp3, Layout, Result, Storage, Tensor, WithDT
 ///
 /// Source: Vaswani et al., 2017; grouped queries: Ainslie et al., 2023.
 pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, mask: Mask) -> Result<Tensor> {
-    apply(q, k, v, Attention { mask, packed: None })
+    apply(q, k, v, mask, None)
 }
 
 /// The same over sequences of several lengths, one after another, none of which sees another.
@@ -35,10 +37,16 @@ pub fn attention_varlen(
     cu_seqlens: &CuSeqlens,
     mask: Mask,
 ) -> Result<Tensor> {
-    apply(q, k, v, Attention { mask, packed: Some(cu_seqlens.clone()) })
+    apply(q, k, v, mask, Some(cu_seqlens.clone()))
 }
 
-fn apply(q: &Tensor, k: &Tensor, v: &Tensor, operation: Attention) -> Result<Tensor> {
+fn apply(q: &Tensor, k: &Tensor, v: &Tensor, mask: Mask, packed: Option<CuSeqlens>) -> Result<Tensor> {
+    let operation = Attention {
+        mask,
+        packed,
+        #[cfg(feature = "cuda")]
+        saved: super::cuda::Saved::default(),
+    };
     widened([q, k, v], |[q, k, v]| {
         dense_channels(q)?.apply_op3(&dense_channels(k)?, &dense_channels(v)?, operation)
     })
@@ -52,13 +60,16 @@ fn dense_channels(tensor: &Tensor) -> Result<Tensor> {
     }
 }
 
-struct Attention {
+pub(super) struct Attention {
     mask: Mask,
-    packed: Option<CuSeqlens>,
+    pub(super) packed: Option<CuSeqlens>,
+    /// What the forward on a GPU keeps for the backward; candle has no place for it.
+    #[cfg(feature = "cuda")]
+    pub(super) saved: super::cuda::Saved,
 }
 
 impl Attention {
-    fn shape(&self, q: &[usize], k: &[usize], v: &[usize]) -> Result<Shape> {
+    pub(super) fn shape(&self, q: &[usize], k: &[usize], v: &[usize]) -> Result<Shape> {
         if k != v {
             bail!("attention: k {k:?} and v {v:?} do not fit together");
         }
@@ -85,7 +96,7 @@ impl Attention {
         Shape::new(heads, head_dim, self.mask, sequences)
     }
 
-    fn strides(&self, strides: &[usize]) -> Strides {
+    pub(super) fn strides(&self, strides: &[usize]) -> Strides {
         match (&self.packed, strides) {
             (None, &[batch, head, row, _]) => {
                 Strides { batch: batch as i64, head: head as i64, row: row as i64 }
@@ -96,7 +107,7 @@ impl Attention {
     }
 
     /// Of a contiguous tensor of these dimensions.
-    fn dense_strides(&self, dims: &[usize]) -> Strides {
+    pub(super) fn dense_strides(&self, dims: &[usize]) -> Strides {
         match *dims {
             [_, heads, rows, head_dim] => Strides::heads_first(heads, rows, head_dim),
             [rows, heads, head_dim] => Strides::rows_first(rows, heads, head_dim),
@@ -171,16 +182,38 @@ impl CustomOp3 for Attention {
         Ok((out, ql.shape().clone()))
     }
 
+    #[cfg(feature = "cuda")]
+    fn cuda_fwd(
+        &self,
+        q: &CudaStorage,
+        ql: &Layout,
+        k: &CudaStorage,
+        kl: &Layout,
+        v: &CudaStorage,
+        vl: &Layout,
+    ) -> Result<(CudaStorage, candle_core::Shape)> {
+        let shape = self.shape(ql.dims(), kl.dims(), vl.dims())?;
+        let out = super::cuda::forward(self, &shape, [(q, ql), (k, kl), (v, vl)])?;
+        Ok((out, ql.shape().clone()))
+    }
+
     fn bwd(
         &self,
         q: &Tensor,
         k: &Tensor,
         v: &Tensor,
-        _out: &Tensor,
+        out: &Tensor,
         grad: &Tensor,
     ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
         let shape = self.shape(q.dims(), k.dims(), v.dims())?;
         let grad = dense_channels(grad)?;
+        #[cfg(feature = "cuda")]
+        if q.device().is_cuda() {
+            let [dq, dk, dv] = super::cuda::backward(self, &shape, [q, k, v, out, &grad])?;
+            return Ok((Some(dq), Some(dk), Some(dv)));
+        }
+        // Only kernels need the result.
+        let _ = out;
         let [dq, dk, dv] =
             dispatch!(q.dtype(), "attention", T => self.backward::<T>(&shape, [q, k, v, &grad])?);
         Ok((Some(dq), Some(dk), Some(dv)))
