@@ -1,5 +1,5 @@
 // Kernels with one fault each, for the tests that must find it.
-#include "../../../crates/kernels/src/device/device.cuh"
+#include "device.cuh"
 
 struct FaultParams {
   // As many elements as a block has threads.

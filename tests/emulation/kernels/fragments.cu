@@ -1,5 +1,5 @@
 // What each lane receives from ldmatrix, and what mma makes of each lane's registers.
-#include "../../../crates/kernels/src/device/device.cuh"
+#include "device.cuh"
 
 struct LoadParams {
   // 32 rows of 8 elements: matrix i is rows 8 i to 8 i + 7.

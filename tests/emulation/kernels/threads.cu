@@ -1,5 +1,5 @@
 // Indices, barriers, shuffles, atomics, asynchronous copies, and the conversions of numbers.
-#include "../../../crates/kernels/src/device/device.cuh"
+#include "device.cuh"
 
 struct IndicesParams {
   // Of each thread: x, y, z of its block, its own x, threads, blocks along x, y, z.
@@ -82,8 +82,8 @@ KERNEL(counted, CountParams, 64, 1) {
 
 struct CopyParams {
   const float* input;
-  // Of each thread, four floats: what was there while the copies were under way, the first group after its wait, the second
-  // group after its wait, and what was copied from out of bounds.
+  // Of each thread, four floats: the first of its first group, and of each of its three groups one after the wait for that
+  // group; the last was copied from out of bounds.
   float* output;
   uint32_t len;
 };
@@ -95,14 +95,15 @@ KERNEL(copied, CopyParams, 32, 1) {
   const uint32_t first = threadIdx.x * 8;
   cp_async_16(own, p.input + first, true);
   cp_async_commit();
-  cp_async_16(own + 4, p.input + first + 4, true);
+  cp_async_4(own + 4, p.input + first + 5, true);
+  cp_async_4(own + 5, p.input + p.len, false);
   cp_async_commit();
   cp_async_16(own + 8, p.input + p.len + (1 << 20), false);
   cp_async_commit();
   cp_async_wait<2>();
   p.output[threadIdx.x * 4 + 1] = own[1];
   cp_async_wait<1>();
-  p.output[threadIdx.x * 4 + 2] = own[4];
+  p.output[threadIdx.x * 4 + 2] = own[4] + own[5];
   cp_async_wait<0>();
   p.output[threadIdx.x * 4 + 3] = own[8];
   p.output[threadIdx.x * 4] = own[0];

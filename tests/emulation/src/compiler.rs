@@ -79,8 +79,7 @@ impl Mode {
     }
 }
 
-const WARNINGS: [&str; 6] =
-    ["-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas", "-Wno-unknown-warning-option", "-Wno-psabi"];
+const WARNINGS: [&str; 5] = ["-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas", "-Wno-psabi"];
 /// No fused multiply-add: the same results on every machine.
 const CODE: [&str; 7] =
     ["-x", "c++", "-std=c++17", "-g1", "-fPIC", "-fvisibility=hidden", "-ffp-contract=off"];
@@ -122,7 +121,9 @@ impl Compiler {
     /// The library of a `.cu` file.
     fn build(&self, mode: Mode, source: &Path) -> Result<PathBuf> {
         let own = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
-        let include = format!("-I{}", own.display());
+        // For `emulation.h`, and for the `device.cuh` that asks for it.
+        let include =
+            [&own, &kernels_root().join("device")].map(|directory| format!("-I{}", directory.display()));
         let mut flags = Vec::from(CODE);
         flags.extend(WARNINGS);
         if !self.is_clang() {
@@ -133,7 +134,7 @@ impl Compiler {
 
         let runtime = [with(mode.runtime_flags()), vec!["-O3"]].concat();
         let runtime = self.compile(mode, &own.join("emulation.cpp"), &runtime)?;
-        let kernel = [with(mode.kernel_flags()), vec!["-O2", &include]].concat();
+        let kernel = [with(mode.kernel_flags()), vec!["-O2", &include[0], &include[1]]].concat();
         let kernel = self.compile(mode, source, &kernel)?;
 
         // Objects are named for their content.

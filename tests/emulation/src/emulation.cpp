@@ -62,10 +62,11 @@ struct Offer {
   int distance;
 };
 
-// 16 bytes on their way to shared memory.
+// Bytes on their way to shared memory.
 struct Copy {
   void* shared;
   const void* global;
+  unsigned bytes;
   bool in_bounds;
   unsigned group;
 };
@@ -296,15 +297,16 @@ void check_addressable([[maybe_unused]] Launch& launch, [[maybe_unused]] const v
 #endif
 }
 
-void check_row(Launch& launch, const char* what, const void* row, Site site) {
-  if (!is_in_shared_memory(launch, row, 16)) {
-    fail(launch, "%s (%s:%d): the 16 bytes at offset %td are not in the %zu bytes of shared memory", what,
-         file_name(site.file), site.line, static_cast<const unsigned char*>(row) - launch.shared,
-         launch.request.shared_memory);
+// What is moved at once is in shared memory, at a multiple of its size.
+void check_shared(Launch& launch, const char* what, const void* pointer, unsigned bytes, Site site) {
+  const ptrdiff_t offset = static_cast<const unsigned char*>(pointer) - launch.shared;
+  if (!is_in_shared_memory(launch, pointer, bytes)) {
+    fail(launch, "%s (%s:%d): the %u bytes at offset %td are not in the %zu bytes of shared memory", what,
+         file_name(site.file), site.line, bytes, offset, launch.request.shared_memory);
   }
-  if (!is_aligned(row, 16)) {
-    fail(launch, "%s (%s:%d): offset %td of shared memory is not a multiple of 16 bytes", what, file_name(site.file),
-         site.line, static_cast<const unsigned char*>(row) - launch.shared);
+  if (!is_aligned(pointer, bytes)) {
+    fail(launch, "%s (%s:%d): offset %td of shared memory is not a multiple of %u bytes", what, file_name(site.file),
+         site.line, offset, bytes);
   }
 }
 
@@ -471,12 +473,12 @@ void start_block(Launch& launch, uint64_t linear) {
 
 void finish_copy(Launch& launch, Thread& self, const Copy& copy) {
   if (copy.in_bounds) {
-    note(launch, self.index, copy.global, 16, Access::read, nullptr);
-    memcpy(copy.shared, copy.global, 16);
+    note(launch, self.index, copy.global, copy.bytes, Access::read, nullptr);
+    memcpy(copy.shared, copy.global, copy.bytes);
   } else {
-    memset(copy.shared, 0, 16);
+    memset(copy.shared, 0, copy.bytes);
   }
-  note(launch, self.index, copy.shared, 16, Access::copy_end, nullptr);
+  note(launch, self.index, copy.shared, copy.bytes, Access::copy_end, nullptr);
 }
 
 template <typename T>
@@ -553,7 +555,7 @@ float shuffle_down(float value, int delta, Site site) {
 
 void load_matrices(uint32_t* registers, const void* row, bool transposed, Site site) {
   const Meeting meeting = transposed ? Meeting::ldmatrix_trans : Meeting::ldmatrix;
-  check_row(*current, name_of(meeting), row, site);
+  check_shared(*current, name_of(meeting), row, 16, site);
   Offer offer = {};
   offer.registers = registers;
   offer.row = row;
@@ -570,24 +572,26 @@ void multiply_accumulate(float* c, const uint32_t* a, uint32_t b0, uint32_t b1, 
 }
 
 // As late as is allowed: until the wait that covers it, there is poison where the data will be.
-void copy_async(void* shared, const void* global, bool in_bounds, Site site) {
+void copy_async(void* shared, const void* global, unsigned bytes, bool in_bounds, Site site) {
   Launch& launch = *current;
   Thread& self = *launch.running;
-  check_row(launch, "cp_async_16", shared, site);
+  const char* what = bytes == 16 ? "cp_async_16" : "cp_async_4";
+  const void* code = __builtin_return_address(0);
+  check_shared(launch, what, shared, bytes, site);
   if (in_bounds) {
-    if (!is_aligned(global, 16)) {
-      fail(launch, "cp_async_16 (%s:%d): the global address is not a multiple of 16 bytes", file_name(site.file),
-           site.line);
+    if (!is_aligned(global, bytes)) {
+      fail(launch, "%s (%s:%d): the global address is not a multiple of %u bytes", what, file_name(site.file), site.line,
+           bytes);
     }
     if (is_in_shared_memory(launch, global, 1)) {
-      fail(launch, "cp_async_16 (%s:%d): the source is in shared memory", file_name(site.file), site.line);
+      fail(launch, "%s (%s:%d): the source is in shared memory", what, file_name(site.file), site.line);
     }
-    check_addressable(launch, global, 16, "cp_async_16", site);
-    note(launch, self.index, global, 16, Access::read, __builtin_return_address(0));
+    check_addressable(launch, global, bytes, what, site);
+    note(launch, self.index, global, bytes, Access::read, code);
   }
-  note(launch, self.index, shared, 16, Access::copy_start, __builtin_return_address(0));
-  memset(shared, poison, 16);
-  self.copies.push_back({shared, global, in_bounds, self.num_groups});
+  note(launch, self.index, shared, bytes, Access::copy_start, code);
+  memset(shared, poison, bytes);
+  self.copies.push_back({shared, global, bytes, in_bounds, self.num_groups});
 }
 
 void commit_copies() { ++current->running->num_groups; }

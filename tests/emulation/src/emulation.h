@@ -34,7 +34,7 @@ float shuffle_xor(float value, int mask, Site site);
 float shuffle_down(float value, int delta, Site site);
 void load_matrices(uint32_t* registers, const void* row, bool transposed, Site site);
 void multiply_accumulate(float* c, const uint32_t* a, uint32_t b0, uint32_t b1, Site site);
-void copy_async(void* shared, const void* global, bool in_bounds, Site site);
+void copy_async(void* shared, const void* global, unsigned bytes, bool in_bounds, Site site);
 void commit_copies();
 void wait_for_copies(unsigned groups);
 float atomic_add(float* address, float value, Site site);
@@ -86,7 +86,10 @@ inline void mma_m16n8k16(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uin
 }
 
 inline void cp_async_16(void* shared, const void* global, bool in_bounds, EMULATION_SITE) {
-  emulation::copy_async(shared, global, in_bounds, {file, line});
+  emulation::copy_async(shared, global, 16, in_bounds, {file, line});
+}
+inline void cp_async_4(void* shared, const void* global, bool in_bounds, EMULATION_SITE) {
+  emulation::copy_async(shared, global, 4, in_bounds, {file, line});
 }
 inline void cp_async_commit() { emulation::commit_copies(); }
 template <int groups>

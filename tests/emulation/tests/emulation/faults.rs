@@ -26,7 +26,7 @@ fn is_found(mode: Mode, kernel: &str, block: (u32, u32), num_blocks: u32, words:
     assert!(text.starts_with(&format!("kernel {kernel}")), "{text}");
     words.iter().for_each(|word| assert!(text.contains(word), "`{word}` is not in: {text}"));
     // For a person who reads the log of the tests.
-    println!("{text}");
+    eprintln!("{text}");
 }
 
 #[test]

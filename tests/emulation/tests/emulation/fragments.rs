@@ -47,7 +47,7 @@ fn places_are_those_of_the_manual() {
 #[test]
 fn ldmatrix_spreads_rows_over_lanes() {
     // Element: matrix, row and column as hexadecimal digits.
-    let rows: Buffer<u16> = (0..32u16 * 8).map(|i| (i / 64) << 8 | (i / 8 % 8) << 4 | i % 8).collect();
+    let rows: Buffer<u16> = (0..32u16 * 8).map(|i| (i / 64) << 8 | (i / 8 % 8) << 4 | (i % 8)).collect();
     for emulation in emulations() {
         for transposed in [false, true] {
             let mut registers = Buffer::<u32>::poisoned(LANES * 4);
