@@ -226,6 +226,9 @@ impl Shape {
     ) -> Result<()> {
         self.check_extent(what, (heads, rows), strides, len)?;
         let mut axes = [(strides.batch, self.batch()), (strides.head, heads), (strides.row, rows)];
+        if axes.iter().any(|(_, count)| *count == 0) {
+            return Ok(());
+        }
         axes.sort_unstable();
         let mut extent = self.head_dim as i64;
         for (stride, count) in axes.into_iter().filter(|(_, count)| *count > 1) {
