@@ -396,8 +396,11 @@ DEVICE void attention_forward(const AttentionForward& p) {
       }
     }
   }
-  // Without keys the queries have not been waited for.
-  cp_async_wait<0>();
+  if (num_blocks == 0) {
+    // Nobody has waited for the queries, whose place the result goes through.
+    cp_async_wait<0>();
+    __syncthreads();
+  }
 
   float* lse = p.lse + find_row(p.q_rows, head, sequence);
 #pragma unroll
