@@ -69,11 +69,15 @@ struct Copy {
   unsigned bytes;
   bool in_bounds;
   unsigned group;
+  Site site;
 };
+
+struct Warp;
 
 struct Thread {
   Fiber fiber;
-  unsigned index;
+  Warp* warp;
+  unsigned index, lane;
   bool has_returned;
   // What it waits for, and where.
   Meeting meeting;
@@ -87,7 +91,8 @@ struct Warp {
   uint32_t runnable, arrived;
   Meeting meeting;
   Site site;
-  Offer offers[warp_size];
+  // On the stacks of the lanes.
+  const Offer* offers[warp_size];
   uint32_t last_sync;
 };
 
@@ -139,10 +144,13 @@ struct Launch {
 #endif
 };
 
+#ifdef __GLIBC__
+// Asked for at every call of a kernel: without a call of its own. There is room for it in programs that load libraries late.
+__attribute__((tls_model("initial-exec")))
+#endif
 thread_local Launch* current = nullptr;
 
-Warp& warp_of(Launch& launch, const Thread& thread) { return launch.warps[thread.index / warp_size]; }
-uint32_t lane_bit(const Thread& thread) { return 1u << (thread.index % warp_size); }
+uint32_t lane_bit(const Thread& thread) { return 1u << thread.lane; }
 
 const char* file_name(const char* path) {
   const char* slash = strrchr(path, '/');
@@ -231,14 +239,13 @@ bool is_same_state(const Thread& a, const Thread& b) {
 
 // The next thread that can go on, of the same warp if possible: its lanes' stacks are in the cache.
 Thread* next_runnable(Launch& launch, const Thread& after) {
-  const unsigned own = after.index / warp_size, lane = after.index % warp_size;
+  const uint32_t later = after.warp->runnable & ~(all_lanes >> (warp_size - 1 - after.lane));
+  if (later) return &launch.threads[after.index - after.lane + static_cast<unsigned>(__builtin_ctz(later))];
+  unsigned warp = after.index / warp_size;
   for (unsigned i = 0; i < launch.num_warps; ++i) {
-    const unsigned warp = (own + i) % launch.num_warps;
     const uint32_t runnable = launch.warps[warp].runnable;
-    if (!runnable) continue;
-    const uint32_t later = i == 0 ? runnable & ~(all_lanes >> (warp_size - 1 - lane)) : 0;
-    const unsigned next = static_cast<unsigned>(__builtin_ctz(later ? later : runnable));
-    return &launch.threads[warp * warp_size + next];
+    if (runnable) return &launch.threads[warp * warp_size + static_cast<unsigned>(__builtin_ctz(runnable))];
+    if (++warp == launch.num_warps) warp = 0;
   }
   return nullptr;
 }
@@ -263,7 +270,7 @@ void wait(Launch& launch, Thread& self) {
   Thread& self = *launch.running;
   launch.request.kernel(launch.request.params);
   self.has_returned = true;
-  warp_of(launch, self).runnable &= ~lane_bit(self);
+  self.warp->runnable &= ~lane_bit(self);
   ++launch.num_returned;
   if (Thread* next = next_runnable(launch, self)) {
     go_on_with(launch, self, *next);
@@ -282,8 +289,13 @@ bool is_in_shared_memory(const Launch& launch, const void* pointer, size_t size)
 
 bool is_aligned(const void* pointer, size_t alignment) { return reinterpret_cast<uintptr_t>(pointer) % alignment == 0; }
 
-void note([[maybe_unused]] Launch& launch, [[maybe_unused]] unsigned thread, [[maybe_unused]] const void* pointer,
-          [[maybe_unused]] size_t size, [[maybe_unused]] Access access, [[maybe_unused]] const void* code);
+// The place of an access, as far as it is known: in the source, or else the code that returns to an address.
+struct Place {
+  Site site;
+  const void* code;
+};
+
+void note(Launch& launch, unsigned thread, const void* pointer, size_t size, Access access, const Place& place);
 
 // Sanitizers do not see what this file touches for a kernel.
 void check_addressable([[maybe_unused]] Launch& launch, [[maybe_unused]] const void* pointer,
@@ -315,18 +327,18 @@ void check_shared(Launch& launch, const char* what, const void* pointer, unsigne
 void distribute_matrices(Launch& launch, Warp& warp, unsigned first_thread, bool transposed) {
   for (unsigned matrix = 0; matrix < 4; ++matrix) {
     uint16_t elements[8][8];
-    for (unsigned row = 0; row < 8; ++row) memcpy(elements[row], warp.offers[matrix * 8 + row].row, 16);
+    for (unsigned row = 0; row < 8; ++row) memcpy(elements[row], warp.offers[matrix * 8 + row]->row, 16);
     for (unsigned lane = 0; lane < warp_size; ++lane) {
       const unsigned major = lane / 4, minor = lane % 4 * 2;
       const uint32_t low = transposed ? elements[minor][major] : elements[major][minor];
       const uint32_t high = transposed ? elements[minor + 1][major] : elements[major][minor + 1];
-      warp.offers[lane].registers[matrix] = high << 16 | low;
+      warp.offers[lane]->registers[matrix] = high << 16 | low;
 #ifdef EMULATION_RACE
       // The lane that receives an element is the one that reads it.
       for (unsigned i = 0; i < 2; ++i) {
         const unsigned row = transposed ? minor + i : major, column = transposed ? major : minor + i;
-        const void* element = static_cast<const unsigned char*>(warp.offers[matrix * 8 + row].row) + column * 2;
-        note(launch, first_thread + lane, element, 2, Access::read, nullptr);
+        const void* element = static_cast<const unsigned char*>(warp.offers[matrix * 8 + row]->row) + column * 2;
+        note(launch, first_thread + lane, element, 2, Access::read, {warp.site, nullptr});
       }
 #endif
     }
@@ -354,7 +366,7 @@ void multiply_matrices(Warp& warp) {
   typedef float Row __attribute__((vector_size(32)));
   float a[16][16], b[16][8], c[16][8];
   for (unsigned lane = 0; lane < warp_size; ++lane) {
-    const Offer& offer = warp.offers[lane];
+    const Offer& offer = *warp.offers[lane];
     const unsigned g = lane / 4, t = lane % 4 * 2;
     unpack(&a[g][t], offer.a[0]);
     unpack(&a[g + 8][t], offer.a[1]);
@@ -380,23 +392,23 @@ void multiply_matrices(Warp& warp) {
   }
   for (unsigned lane = 0; lane < warp_size; ++lane) {
     const unsigned g = lane / 4, t = lane % 4 * 2;
-    memcpy(warp.offers[lane].values, &c[g][t], 8);
-    memcpy(warp.offers[lane].values + 2, &c[g + 8][t], 8);
+    memcpy(warp.offers[lane]->values, &c[g][t], 8);
+    memcpy(warp.offers[lane]->values + 2, &c[g + 8][t], 8);
   }
 }
 
 // Offers of shuffles hold the value in `values[0]`; what is received goes to `values[1]`.
 void shuffle(Warp& warp, bool is_xor) {
   for (unsigned lane = 0; lane < warp_size; ++lane) {
-    const unsigned distance = static_cast<unsigned>(warp.offers[lane].distance);
+    const unsigned distance = static_cast<unsigned>(warp.offers[lane]->distance);
     const unsigned source = is_xor ? lane ^ distance : lane + distance;
     const bool exists = source < warp_size && distance < warp_size;
-    warp.offers[lane].values[1] = warp.offers[exists ? source : lane].values[0];
+    warp.offers[lane]->values[1] = warp.offers[exists ? source : lane]->values[0];
   }
 }
 
 // What lanes do together once all of them are there.
-void do_together(Launch& launch, Warp& warp, unsigned first_thread) {
+__attribute__((noinline)) void do_together(Launch& launch, Warp& warp, unsigned first_thread) {
   switch (warp.meeting) {
     case Meeting::warp_barrier:
       warp.last_sync = ++launch.syncs;
@@ -422,7 +434,7 @@ void do_together(Launch& launch, Warp& warp, unsigned first_thread) {
 void meet(Meeting meeting, Site site, const Offer& offer) {
   Launch& launch = *current;
   Thread& self = *launch.running;
-  Warp& warp = warp_of(launch, self);
+  Warp& warp = *self.warp;
   if (!warp.arrived) {
     warp.meeting = meeting;
     warp.site = site;
@@ -430,10 +442,10 @@ void meet(Meeting meeting, Site site, const Offer& offer) {
     fail(launch, "at %s (%s:%d) while lanes of its warp are at %s (%s:%d)", name_of(meeting), file_name(site.file),
          site.line, name_of(warp.meeting), file_name(warp.site.file), warp.site.line);
   }
-  warp.offers[self.index % warp_size] = offer;
+  warp.offers[self.lane] = &offer;
   warp.arrived |= lane_bit(self);
   if (warp.arrived == all_lanes) {
-    do_together(launch, warp, self.index / warp_size * warp_size);
+    do_together(launch, warp, self.index - self.lane);
     warp.arrived = 0;
     warp.runnable = all_lanes;
     return;
@@ -462,8 +474,10 @@ void start_block(Launch& launch, uint64_t linear) {
   }
   for (unsigned i = 0; i < request.threads; ++i) {
     Thread& thread = launch.threads[i];
-    thread.fiber.prepare(run_thread, launch.stacks.stack(i), Stacks::size);
+    thread.fiber.prepare(run_thread, launch.stacks.stack(i), launch.stacks.size_of(i));
+    thread.warp = &launch.warps[i / warp_size];
     thread.index = i;
+    thread.lane = i % warp_size;
     thread.has_returned = false;
     thread.meeting = Meeting::none;
     thread.copies.clear();
@@ -472,24 +486,25 @@ void start_block(Launch& launch, uint64_t linear) {
 }
 
 void finish_copy(Launch& launch, Thread& self, const Copy& copy) {
+  const Place place = {copy.site, nullptr};
   if (copy.in_bounds) {
-    note(launch, self.index, copy.global, copy.bytes, Access::read, nullptr);
+    note(launch, self.index, copy.global, copy.bytes, Access::read, place);
     memcpy(copy.shared, copy.global, copy.bytes);
   } else {
     memset(copy.shared, 0, copy.bytes);
   }
-  note(launch, self.index, copy.shared, copy.bytes, Access::copy_end, nullptr);
+  note(launch, self.index, copy.shared, copy.bytes, Access::copy_end, place);
 }
 
 template <typename T>
-T add_atomically(T* address, T value, Site site, const void* code) {
+T add_atomically(T* address, T value, Site site) {
   Launch& launch = *current;
   if (!is_aligned(address, sizeof(T))) {
     fail(launch, "atomicAdd (%s:%d): the address is not a multiple of %zu bytes", file_name(site.file), site.line,
          sizeof(T));
   }
   check_addressable(launch, address, sizeof(T), "atomicAdd", site);
-  note(launch, launch.running->index, address, sizeof(T), Access::atomic, code);
+  note(launch, launch.running->index, address, sizeof(T), Access::atomic, {site, nullptr});
   const T before = *address;
   *address = before + value;
   return before;
@@ -508,10 +523,14 @@ void say_place(const char*) {
 
 }  // namespace
 
-Index thread_index() { return {current->running->index, 0, 0}; }
-Index block_index() { return current->block; }
-Index block_size() { return {current->request.threads, 1, 1}; }
-Index grid_size() { return {current->request.grid_x, current->request.grid_y, current->request.grid_z}; }
+unsigned thread_x() { return current->running->index; }
+unsigned block_x() { return current->block.x; }
+unsigned block_y() { return current->block.y; }
+unsigned block_z() { return current->block.z; }
+unsigned num_threads() { return current->request.threads; }
+unsigned grid_x() { return current->request.grid_x; }
+unsigned grid_y() { return current->request.grid_y; }
+unsigned grid_z() { return current->request.grid_z; }
 unsigned char* shared_memory() { return current->shared; }
 
 void block_barrier(Site site) {
@@ -527,7 +546,7 @@ void block_barrier(Site site) {
     launch.last_block_sync = ++launch.syncs;
     for (unsigned i = 0; i < launch.num_warps; ++i) launch.warps[i].runnable = all_lanes;
   } else {
-    warp_of(launch, self).runnable &= ~lane_bit(self);
+    self.warp->runnable &= ~lane_bit(self);
     wait(launch, self);
   }
   self.meeting = Meeting::none;
@@ -576,7 +595,7 @@ void copy_async(void* shared, const void* global, unsigned bytes, bool in_bounds
   Launch& launch = *current;
   Thread& self = *launch.running;
   const char* what = bytes == 16 ? "cp_async_16" : "cp_async_4";
-  const void* code = __builtin_return_address(0);
+  const Place place = {site, nullptr};
   check_shared(launch, what, shared, bytes, site);
   if (in_bounds) {
     if (!is_aligned(global, bytes)) {
@@ -587,11 +606,11 @@ void copy_async(void* shared, const void* global, unsigned bytes, bool in_bounds
       fail(launch, "%s (%s:%d): the source is in shared memory", what, file_name(site.file), site.line);
     }
     check_addressable(launch, global, bytes, what, site);
-    note(launch, self.index, global, bytes, Access::read, code);
+    note(launch, self.index, global, bytes, Access::read, place);
   }
-  note(launch, self.index, shared, bytes, Access::copy_start, code);
+  note(launch, self.index, shared, bytes, Access::copy_start, place);
   memset(shared, poison, bytes);
-  self.copies.push_back({shared, global, bytes, in_bounds, self.num_groups});
+  self.copies.push_back({shared, global, bytes, in_bounds, self.num_groups, site});
 }
 
 void commit_copies() { ++current->running->num_groups; }
@@ -606,15 +625,9 @@ void wait_for_copies(unsigned groups) {
   self.copies.erase(self.copies.begin(), self.copies.begin() + static_cast<ptrdiff_t>(done));
 }
 
-float atomic_add(float* address, float value, Site site) {
-  return add_atomically(address, value, site, __builtin_return_address(0));
-}
-int atomic_add(int* address, int value, Site site) {
-  return add_atomically(address, value, site, __builtin_return_address(0));
-}
-unsigned atomic_add(unsigned* address, unsigned value, Site site) {
-  return add_atomically(address, value, site, __builtin_return_address(0));
-}
+float atomic_add(float* address, float value, Site site) { return add_atomically(address, value, site); }
+int atomic_add(int* address, int value, Site site) { return add_atomically(address, value, site); }
+unsigned atomic_add(unsigned* address, unsigned value, Site site) { return add_atomically(address, value, site); }
 
 // As `cvt.rn.bf16x2.f32`: to the nearest, ties to even; every NaN is the same one.
 uint32_t pack_bf16(float low, float high) {
@@ -639,7 +652,8 @@ float exp2_flushed(float x) {
 
 namespace {
 
-void note(Launch& launch, unsigned thread, const void* pointer, size_t size, Access access, const void* code) {
+void note([[maybe_unused]] Launch& launch, [[maybe_unused]] unsigned thread, [[maybe_unused]] const void* pointer,
+          [[maybe_unused]] size_t size, [[maybe_unused]] Access access, [[maybe_unused]] const Place& place) {
 #ifdef EMULATION_RACE
   const uintptr_t address = reinterpret_cast<uintptr_t>(pointer);
   // What is on a thread's stack is its own.
@@ -674,12 +688,13 @@ void note(Launch& launch, unsigned thread, const void* pointer, size_t size, Acc
   text.add(" %s, and no barrier is between them", before[static_cast<int>(race.access)]);
   // For whoever turns it into a line of the source: the call is before the address that it returns to.
   Dl_info library;
-  if (code && dladdr(code, &library)) {
-    text.add(" [code +%#zx]", static_cast<size_t>(static_cast<const char*>(code) - static_cast<char*>(library.dli_fbase)) - 1);
+  if (place.site.file) {
+    text.add(" (%s:%d)", file_name(place.site.file), place.site.line);
+  } else if (dladdr(place.code, &library)) {
+    const char* begin = static_cast<char*>(library.dli_fbase);
+    text.add(" [code +%#zx]", static_cast<size_t>(static_cast<const char*>(place.code) - begin) - 1);
   }
   give_up(launch);
-#else
-  (void)launch, (void)thread, (void)pointer, (void)size, (void)access, (void)code;
 #endif
 }
 
@@ -733,7 +748,8 @@ namespace {
 
 inline void note_access(const void* pointer, size_t size, emulation::Access access, const void* code) {
   if (emulation::current) {
-    emulation::note(*emulation::current, emulation::current->running->index, pointer, size, access, code);
+    const emulation::Place place = {{nullptr, 0}, code};
+    emulation::note(*emulation::current, emulation::current->running->index, pointer, size, access, place);
   }
 }
 

@@ -21,11 +21,15 @@ struct Index {
   unsigned x, y, z;
 };
 
-// The same for the whole life of a thread, hence `const`.
-__attribute__((const)) Index thread_index();
-__attribute__((const)) Index block_index();
-__attribute__((const)) Index block_size();
-__attribute__((const)) Index grid_size();
+// The same for the whole life of a thread, hence `const`; single numbers, because only their calls are made once.
+__attribute__((const)) unsigned thread_x();
+__attribute__((const)) unsigned block_x();
+__attribute__((const)) unsigned block_y();
+__attribute__((const)) unsigned block_z();
+__attribute__((const)) unsigned num_threads();
+__attribute__((const)) unsigned grid_x();
+__attribute__((const)) unsigned grid_y();
+__attribute__((const)) unsigned grid_z();
 __attribute__((const)) unsigned char* shared_memory();
 
 void block_barrier(Site site);
@@ -66,10 +70,10 @@ float exp2_flushed(float x);
 #define DEVICE inline
 #define SHARED_MEMORY(name) unsigned char* const name = ::emulation::shared_memory()
 
-#define threadIdx (::emulation::thread_index())
-#define blockIdx (::emulation::block_index())
-#define blockDim (::emulation::block_size())
-#define gridDim (::emulation::grid_size())
+#define threadIdx (::emulation::Index{::emulation::thread_x(), 0, 0})
+#define blockIdx (::emulation::Index{::emulation::block_x(), ::emulation::block_y(), ::emulation::block_z()})
+#define blockDim (::emulation::Index{::emulation::num_threads(), 1, 1})
+#define gridDim (::emulation::Index{::emulation::grid_x(), ::emulation::grid_y(), ::emulation::grid_z()})
 constexpr int warpSize = 32;
 
 inline void __syncthreads(EMULATION_SITE) { emulation::block_barrier({file, line}); }
