@@ -8,7 +8,7 @@
 //! - [`linear`]: `x w^T + b`, with the weight gradient in the layout of the weight
 //! - [`rms_norm`], [`layer_norm`]
 //! - [`rope`]: rotary position embedding, half-split layout
-//! - [`swiglu`]
+//! - [`swiglu()`]
 //! - [`cross_entropy`]: mean over rows, from logits
 //! - [`bias_gelu()`]: exact GELU of `x + b`
 //! - [`adaptive_avg_pool`]: the pooling of the projector
@@ -49,10 +49,11 @@ mod element;
 mod layer_norm;
 mod linear;
 mod matmul;
+pub mod norm;
 mod rms_norm;
 mod rope;
 mod rows;
-mod swiglu;
+pub mod swiglu;
 
 pub use attention::{CuSeqlens, Mask, attention, attention_varlen};
 pub use avg_pool::adaptive_avg_pool;

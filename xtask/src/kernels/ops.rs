@@ -26,7 +26,7 @@ pub(super) enum Source {
 }
 
 /// All of them.
-pub(super) const OPS: [Op; 5] = [
+pub(super) const OPS: [Op; 7] = [
     Op {
         name: "attention",
         source: Source::Ours {
@@ -48,4 +48,16 @@ pub(super) const OPS: [Op; 5] = [
         source: Source::Ours { module: "column_sum", hot: &["column_sum"], max_hot_spill_bytes: 0 },
     },
     Op { name: "gemm", source: Source::Library },
+    Op {
+        name: "norm",
+        source: Source::Ours {
+            module: "norm",
+            hot: &["rms_norm_forward_6", "rms_norm_backward_6", "layer_norm_forward_6"],
+            max_hot_spill_bytes: 0,
+        },
+    },
+    Op {
+        name: "swiglu",
+        source: Source::Ours { module: "swiglu", hot: &["swiglu"], max_hot_spill_bytes: 0 },
+    },
 ];

@@ -416,8 +416,7 @@ DEVICE void attention_forward(const AttentionForward& p) {
         lse[row] = sum == 0.0f ? MINUS_INFINITY : softmax[tile].max[half] * p.scale + logf(sum);
       }
     }
-    // The queries of this warp are multiplied by nobody else: their place is free.
-    if (tile == 0) __syncwarp();
+    // The queries were last read before the last barrier: their place is free.
     q_tile.store(out[tile], warp_row + tile * 16, inverse[0], inverse[1]);
   }
   __syncwarp();
@@ -773,7 +772,6 @@ DEVICE void attention_dq(const AttentionBackward& p) {
     // The next but one goes where this one is.
     __syncthreads();
   }
-  cp_async_wait<0>();
 
   const Tile<D> out_tile = {tiles};
   out_tile.store(dq, warp_row, p.scale, p.scale);

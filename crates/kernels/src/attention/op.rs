@@ -120,7 +120,8 @@ impl Attention {
         storage: &'a CpuStorage,
         layout: &Layout,
     ) -> Result<reference::Operand<'a, T>> {
-        let data = &T::cpu_storage_as_slice(storage)?[layout.start_offset()..];
+        // An empty view may begin beyond the end of its storage.
+        let data = T::cpu_storage_as_slice(storage)?.get(layout.start_offset()..).unwrap_or_default();
         Ok(reference::Operand { data, strides: self.strides(layout.stride()) })
     }
 

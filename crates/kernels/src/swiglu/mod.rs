@@ -1,5 +1,8 @@
 //! The gated activation of Qwen2's MLP.
 
+pub mod launch;
+mod sys;
+
 use crate::element::{Element, dispatch, elements, widened, with_elements};
 use candle_core::backend::BackendStorage as _;
 use candle_core::{CpuStorage, CustomOp2, Layout, Result, Shape, Tensor, WithDType, bail};
