@@ -11,7 +11,7 @@
 //! - [`swiglu()`]
 //! - [`cross_entropy`]: mean over rows, from logits
 //! - [`bias_gelu()`]: exact GELU of `x + b`
-//! - [`adaptive_avg_pool`]: the pooling of the projector
+//! - [`adaptive_avg_pool`]: the pooling of the projector, and [`avg_pool_projector`]: the whole of it
 //!
 //! This is the CPU side (f32 and f64, one thread per call, so that results do not depend on the number of threads). bf16
 //! is taken too: the inputs are widened to f32 and the result is rounded once, so that an operation is at least as close as
@@ -41,6 +41,7 @@
 
 pub mod attention;
 pub mod avg_pool;
+mod avg_pool_projector;
 pub mod bias_gelu;
 pub mod column_sum;
 mod cross_entropy;
@@ -57,6 +58,7 @@ pub mod swiglu;
 
 pub use attention::{CuSeqlens, Mask, attention, attention_varlen};
 pub use avg_pool::adaptive_avg_pool;
+pub use avg_pool_projector::avg_pool_projector;
 pub use bias_gelu::bias_gelu;
 pub use cross_entropy::cross_entropy;
 pub use element::Element;
