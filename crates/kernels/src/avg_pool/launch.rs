@@ -1,6 +1,7 @@
 //! Starts the kernels of `avg_pool.cu`.
 
-use super::sys::{AvgPoolParams, PIXELS, PoolElement};
+pub use super::sys::Element;
+use super::sys::{AvgPoolParams, PIXELS};
 use crate::device::{ALIGNMENT, Device, Grid, Kernel, Slice, SliceMut};
 use candle_core::{Result, bail};
 
@@ -39,7 +40,7 @@ impl Pooling {
 /// # Errors
 /// If an edge is 0 or beyond 65,535, there are more than 2^31 - 1 patches or channels, a length is not that of the sizes, or
 /// the device fails.
-pub fn forward<D: Device, T: PoolElement>(
+pub fn forward<D: Device, T: Element>(
     device: &D,
     sizes: Pooling,
     x: Slice<'_, D, T>,
@@ -55,7 +56,7 @@ pub fn forward<D: Device, T: PoolElement>(
 ///
 /// # Errors
 /// As [`forward`].
-pub fn backward<D: Device, T: PoolElement>(
+pub fn backward<D: Device, T: Element>(
     device: &D,
     sizes: Pooling,
     dy: Slice<'_, D, T>,

@@ -31,7 +31,7 @@ const fn kernel(name: &'static str) -> Kernel<AvgPoolParams> {
 }
 
 /// An element type that is pooled on devices: bf16 or f32.
-pub trait PoolElement: Copy + 'static {
+pub trait Element: Copy + 'static {
     /// From the input to the output.
     const FORWARD: &'static Kernel<AvgPoolParams>;
     /// From the gradient of the output to that of the input.
@@ -43,12 +43,12 @@ static FORWARD_F32: Kernel<AvgPoolParams> = kernel("avg_pool_forward_f32");
 static BACKWARD_BF16: Kernel<AvgPoolParams> = kernel("avg_pool_backward_bf16");
 static BACKWARD_F32: Kernel<AvgPoolParams> = kernel("avg_pool_backward_f32");
 
-impl PoolElement for bf16 {
+impl Element for bf16 {
     const FORWARD: &'static Kernel<AvgPoolParams> = &FORWARD_BF16;
     const BACKWARD: &'static Kernel<AvgPoolParams> = &BACKWARD_BF16;
 }
 
-impl PoolElement for f32 {
+impl Element for f32 {
     const FORWARD: &'static Kernel<AvgPoolParams> = &FORWARD_F32;
     const BACKWARD: &'static Kernel<AvgPoolParams> = &BACKWARD_F32;
 }

@@ -1,7 +1,8 @@
 //! Starts the kernels of `column_sum.cu`.
 
 use super::Rows;
-use super::sys::{ColumnSumParams, SumElement, tile_columns};
+pub use super::sys::Element;
+use super::sys::{ColumnSumParams, tile_columns};
 use crate::device::{ALIGNMENT, Device, Grid, Kernel, Slice, SliceMut};
 use crate::matmul::Output;
 use candle_core::{Result, bail};
@@ -26,7 +27,7 @@ pub fn partials_len(sizes: Rows) -> Option<usize> {
 ///
 /// # Errors
 /// If there are more than 2^31 - 1 rows or columns, a length is not that of the sizes, or the device fails.
-pub fn column_sum<D: Device, T: SumElement, S: SumElement>(
+pub fn column_sum<D: Device, T: Element, S: Element>(
     device: &D,
     sizes: Rows,
     x: Slice<'_, D, T>,
@@ -63,7 +64,7 @@ pub fn column_sum<D: Device, T: SumElement, S: SumElement>(
 ///
 /// # Errors
 /// As [`column_sum`].
-pub(crate) fn finish<D: Device, S: SumElement>(
+pub(crate) fn finish<D: Device, S: Element>(
     device: &D,
     sizes: Rows,
     partials: Slice<'_, D, f32>,

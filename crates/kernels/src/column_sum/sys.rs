@@ -39,7 +39,7 @@ const fn vec16_len(element: usize) -> u32 {
 }
 
 /// An element type that is summed on devices: bf16 or f32.
-pub trait SumElement: Copy + 'static {
+pub trait Element: Copy + 'static {
     /// Its columns to partial sums.
     const PARTIAL: &'static Kernel<ColumnSumParams>;
     /// From partial sums to sums of it.
@@ -55,12 +55,12 @@ static PARTIAL_F32: Kernel<ColumnSumParams> = kernel::<f32>("column_sum_partial_
 static FINISH_BF16: Kernel<ColumnSumParams> = kernel::<f32>("column_sum_finish_bf16");
 static FINISH_F32: Kernel<ColumnSumParams> = kernel::<f32>("column_sum_finish_f32");
 
-impl SumElement for bf16 {
+impl Element for bf16 {
     const PARTIAL: &'static Kernel<ColumnSumParams> = &PARTIAL_BF16;
     const FINISH: &'static Kernel<ColumnSumParams> = &FINISH_BF16;
 }
 
-impl SumElement for f32 {
+impl Element for f32 {
     const PARTIAL: &'static Kernel<ColumnSumParams> = &PARTIAL_F32;
     const FINISH: &'static Kernel<ColumnSumParams> = &FINISH_F32;
 }

@@ -1,0 +1,158 @@
+//! The kernels of bias and GELU against the operation on a CPU, in f64.
+
+use candle_core::{Device, Result, Tensor, Var};
+use half::bf16;
+use oqvl_emulation::{BlockOrder, Buffer, Emulation};
+use oqvl_kernels::bias_gelu::{bias_gelu, launch};
+use oqvl_kernels::column_sum::Rows;
+use oqvl_kernels::column_sum::launch::partials_len;
+use proptest::prelude::*;
+use rand::SeedableRng as _;
+use rand_chacha::ChaCha8Rng;
+
+/// Elements after the output that no kernel may touch.
+const GUARD: usize = 16;
+/// Half a unit in the last place of bf16.
+const ROUNDING: f64 = 1.0 / 256.0;
+
+fn random(len: usize, bound: f64, seed: u64) -> Buffer<bf16> {
+    let mut rng = ChaCha8Rng::seed_from_u64(seed);
+    (0..len).map(|_| bf16::from_f64(rng.random_range(-bound..bound))).collect()
+}
+
+fn wide(elements: &[bf16]) -> Vec<f64> {
+    elements.iter().map(|x| x.to_f64()).collect()
+}
+
+/// Every element is there and close, and none after them is written.
+#[track_caller]
+fn assert_close(found: &[bf16], expected: &[f64], slack: f64, what: &str) {
+    let (found, guard) = found.split_at(expected.len());
+    for (index, (found, expected)) in found.iter().zip(expected).enumerate() {
+        let error = (found.to_f64() - expected).abs();
+        assert!(
+            error <= ROUNDING * expected.abs() + slack,
+            "{what}: element {index}: {found} is not {expected}"
+        );
+    }
+    assert!(guard.iter().all(|x| x.is_nan()), "{what}: something is written after the output");
+}
+
+/// `y`, `dx` and `dbias` of the operation.
+fn reference(sizes: Rows, x: &[f64], bias: &[f64], dy: &[f64]) -> Result<[Vec<f64>; 3]> {
+    let Rows { rows, cols } = sizes;
+    let x = Var::from_vec(x.to_vec(), (rows, cols), &Device::Cpu)?;
+    let bias = Var::from_vec(bias.to_vec(), cols, &Device::Cpu)?;
+    let y = bias_gelu(&x, &bias)?;
+    let dy = Tensor::from_vec(dy.to_vec(), (rows, cols), &Device::Cpu)?;
+    let gradients = (&y * dy)?.sum_all()?.backward()?;
+    let gradient =
+        |of: &Var| gradients.get(of).expect("the operation has gradients").flatten_all()?.to_vec1();
+    Ok([y.flatten_all()?.to_vec1()?, gradient(&x)?, gradient(&bias)?])
+}
+
+/// `dx` and `dbias`, each with the guard behind it.
+fn backward(emulation: &Emulation, sizes: Rows, [x, bias, dy]: [&[bf16]; 3]) -> [Vec<bf16>; 2] {
+    let mut dx = Buffer::<bf16>::poisoned(x.len() + GUARD);
+    let mut dbias = Buffer::<bf16>::poisoned(sizes.cols + GUARD);
+    let mut partials = Buffer::<f32>::poisoned(partials_len(sizes).unwrap());
+    let inputs = (emulation.read(x), emulation.read(bias), emulation.read(dy));
+    let (to, partials) = (emulation.write(&mut dx[..x.len()]), emulation.write(&mut partials));
+    let dbias_to = emulation.write(&mut dbias[..sizes.cols]);
+    launch::backward(emulation, sizes, inputs, to, partials, dbias_to).unwrap();
+    [dx.to_vec(), dbias.to_vec()]
+}
+
+/// Inputs start `offset` elements after an aligned address.
+fn check(emulation: &Emulation, rows: usize, cols: usize, offset: usize) {
+    let sizes = Rows { rows, cols };
+    let what = format!("{sizes:?}, {offset} elements after");
+    let (x, bias) = (random(offset + rows * cols, 4.0, 1), random(offset + cols, 1.0, 2));
+    let dy = random(offset + rows * cols, 1.0, 3);
+    let [x, bias, dy] = [&x, &bias, &dy].map(|buffer| &buffer[offset..]);
+    let [y, dx, dbias] = reference(sizes, &wide(x), &wide(bias), &wide(dy)).unwrap();
+    let mut found = Buffer::<bf16>::poisoned(x.len() + GUARD);
+    let to = emulation.write(&mut found[..x.len()]);
+    launch::forward(emulation, sizes, emulation.read(x), emulation.read(bias), to).expect(&what);
+    assert_close(&found, &y, 1e-6, &what);
+    let [found_dx, found_dbias] = backward(emulation, sizes, [x, bias, dy]);
+    assert_close(&found_dx, &dx, 1e-6, &what);
+    assert_close(&found_dbias, &dbias, 1e-6 * (1.0 + rows as f64), &what);
+}
+
+#[test]
+fn rows_and_columns_around_what_a_block_takes() {
+    let Some(emulation) = Emulation::from_env().unwrap() else { return };
+    for rows in [0, 1, 7, 8, 9, 31, 32, 33] {
+        for cols in [0, 1, 7, 8, 9, 255, 256, 257] {
+            check(&emulation, rows, cols, 0);
+        }
+    }
+    check(&emulation, 144, 1152, 0);
+    check(&emulation, 4096, 9, 0);
+    check(&emulation, 3, 4096, 0);
+    check(&emulation, 8193, 2, 0);
+}
+
+#[test]
+fn addresses_that_are_not_aligned() {
+    let Some(emulation) = Emulation::from_env().unwrap() else { return };
+    for offset in [1, 4] {
+        check(&emulation, 33, 16, offset);
+    }
+}
+
+/// Far from 0 the function is 0 or the input, and its slope 0 or 1.
+#[test]
+fn large_inputs() {
+    let Some(emulation) = Emulation::from_env().unwrap() else { return };
+    let sizes = Rows { rows: 1, cols: 4 };
+    let x: Buffer<bf16> = [-1e30, -50.0, 50.0, 1e18].map(bf16::from_f64).into_iter().collect();
+    let (zeros, ones) = ([bf16::ZERO; 4], [bf16::ONE; 4]);
+    let mut y = Buffer::<bf16>::poisoned(4);
+    let to = emulation.write(&mut y);
+    launch::forward(&emulation, sizes, emulation.read(&x), emulation.read(&zeros), to).unwrap();
+    assert_eq!(y[..], [bf16::ZERO, bf16::ZERO, x[2], x[3]]);
+    let [dx, dbias] = backward(&emulation, sizes, [&x, &zeros, &ones]);
+    assert_eq!(dx[..4], [bf16::ZERO, bf16::ZERO, bf16::ONE, bf16::ONE]);
+    assert_eq!(dbias[..4], dx[..4]);
+}
+
+#[test]
+fn sizes_that_do_not_fit_are_refused() {
+    let Some(emulation) = Emulation::from_env().unwrap() else { return };
+    let x = random(6, 1.0, 1);
+    let refusal = |rows: usize, cols: usize, num_bias: usize, num_y: usize| {
+        let mut y = Buffer::<bf16>::poisoned(num_y);
+        let (x, bias) = (emulation.read(&x), emulation.read(&x[..num_bias]));
+        let y = emulation.write(&mut y);
+        launch::forward(&emulation, Rows { rows, cols }, x, bias, y).unwrap_err().to_string()
+    };
+    assert!(refusal(2, 4, 4, 8).contains("not those of"));
+    assert!(refusal(2, 3, 2, 6).contains("the bias 2"));
+    assert!(refusal(2, 3, 3, 5).contains("[6, 5] elements"));
+    assert!(refusal(usize::MAX, 3, 3, 6).contains("go up to"));
+}
+
+#[test]
+fn the_order_of_blocks_changes_nothing() {
+    let Some(emulation) = Emulation::from_env().unwrap() else { return };
+    let sizes = Rows { rows: 100, cols: 300 };
+    let (x, bias, dy) = (random(30_000, 3.0, 1), random(300, 1.0, 2), random(30_000, 1.0, 3));
+    let bits = |emulation: &Emulation| {
+        backward(emulation, sizes, [&x, &bias, &dy])
+            .map(|x| x.iter().map(|x| x.to_bits()).collect::<Vec<_>>())
+    };
+    let first = bits(&emulation);
+    assert_eq!(first, bits(&emulation.with_order(BlockOrder::Shuffled(9))));
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 24, failure_persistence: None, ..ProptestConfig::default() })]
+    #[test]
+    fn random_sizes(rows in 0usize..100, cols in 0usize..300) {
+        if let Some(emulation) = Emulation::from_env().unwrap() {
+            check(&emulation, rows, cols, 0);
+        }
+    }
+}
