@@ -9,6 +9,7 @@
 //! - [`rms_norm`], [`layer_norm`]
 //! - [`rope`]: rotary position embedding, half-split layout
 //! - [`swiglu()`]
+//! - [`gemm`]: products in bf16 by cuBLASLt, with a bias and GELU
 //! - [`cross_entropy`]: mean over rows, from logits
 //! - [`bias_gelu()`]: exact GELU of `x + b`
 //! - [`adaptive_avg_pool`]: the pooling of the projector, and [`avg_pool_projector`]: the whole of it
@@ -47,6 +48,7 @@ pub mod column_sum;
 mod cross_entropy;
 pub mod device;
 mod element;
+pub mod gemm;
 mod layer_norm;
 mod linear;
 mod matmul;

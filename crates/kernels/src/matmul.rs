@@ -114,7 +114,7 @@ unsafe fn multiply<T: Element>(
     // SAFETY: the inputs hold every element their shapes address (checked above), the output is what the caller
     // promises, and its elements are addressed once each (asserted above).
     unsafe {
-        gemm::gemm(
+        ::gemm::gemm(
             m,
             n,
             k,
@@ -133,7 +133,7 @@ unsafe fn multiply<T: Element>(
             false,
             false,
             false,
-            gemm::Parallelism::None,
+            ::gemm::Parallelism::None,
         );
     }
     Ok(())
