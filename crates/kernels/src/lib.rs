@@ -40,6 +40,7 @@
 // Matrix products hand checked slices to the `gemm` crate, whose interface is raw pointers.
 #![allow(unsafe_code)]
 
+pub mod adamw;
 pub mod attention;
 pub mod avg_pool;
 mod avg_pool_projector;

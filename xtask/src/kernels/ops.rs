@@ -26,7 +26,7 @@ pub(super) enum Source {
 }
 
 /// All of them.
-pub(super) const OPS: [Op; 7] = [
+pub(super) const OPS: [Op; 8] = [
     Op {
         name: "attention",
         source: Source::Ours {
@@ -59,5 +59,13 @@ pub(super) const OPS: [Op; 7] = [
     Op {
         name: "swiglu",
         source: Source::Ours { module: "swiglu", hot: &["swiglu"], max_hot_spill_bytes: 0 },
+    },
+    Op {
+        name: "adamw",
+        source: Source::Ours {
+            module: "adamw",
+            hot: &["adamw_update", "gradient_norm_partial"],
+            max_hot_spill_bytes: 0,
+        },
     },
 ];
