@@ -1,4 +1,4 @@
-//! Runner of the project: `cargo xtask reproduce | ablate | bench | cuda | fixtures | kernels | parity | fuzz | test | ci | tidy`.
+//! Runner of the project: `cargo xtask reproduce | ablate | bench | cuda | fixtures | gpu | kernels | parity | fuzz | test | ci | tidy`.
 //!
 //! It links no stage: it drives the stage binaries through their flags, their exit codes and the files they leave,
 //! exactly as a person or a cluster script would.
@@ -14,6 +14,7 @@ mod cuda;
 mod exit;
 mod fixtures;
 mod fuzz;
+mod gpu;
 mod headline;
 mod interrupt;
 mod json_file;
@@ -56,6 +57,8 @@ enum Command {
     Cuda(cuda::Args),
     /// Make the small networks that the tests hold ours against, with torch, transformers, timm and open_clip
     Fixtures(fixtures::Args),
+    /// On a machine with an NVIDIA GPU: `gpu check` holds every operation against its reference, `gpu bench` times them
+    Gpu(gpu::Args),
     /// Run every proof of the GPU kernels that needs no GPU: `kernels check`; writes target/kernels.json
     Kernels(kernels::Args),
     /// Print how far networks, token ids, pixels and exports are from the Python originals'; writes target/parity.json
@@ -77,6 +80,7 @@ fn main() -> ExitCode {
         Command::Bench(args) => bench::run(&args),
         Command::Cuda(args) => cuda::run(&args),
         Command::Fixtures(args) => fixtures::run(&args),
+        Command::Gpu(args) => gpu::run(&args),
         Command::Kernels(args) => kernels::run(&args),
         Command::Parity(args) => parity::run(&args),
         Command::Fuzz(args) => fuzz::run(&args),

@@ -19,6 +19,8 @@ const KERNELS: &str = "oqvl-kernels";
 /// What `check` compiles candle's own kernels for. It is a GPU of boards that nobody trains on, and it is the one thing that
 /// tells cargo what `check` compiles, without optimisation, from what `build` needs.
 const UNOPTIMISED_CAPABILITY: &str = "87";
+/// The program that checks and times the kernels on a GPU: of all that can use one the quickest to build.
+const GPU_PROGRAM: &str = "oqvl-gpu";
 /// How nvcc is called.
 const NVCC_SCRIPT: &str = include_str!("nvcc.sh");
 
@@ -71,6 +73,22 @@ pub(super) fn build(toolkit: &Toolkit) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// A program, and where the libraries are that it was linked with.
+#[derive(Debug)]
+pub(crate) struct Program {
+    pub(crate) path: PathBuf,
+    pub(crate) libraries: Vec<PathBuf>,
+}
+
+/// Builds the program that checks and times the kernels on a GPU.
+pub(super) fn build_gpu_program(toolkit: &Toolkit) -> anyhow::Result<Program> {
+    let mut build = command(toolkit, CandleKernels::Kept, &["build", "--release", "--workspace"])?;
+    build.args(["--features", &features(&members()?), "--bin", GPU_PROGRAM]);
+    let status = build.stdin(Stdio::null()).status().context("cannot start cargo")?;
+    anyhow::ensure!(status.success(), "the CUDA build failed");
+    Ok(Program { path: cargo::binary_dir()?.join(GPU_PROGRAM), libraries: toolkit.library_dirs() })
+}
+
 /// Lints with the feature, compiles every kernel for both targets, and links the program that checks them on a GPU.
 pub(super) fn check(toolkit: &Toolkit) -> anyhow::Result<()> {
     let members = members()?;
@@ -80,7 +98,8 @@ pub(super) fn check(toolkit: &Toolkit) -> anyhow::Result<()> {
     let status = clippy.stdin(Stdio::null()).status().context("cannot start cargo")?;
     anyhow::ensure!(status.success(), "clippy fails with the feature `{FEATURE}`");
     compile_kernels(toolkit)?;
-    println!("the CUDA side lints, compiles and links");
+    starts_with_stub(toolkit)?;
+    println!("the CUDA side lints, compiles, links, and says what is missing where no driver is");
     Ok(())
 }
 
@@ -90,11 +109,7 @@ pub(crate) fn compile_kernels(toolkit: &Toolkit) -> anyhow::Result<PathBuf> {
     let members = members()?;
     let mut build = command(toolkit, CandleKernels::Unoptimised, &["build", "--release", "--workspace"])?;
     build.args(["--features", &features(&members), "--message-format", "json-render-diagnostics"]);
-    let linked = members.iter().flat_map(|member| &member.binaries).find(|binary| *binary == "oqvl-gpu");
-    match linked {
-        Some(binary) => build.args(["--bin", binary]),
-        None => build.arg("--lib"),
-    };
+    build.args(["--bin", GPU_PROGRAM]);
     let mut child =
         build.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().context("cannot start cargo")?;
     let stdout = child.stdout.take().expect("piped just above");
@@ -106,6 +121,21 @@ pub(crate) fn compile_kernels(toolkit: &Toolkit) -> anyhow::Result<PathBuf> {
     let status = child.wait().context("cannot wait for cargo")?;
     anyhow::ensure!(status.success(), "the CUDA build failed");
     out_dir.context("cargo did not say where the kernels are")
+}
+
+/// Starts the program with the stub in place of a driver's library: it must find all its other libraries, and say in a
+/// sentence what is missing.
+fn starts_with_stub(toolkit: &Toolkit) -> anyhow::Result<()> {
+    let mut program = Command::new(cargo::binary_dir()?.join(GPU_PROGRAM));
+    let places = toolkit.library_dirs().into_iter().chain([toolkit.stubs()]).rev();
+    program.arg("check").env("LD_LIBRARY_PATH", std::env::join_paths(places)?);
+    let output = program.stdin(Stdio::null()).output().context("cannot start the program that was linked")?;
+    let said = String::from_utf8_lossy(&output.stderr);
+    anyhow::ensure!(
+        said.contains("no NVIDIA driver is installed"),
+        "with the stub of a driver it says: {said}"
+    );
+    Ok(())
 }
 
 /// The directory in a message of cargo about the build script of the kernels.
@@ -126,6 +156,13 @@ fn command(toolkit: &Toolkit, candle: CandleKernels, args: &[&str]) -> anyhow::R
     let script = nvcc_script()?;
     let mut command = cargo::command(args);
     command.envs(toolkit.environment()).env("NVCC", script).env("OQVL_NVCC", toolkit.nvcc());
+    // candle's build script takes half of the cores if it is not told.
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    command.env("CUDAFORGE_THREADS", cores.to_string());
+    // What results of the program that measures are named by.
+    if let Some(commit) = cargo::commit() {
+        command.env("OQVL_COMMIT", commit);
+    }
     match candle {
         CandleKernels::Kept => command.env("OQVL_NVCC_CACHE", toolkit.candle_cache()),
         CandleKernels::Unoptimised => {

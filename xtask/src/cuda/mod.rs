@@ -3,7 +3,7 @@
 mod binaries;
 pub(crate) mod toolkit;
 
-pub(crate) use binaries::compile_kernels;
+pub(crate) use binaries::{Program, compile_kernels};
 
 use crate::exit::Exit;
 use toolkit::Toolkit;
@@ -54,6 +54,11 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
 
 fn setup() -> anyhow::Result<Toolkit> {
     Toolkit::prepare()?.map_err(Exit::wrong_request)
+}
+
+/// Builds the program that checks and times the kernels on a GPU.
+pub(crate) fn build_gpu_program() -> anyhow::Result<Program> {
+    binaries::build_gpu_program(&setup()?)
 }
 
 /// What `cargo xtask cuda check` does, for the steps of `ci`. The inner error says why there can be no toolkit here.

@@ -97,6 +97,11 @@ impl Toolkit {
         self.dir.join("candle-kernels")
     }
 
+    /// Where the libraries are that programs built with this toolkit need to start, but for the driver's.
+    pub(super) fn library_dirs(&self) -> Vec<PathBuf> {
+        ["lib64", "lib"].map(|name| self.root.join(name)).into_iter().filter(|dir| dir.is_dir()).collect()
+    }
+
     /// What a build needs in its environment.
     pub(crate) fn environment(&self) -> Vec<(&'static str, OsString)> {
         let mut environment: Vec<(&str, OsString)> =
@@ -108,7 +113,8 @@ impl Toolkit {
         environment
     }
 
-    fn stubs(&self) -> PathBuf {
+    /// Where the stub of the driver's library is.
+    pub(super) fn stubs(&self) -> PathBuf {
         self.dir.join("stubs")
     }
 

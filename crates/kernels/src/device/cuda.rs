@@ -1,7 +1,7 @@
 //! A CUDA stream as a [`Device`].
 
 use super::capability::{Code, driver_is_too_old};
-use super::{Device, Grid, Kernel, Module, Params, Slice, SliceMut};
+use super::{Description, Device, Grid, Kernel, Module, Number, Params, Slice, SliceMut};
 use candle_core::cuda_backend::CudaDType;
 use candle_core::{CudaDevice, CudaStorage, Layout, Result, bail};
 use cudarc::driver::result::{self, DriverError};
@@ -12,6 +12,7 @@ use cudarc::nvrtc::Ptx;
 use std::collections::HashMap;
 use std::ffi::c_void;
 use std::fmt;
+use std::marker::PhantomData;
 use std::sync::{Arc, OnceLock, RwLock};
 
 /// A stream of an NVIDIA GPU: kernels run on it in the order they are launched.
@@ -99,6 +100,129 @@ impl Cuda {
         Ok(())
     }
 
+    /// Elements of this program, copied to the GPU.
+    ///
+    /// # Errors
+    /// If the memory of the GPU does not suffice.
+    pub fn upload<T: Number>(&self, elements: &[T]) -> Result<CudaBuffer<T>> {
+        // SAFETY: numbers are bytes.
+        let bytes =
+            unsafe { std::slice::from_raw_parts(elements.as_ptr().cast::<u8>(), size_of_val(elements)) };
+        let mut buffer = self.filled(elements.len(), 0)?;
+        let copied = self.stream.memcpy_htod(bytes, &mut buffer.bytes);
+        copied.or_else(|error| bail!("cannot copy to the GPU: {}", text(error)))?;
+        // The source may go away when this returns.
+        self.synchronize()?;
+        Ok(buffer)
+    }
+
+    /// `len` elements whose every byte is `byte`.
+    ///
+    /// # Errors
+    /// If the memory of the GPU does not suffice.
+    pub fn filled<T: Number>(&self, len: usize, byte: u8) -> Result<CudaBuffer<T>> {
+        let Some(num_bytes) = len.checked_mul(size_of::<T>()) else {
+            bail!("{len} elements are more than can be counted")
+        };
+        // One byte for nothing: the driver refuses allocations of no bytes.
+        // SAFETY: written before anything reads it, just below.
+        let bytes = unsafe { self.stream.alloc::<u8>(num_bytes.max(1)) };
+        let mut bytes =
+            bytes.or_else(|error| bail!("cannot allocate {num_bytes} bytes on the GPU: {}", text(error)))?;
+        let size = bytes.len();
+        let (address, guard) = bytes.device_ptr_mut(&self.stream);
+        // SAFETY: as many bytes were just allocated there.
+        let filled = unsafe { result::memset_d8_async(address, byte, size, self.stream.cu_stream()) };
+        drop(guard);
+        filled.or_else(|error| bail!("cannot fill {num_bytes} bytes of the GPU: {}", text(error)))?;
+        Ok(CudaBuffer { bytes, address, len, element: PhantomData })
+    }
+
+    /// Elements of the GPU, copied to this program, when all that was launched before has run.
+    ///
+    /// # Errors
+    /// If something that was launched before has failed.
+    pub fn download<T: Number>(&self, buffer: &CudaBuffer<T>) -> Result<Vec<T>> {
+        let bytes = self.stream.clone_dtoh(&buffer.bytes);
+        let bytes = bytes.or_else(|error| bail!("cannot copy from the GPU: {}", text(error)))?;
+        self.synchronize()?;
+        let mut elements = Vec::with_capacity(buffer.len);
+        // SAFETY: there is room for `len` elements and there are as many bytes, and any bytes are a number.
+        unsafe {
+            let size = buffer.len * size_of::<T>();
+            elements.as_mut_ptr().cast::<u8>().copy_from_nonoverlapping(bytes.as_ptr(), size);
+            elements.set_len(buffer.len);
+        }
+        Ok(elements)
+    }
+
+    /// Copies elements within the GPU.
+    ///
+    /// # Errors
+    /// If there are not as many elements in both.
+    pub fn copy<T: Number>(&self, from: &CudaBuffer<T>, to: &mut CudaBuffer<T>) -> Result<()> {
+        if from.len != to.len {
+            bail!("{} elements cannot be copied to {}", from.len, to.len);
+        }
+        let copied = self.stream.memcpy_dtod(&from.bytes, &mut to.bytes);
+        copied.or_else(|error| bail!("cannot copy within the GPU: {}", text(error)))
+    }
+
+    /// Waits until all that was launched has run.
+    ///
+    /// # Errors
+    /// If something that was launched has failed.
+    pub fn synchronize(&self) -> Result<()> {
+        self.stream.synchronize().or_else(|error| bail!("the GPU failed: {}", text(error)))
+    }
+
+    /// Seconds that each of `runs` runs of what `work` launches takes, by the clock of the GPU.
+    ///
+    /// # Errors
+    /// If `work` fails, or what it launches.
+    pub fn seconds(&self, runs: usize, mut work: impl FnMut() -> Result<()>) -> Result<Vec<f64>> {
+        let record = || {
+            let event = self.stream.record_event(Some(sys::CUevent_flags::CU_EVENT_DEFAULT));
+            event.or_else(|error| bail!("cannot record an event: {}", text(error)))
+        };
+        let mut pairs = Vec::with_capacity(runs);
+        for _ in 0..runs {
+            let start = record()?;
+            work()?;
+            pairs.push((start, record()?));
+        }
+        self.synchronize()?;
+        let seconds = pairs.iter().map(|(start, end)| match start.elapsed_ms(end) {
+            Ok(milliseconds) => Ok(f64::from(milliseconds) / 1000.0),
+            Err(error) => bail!("cannot read an event: {}", text(error)),
+        });
+        seconds.collect()
+    }
+
+    /// What GPU this is.
+    ///
+    /// # Errors
+    /// If the driver does not say.
+    pub fn description(&self) -> Result<Description> {
+        let context = self.stream.context();
+        let ask = || {
+            let (major, minor) = context.compute_capability()?;
+            let multiprocessors = CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT;
+            let mut driver = 0;
+            // SAFETY: writes the one number.
+            unsafe { sys::cuDriverGetVersion(&mut driver) }.result()?;
+            Ok(Description {
+                name: context.name()?,
+                capability: format!("{major}.{minor}"),
+                multiprocessors: context.attribute(multiprocessors)?,
+                memory_bytes: context.total_mem()? as u64,
+                driver_cuda: format!("{}.{}", driver / 1000, driver % 1000 / 10),
+                built_with_cuda: format!("{}.{}", sys::CUDA_VERSION / 1000, sys::CUDA_VERSION % 1000 / 10),
+            })
+        };
+        ask().or_else(|error: DriverError| bail!("cannot ask the GPU what it is: {}", text(error)))
+    }
+
     /// Room for `len` elements that a kernel writes whole before anything reads them.
     ///
     /// # Errors
@@ -109,6 +233,28 @@ impl Cuda {
     pub unsafe fn uninitialised<T: cudarc::driver::DeviceRepr>(&self, len: usize) -> Result<CudaSlice<T>> {
         // SAFETY: the caller writes before it reads.
         unsafe { self.device.alloc(len) }
+    }
+}
+
+/// Elements in the memory of a GPU, which are its owner's.
+pub struct CudaBuffer<T> {
+    bytes: CudaSlice<u8>,
+    address: u64,
+    len: usize,
+    element: PhantomData<T>,
+}
+
+impl<T: Number> CudaBuffer<T> {
+    /// To read.
+    pub fn slice(&self) -> Slice<'_, Cuda, T> {
+        // SAFETY: it has as many, all written, and is borrowed.
+        unsafe { Slice::from_raw(self.address, self.len) }
+    }
+
+    /// To write.
+    pub fn slice_mut(&mut self) -> SliceMut<'_, Cuda, T> {
+        // SAFETY: it has as many, and is borrowed by this alone.
+        unsafe { SliceMut::from_raw(self.address, self.len) }
     }
 }
 

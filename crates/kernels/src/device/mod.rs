@@ -7,9 +7,13 @@
 mod capability;
 #[cfg(feature = "cuda")]
 mod cuda;
+#[cfg(not(feature = "cuda"))]
+mod no_cuda;
 
 #[cfg(feature = "cuda")]
-pub use cuda::{Cuda, Reading, Writing, contiguous};
+pub use cuda::{Cuda, CudaBuffer, Reading, Writing, contiguous};
+#[cfg(not(feature = "cuda"))]
+pub use no_cuda::{Cuda, CudaBuffer};
 
 use candle_core::{Result, bail};
 use std::marker::PhantomData;
@@ -86,6 +90,39 @@ macro_rules! module {
     };
 }
 pub(crate) use module;
+
+/// Numbers that a GPU's memory is filled with.
+///
+/// # Safety
+/// Any bytes are a value, and every byte of a value is initialised.
+pub unsafe trait Number: Copy + Send + Sync + 'static {}
+
+macro_rules! numbers {
+    ($($number:ty),*) => {
+        $(
+            // SAFETY: a plain number.
+            unsafe impl Number for $number {}
+        )*
+    };
+}
+numbers!(u8, i32, u32, i64, u64, f32, f64, half::bf16, half::f16);
+
+/// What a GPU and its driver are.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Description {
+    /// As the driver names it.
+    pub name: String,
+    /// Compute capability: `9.0`.
+    pub capability: String,
+    /// Streaming multiprocessors.
+    pub multiprocessors: i32,
+    /// Bytes of memory.
+    pub memory_bytes: u64,
+    /// The latest version of CUDA that the driver knows.
+    pub driver_cuda: String,
+    /// The version of CUDA this program is built with.
+    pub built_with_cuda: String,
+}
 
 /// Blocks of a launch along x, y and z.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

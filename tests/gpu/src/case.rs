@@ -1,0 +1,328 @@
+//! One call of an operation: its inputs, its reference in f64 on the CPU, and the same on a device.
+
+use crate::machine::Machine;
+use anyhow::Context as _;
+use candle_core::{DType, Device, Tensor, Var};
+use half::bf16;
+use oqvl_kernels::attention::{self, CuSeqlens, Mask, Operand, OperandMut, Sequences, Shape, Strides};
+use oqvl_kernels::avg_pool::launch as avg_pool;
+use oqvl_kernels::avg_pool::launch::Pooling;
+use oqvl_kernels::bias_gelu::launch as bias_gelu;
+use oqvl_kernels::column_sum::{Rows, launch as column_sum};
+use oqvl_kernels::{Output, adaptive_avg_pool};
+use rand::{Rng as _, SeedableRng as _};
+use rand_chacha::ChaCha8Rng;
+use serde::Serialize;
+
+/// All operations.
+pub(crate) const OPS: [&str; 4] = ["attention", "avg_pool", "bias_gelu", "column_sum"];
+
+/// A call of an operation, with its sizes.
+#[derive(Debug, Clone)]
+pub(crate) enum Case {
+    Attention(Shape),
+    AvgPool(Pooling),
+    BiasGelu(Rows),
+    ColumnSum(Rows),
+}
+
+/// An input of a call.
+#[derive(Debug, Clone)]
+pub(crate) struct Input {
+    pub(crate) name: &'static str,
+    pub(crate) dims: Vec<usize>,
+    pub(crate) values: Vec<bf16>,
+}
+
+/// A result of a call.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Result {
+    pub(crate) name: &'static str,
+    pub(crate) values: Vec<f64>,
+}
+
+/// What PyTorch is told of a call.
+#[derive(Debug, Serialize)]
+pub(crate) struct Description {
+    pub(crate) op: &'static str,
+    /// Boundaries of packed sequences.
+    pub(crate) cu_seqlens: Option<Vec<i32>>,
+    pub(crate) causal: bool,
+    /// Edges of the grids of a pooling.
+    pub(crate) grid: usize,
+    pub(crate) pooled: usize,
+    /// Names of the results, in order.
+    pub(crate) results: &'static [&'static str],
+}
+
+/// Attention of one length with as many keys as queries, or packed.
+pub(crate) fn attention_case(
+    heads: (usize, usize),
+    head_dim: usize,
+    mask: Mask,
+    sequences: Sequences,
+) -> Case {
+    Case::Attention(Shape::new(heads, head_dim, mask, sequences).expect("the sizes of a case fit together"))
+}
+
+/// A batch of sequences of one length.
+pub(crate) fn batch(batch: usize, len: usize) -> Sequences {
+    Sequences::Batch { batch, q_len: len, kv_len: len }
+}
+
+/// Sequences one after another.
+pub(crate) fn packed(boundaries: &[i32]) -> Sequences {
+    Sequences::Packed(CuSeqlens::new(boundaries.to_vec()).expect("the boundaries of a case are in order"))
+}
+
+impl Case {
+    pub(crate) fn op(&self) -> &'static str {
+        match self {
+            Self::Attention(_) => "attention",
+            Self::AvgPool(_) => "avg_pool",
+            Self::BiasGelu(_) => "bias_gelu",
+            Self::ColumnSum(_) => "column_sum",
+        }
+    }
+
+    /// The sizes, for a person.
+    pub(crate) fn name(&self) -> String {
+        match self {
+            Self::Attention(shape) => {
+                let mask = if shape.mask == Mask::Causal { "causal" } else { "full" };
+                let heads = format!("{}:{} heads of {}", shape.num_heads, shape.num_kv_heads, shape.head_dim);
+                match &shape.sequences {
+                    Sequences::Batch { batch, q_len, kv_len } if q_len == kv_len => {
+                        format!("{batch} x {q_len}, {heads}, {mask}")
+                    }
+                    Sequences::Batch { batch, q_len, kv_len } => {
+                        format!("{batch} x {q_len} on {kv_len}, {heads}, {mask}")
+                    }
+                    Sequences::Packed(packed) => {
+                        format!("{} packed in {}, {heads}, {mask}", packed.num_sequences(), packed.num_rows())
+                    }
+                }
+            }
+            Self::AvgPool(sizes) => {
+                format!(
+                    "{} grids, {} to {}, {} channels",
+                    sizes.batch, sizes.grid, sizes.pooled, sizes.channels
+                )
+            }
+            Self::BiasGelu(rows) | Self::ColumnSum(rows) => format!("{} x {}", rows.rows, rows.cols),
+        }
+    }
+
+    pub(crate) fn description(&self) -> Description {
+        let mut description = Description {
+            op: self.op(),
+            cu_seqlens: None,
+            causal: false,
+            grid: 0,
+            pooled: 0,
+            results: match self {
+                Self::Attention(_) => &["out", "dq", "dk", "dv"],
+                Self::AvgPool(_) => &["y", "dx"],
+                Self::BiasGelu(_) => &["y", "dx", "dbias"],
+                Self::ColumnSum(_) => &["sums"],
+            },
+        };
+        match self {
+            Self::Attention(shape) => {
+                description.causal = shape.mask == Mask::Causal;
+                if let Sequences::Packed(packed) = &shape.sequences {
+                    description.cu_seqlens = Some(packed.boundaries().to_vec());
+                }
+            }
+            Self::AvgPool(sizes) => (description.grid, description.pooled) = (sizes.grid, sizes.pooled),
+            Self::BiasGelu(_) | Self::ColumnSum(_) => {}
+        }
+        description
+    }
+
+    /// The same numbers for the same seed: of the size that activations and their gradients have, bf16.
+    pub(crate) fn inputs(&self, seed: u64) -> Vec<Input> {
+        let mut random = ChaCha8Rng::seed_from_u64(seed);
+        let mut input = |name: &'static str, dims: Vec<usize>| {
+            let len = dims.iter().product();
+            // The sum of three uniform numbers: variance 1, a little like a normal distribution.
+            let mut number = || (0..3).map(|_| random.random_range(-1f32..1.0)).sum::<f32>();
+            Input { name, dims, values: (0..len).map(|_| bf16::from_f32(number())).collect() }
+        };
+        match self {
+            Self::Attention(shape) => {
+                let dims = |heads: usize, of_queries: bool| match &shape.sequences {
+                    Sequences::Batch { batch, q_len, kv_len } => {
+                        vec![*batch, heads, if of_queries { *q_len } else { *kv_len }, shape.head_dim]
+                    }
+                    Sequences::Packed(packed) => vec![packed.num_rows(), heads, shape.head_dim],
+                };
+                vec![
+                    input("q", dims(shape.num_heads, true)),
+                    input("k", dims(shape.num_kv_heads, false)),
+                    input("v", dims(shape.num_kv_heads, false)),
+                    input("dout", dims(shape.num_heads, true)),
+                ]
+            }
+            Self::AvgPool(sizes) => {
+                let dims = |edge: usize| vec![sizes.batch, edge * edge, sizes.channels];
+                vec![input("x", dims(sizes.grid)), input("dy", dims(sizes.pooled))]
+            }
+            Self::BiasGelu(Rows { rows, cols }) => {
+                vec![
+                    input("x", vec![*rows, *cols]),
+                    input("bias", vec![*cols]),
+                    input("dy", vec![*rows, *cols]),
+                ]
+            }
+            Self::ColumnSum(Rows { rows, cols }) => vec![input("x", vec![*rows, *cols])],
+        }
+    }
+
+    /// What a candle program gets, by the operations that candle programs call and candle's autograd.
+    pub(crate) fn through_candle(
+        &self,
+        inputs: &[Input],
+        device: &Device,
+        dtype: DType,
+    ) -> anyhow::Result<Vec<Result>> {
+        let tensors = inputs.iter().map(|input| {
+            let tensor = Tensor::from_slice(&input.values, input.dims.as_slice(), device)?;
+            Var::from_tensor(&tensor.to_dtype(dtype)?)
+        });
+        let tensors = tensors.collect::<candle_core::Result<Vec<Var>>>()?;
+        let (y, dy) = match (self, tensors.as_slice()) {
+            (Self::Attention(shape), [q, k, v, dout]) => {
+                let out = match &shape.sequences {
+                    Sequences::Batch { .. } => oqvl_kernels::attention(q, k, v, shape.mask)?,
+                    Sequences::Packed(packed) => oqvl_kernels::attention_varlen(q, k, v, packed, shape.mask)?,
+                };
+                (out, dout)
+            }
+            (Self::AvgPool(sizes), [x, dy]) => (adaptive_avg_pool(x, sizes.pooled)?, dy),
+            (Self::BiasGelu(_), [x, bias, dy]) => (oqvl_kernels::bias_gelu(x, bias)?, dy),
+            (Self::ColumnSum(_), [x]) => return Ok(vec![result("sums", &x.as_tensor().sum(0)?)?]),
+            _ => anyhow::bail!("{} does not take {} inputs", self.op(), inputs.len()),
+        };
+        let gradients = (&y * dy.as_tensor())?.sum_all()?.backward()?;
+        let names = self.description().results;
+        let mut results = vec![result(names[0], &y)?];
+        for (name, tensor) in names[1..].iter().zip(&tensors) {
+            results
+                .push(result(name, gradients.get(tensor).with_context(|| format!("no gradient {name}"))?)?);
+        }
+        Ok(results)
+    }
+
+    /// What the kernels make of the inputs, by the launch functions, into memory that is poisoned before.
+    pub(crate) fn on<M: Machine>(&self, machine: &M, inputs: &[Input]) -> anyhow::Result<Vec<Result>> {
+        let uploaded = inputs.iter().map(|input| machine.upload(&input.values));
+        let uploaded = uploaded.collect::<candle_core::Result<Vec<_>>>()?;
+        let device = machine.device();
+        let read = |index: usize| machine.slice(&uploaded[index]);
+        let len = |index: usize| inputs[index].values.len();
+        let mut results = Vec::new();
+        let mut keep = |buffer: &M::Buffer<bf16>| -> anyhow::Result<()> {
+            let values = machine.download(buffer)?.into_iter().map(f64::from).collect();
+            results.push(Result { name: self.description().results[results.len()], values });
+            Ok(())
+        };
+        match self {
+            Self::Attention(shape) => {
+                let strides = |index: usize| match *inputs[index].dims.as_slice() {
+                    [rows, heads, head_dim] => Strides::rows_first(rows, heads, head_dim),
+                    [_, heads, rows, head_dim] => Strides::heads_first(heads, rows, head_dim),
+                    _ => unreachable!("attention has three or four dimensions"),
+                };
+                let operand = |index: usize| Operand { data: read(index), strides: strides(index) };
+                let cu_seqlens = match &shape.sequences {
+                    Sequences::Batch { .. } => None,
+                    Sequences::Packed(packed) => Some(machine.upload(packed.boundaries())?),
+                };
+                let cu_seqlens = cu_seqlens.as_ref().map(|buffer| machine.slice(buffer));
+                let mut lse = machine.poisoned::<f32>(shape.num_query_rows()?)?;
+                let mut workspace = machine.poisoned::<f32>(attention::backward_workspace_len(shape)?)?;
+                let [mut out, mut dq, mut dk, mut dv] = [
+                    machine.poisoned(len(0))?,
+                    machine.poisoned(len(0))?,
+                    machine.poisoned(len(1))?,
+                    machine.poisoned(len(2))?,
+                ];
+                let forward = attention::Forward {
+                    q: operand(0),
+                    k: operand(1),
+                    v: operand(2),
+                    cu_seqlens,
+                    out: OperandMut { data: machine.slice_mut(&mut out), strides: strides(0) },
+                    lse: machine.slice_mut(&mut lse),
+                };
+                attention::forward(device, shape, forward)?;
+                let backward = attention::Backward {
+                    q: operand(0),
+                    k: operand(1),
+                    v: operand(2),
+                    cu_seqlens,
+                    out: Operand { data: machine.slice(&out), strides: strides(0) },
+                    lse: machine.slice(&lse),
+                    dout: operand(3),
+                    dq: OperandMut { data: machine.slice_mut(&mut dq), strides: strides(0) },
+                    dk: OperandMut { data: machine.slice_mut(&mut dk), strides: strides(1) },
+                    dv: OperandMut { data: machine.slice_mut(&mut dv), strides: strides(2) },
+                    workspace: machine.slice_mut(&mut workspace),
+                };
+                attention::backward(device, shape, backward)?;
+                for buffer in [&out, &dq, &dk, &dv] {
+                    keep(buffer)?;
+                }
+            }
+            Self::AvgPool(sizes) => {
+                let [mut y, mut dx] = [machine.poisoned(len(1))?, machine.poisoned(len(0))?];
+                avg_pool::forward(device, *sizes, read(0), machine.slice_mut(&mut y))?;
+                avg_pool::backward(device, *sizes, read(1), machine.slice_mut(&mut dx))?;
+                keep(&y)?;
+                keep(&dx)?;
+            }
+            Self::BiasGelu(rows) => {
+                let [mut y, mut dx, mut dbias] =
+                    [machine.poisoned(len(0))?, machine.poisoned(len(0))?, machine.poisoned(len(1))?];
+                let partials = column_sum::partials_len(*rows).context("too many rows")?;
+                let mut partials = machine.poisoned::<f32>(partials)?;
+                bias_gelu::forward(device, *rows, read(0), read(1), machine.slice_mut(&mut y))?;
+                let [to_dx, to_dbias] = [machine.slice_mut(&mut dx), machine.slice_mut(&mut dbias)];
+                let inputs = (read(0), read(1), read(2));
+                bias_gelu::backward(
+                    device,
+                    *rows,
+                    inputs,
+                    to_dx,
+                    machine.slice_mut(&mut partials),
+                    to_dbias,
+                )?;
+                for buffer in [&y, &dx, &dbias] {
+                    keep(buffer)?;
+                }
+            }
+            Self::ColumnSum(rows) => {
+                let mut sums = machine.poisoned::<bf16>(rows.cols)?;
+                let partials = column_sum::partials_len(*rows).context("too many rows")?;
+                let mut partials = machine.poisoned::<f32>(partials)?;
+                let to = machine.slice_mut(&mut sums);
+                column_sum::column_sum(
+                    device,
+                    *rows,
+                    read(0),
+                    machine.slice_mut(&mut partials),
+                    to,
+                    Output::Overwrite,
+                )?;
+                keep(&sums)?;
+            }
+        }
+        Ok(results)
+    }
+}
+
+fn result(name: &'static str, tensor: &Tensor) -> candle_core::Result<Result> {
+    let values = tensor.to_device(&Device::Cpu)?.to_dtype(DType::F64)?.flatten_all()?.to_vec1()?;
+    Ok(Result { name, values })
+}
