@@ -1,25 +1,10 @@
 //! Memory of the emulated device.
 
+use oqvl_kernels::device::Number;
 use std::alloc::{Layout, alloc, dealloc, handle_alloc_error};
 use std::fmt;
 use std::ops::{Deref, DerefMut};
 use std::ptr::NonNull;
-
-/// Numbers that kernels read and write.
-///
-/// # Safety
-/// Any bytes are a value, and there are no bytes between fields.
-pub unsafe trait Number: Copy + Send + Sync + 'static {}
-
-macro_rules! numbers {
-    ($($number:ty),*) => {
-        $(
-            // SAFETY: a plain number.
-            unsafe impl Number for $number {}
-        )*
-    };
-}
-numbers!(u8, i8, u16, i16, u32, i32, u64, i64, f32, f64, half::bf16, half::f16);
 
 /// CUDA aligns to 256 bytes; kernels may count on 16.
 const ALIGNMENT: usize = 16;

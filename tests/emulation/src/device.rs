@@ -1,9 +1,8 @@
 //! The device: checks a launch as CUDA would, and runs it.
 
-use crate::buffer::Number;
 use crate::compiler::{Compiler, Loaded, Mode, is_sanitizer_loaded, kernels_root, load, sources_below};
 use candle_core::{Result, bail};
-use oqvl_kernels::device::{Device, Grid, Kernel, Params, Slice, SliceMut};
+use oqvl_kernels::device::{Device, Grid, Kernel, Number, Params, Slice, SliceMut};
 use std::ffi::{CStr, CString, c_char, c_int, c_uint, c_void};
 use std::path::{Path, PathBuf};
 use std::process::Command;

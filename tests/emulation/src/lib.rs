@@ -55,6 +55,7 @@ mod buffer;
 mod compiler;
 mod device;
 
-pub use buffer::{Buffer, Number};
+pub use buffer::Buffer;
 pub use compiler::{Mode, address_environment, compile, kernel_sources};
 pub use device::{BlockOrder, Emulation};
+pub use oqvl_kernels::device::Number;

@@ -105,7 +105,7 @@ macro_rules! numbers {
         )*
     };
 }
-numbers!(u8, i32, u32, i64, u64, f32, f64, half::bf16, half::f16);
+numbers!(u8, i8, u16, i16, u32, i32, u64, i64, f32, f64, half::bf16, half::f16);
 
 /// What a GPU and its driver are.
 #[derive(Debug, Clone, PartialEq, Eq)]
