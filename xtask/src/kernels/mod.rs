@@ -209,7 +209,7 @@ fn broken(evidence: &Evidence) -> Vec<String> {
         if suites::tally(&evidence.cpu, op.name).passed == 0 {
             broken.push(format!("{} has no test that passes on a CPU", op.name));
         }
-        let Source::Ours { module, hot, max_hot_spill_bytes } = op.source else { continue };
+        let Source::Ours { module, hot } = op.source else { continue };
         for (mode, tests) in &evidence.emulated {
             let tally = tests.as_ref().map(|tests| suites::tally(tests, op.name));
             if tally.is_some_and(|tally| tally.passed + tally.skipped == 0) {
@@ -223,14 +223,14 @@ fn broken(evidence: &Evidence) -> Vec<String> {
                 broken.push(format!("{module}.cu has no kernel for {target}"));
             }
         }
-        for beginning in hot {
-            let kernels: Vec<&Usage> = of_op().filter(|usage| usage.kernel.starts_with(beginning)).collect();
+        for (beginning, max_spill_bytes) in hot {
+            let kernels: Vec<&Usage> = of_op().filter(|usage| usage.kernel.starts_with(*beginning)).collect();
             if kernels.is_empty() {
                 broken.push(format!("{module}.cu has no kernel named {beginning}*, which is said to be hot"));
             }
-            for usage in kernels.iter().filter(|usage| usage.spill_bytes() > max_hot_spill_bytes) {
+            for usage in kernels.iter().filter(|usage| usage.spill_bytes() > *max_spill_bytes) {
                 broken.push(format!(
-                    "{} spills {} bytes on {}; it is hot, the bound is {max_hot_spill_bytes}",
+                    "{} spills {} bytes on {}; it is hot, the bound is {max_spill_bytes}",
                     usage.kernel,
                     usage.spill_bytes(),
                     usage.target
@@ -292,8 +292,8 @@ fn table(rows: &[Row], gpu: Option<&GpuResults>) -> String {
 fn usage_table(usages: &[Usage]) -> String {
     let hot = |usage: &Usage| {
         OPS.iter().any(|op| match op.source {
-            Source::Ours { module, hot, .. } => {
-                module == usage.module && hot.iter().any(|name| usage.kernel.starts_with(name))
+            Source::Ours { module, hot } => {
+                module == usage.module && hot.iter().any(|(name, _)| usage.kernel.starts_with(*name))
             }
             Source::Library => false,
         })

@@ -1,9 +1,13 @@
 //! RMSNorm and LayerNorm for engines with memory of their own, with the addition before them. What candle programs call are
-//! [`rms_norm`](crate::rms_norm()) and [`layer_norm`](crate::layer_norm()).
+//! [`rms_norm`] and [`layer_norm`].
 
 mod launch;
+mod layer_norm;
+mod rms_norm;
 mod sys;
 
 pub use launch::{
     Backward, Centre, CentreBackward, Forward, Norm, Residual, backward, forward, num_partials, partials_len,
 };
+pub use layer_norm::layer_norm;
+pub use rms_norm::rms_norm;
