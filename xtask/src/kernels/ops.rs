@@ -25,7 +25,7 @@ pub(super) enum Source {
 }
 
 /// All of them.
-pub(super) const OPS: [Op; 8] = [
+pub(super) const OPS: [Op; 10] = [
     Op {
         name: "attention",
         source: Source::Ours {
@@ -57,4 +57,6 @@ pub(super) const OPS: [Op; 8] = [
         name: "adamw",
         source: Source::Ours { module: "adamw", hot: &[("adamw_update", 0), ("gradient_norm_partial", 0)] },
     },
+    Op { name: "patchify", source: Source::Ours { module: "patchify", hot: &[("patchify", 0)] } },
+    Op { name: "elementwise", source: Source::Ours { module: "elementwise", hot: &[("elementwise", 0)] } },
 ];
