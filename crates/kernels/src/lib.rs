@@ -10,7 +10,7 @@
 //! - [`rope`]: rotary position embedding, half-split layout
 //! - [`swiglu()`]
 //! - [`gemm`]: products in bf16 by cuBLASLt, with a bias and GELU
-//! - [`cross_entropy`]: mean over rows, from logits
+//! - [`cross_entropy()`]: mean over rows, from logits
 //! - [`bias_gelu()`]: exact GELU of `x + b`
 //! - [`adaptive_avg_pool`]: the pooling of the projector, and [`avg_pool_projector`]: the whole of it
 //!
@@ -46,7 +46,7 @@ pub mod avg_pool;
 mod avg_pool_projector;
 pub mod bias_gelu;
 pub mod column_sum;
-mod cross_entropy;
+pub mod cross_entropy;
 pub mod device;
 mod element;
 pub mod elementwise;

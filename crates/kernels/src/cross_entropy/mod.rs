@@ -1,10 +1,36 @@
 //! Softmax cross-entropy from logits.
 
+pub mod launch;
+pub mod reference;
+mod sys;
+
 use crate::element::{Element, dispatch, elements, lit, with_elements};
 use crate::rows;
 use candle_core::backend::BackendStorage as _;
 use candle_core::{CpuStorage, CustomOp1, DType, Layout, Result, Shape, Tensor, WithDType, bail};
 use std::sync::Arc;
+
+/// Numbers that the kernel leaves of each row: loss, z-loss, whether there is a label, whether it is the largest logit.
+const CHANNELS: usize = 4;
+
+/// Bytes that [`launch::cross_entropy`] takes and leaves besides the logits, for so many rows: a label and the stats.
+#[must_use]
+pub const fn bytes_beside_logits(rows: usize) -> usize {
+    rows * (size_of::<i32>() + CHANNELS * size_of::<f32>())
+}
+
+/// Which loss is computed, by the kernel and by its reference.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Loss {
+    /// The label of rows that have none. Their gradient is 0.
+    pub ignore_index: i32,
+    /// What the gradient is multiplied by; losses are not.
+    pub scale: f32,
+    /// Weight of `log(sum(exp(logits)))^2`, which is added to the loss of each row; 0 without.
+    ///
+    /// Source: Chowdhery et al., "PaLM", 2022, section 5.
+    pub z_loss: f32,
+}
 
 /// Mean of `log(sum(exp(logits))) - logits[target]` over the rows.
 ///
