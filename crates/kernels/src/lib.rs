@@ -7,7 +7,7 @@
 //! - [`attention()`], [`attention_varlen`]: softmax attention with grouped queries, causal or full
 //! - [`linear`]: `x w^T + b`, with the weight gradient in the layout of the weight
 //! - [`rms_norm`], [`layer_norm`]
-//! - [`rope`]: rotary position embedding, half-split layout
+//! - [`rope()`]: rotary position embedding, half-split layout
 //! - [`swiglu()`]
 //! - [`gemm`]: products in bf16 by cuBLASLt, with a bias and GELU
 //! - [`cross_entropy()`]: mean over rows, from logits
@@ -55,7 +55,7 @@ mod linear;
 mod matmul;
 pub mod norm;
 pub mod patchify;
-mod rope;
+pub mod rope;
 mod rows;
 pub mod swiglu;
 

@@ -1,5 +1,10 @@
 //! Rotary position embedding.
 
+pub mod launch;
+pub mod reference;
+mod sys;
+
+use crate::attention::CuSeqlens;
 use crate::element::{Element, dispatch, elements, lit, widened, with_elements};
 use candle_core::backend::BackendStorage as _;
 use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor, WithDType, bail};
@@ -36,6 +41,20 @@ impl RopeTables {
         Self { half: head_dim / 2, num_positions, theta, values: Arc::default() }
     }
 
+    /// Positions there are.
+    #[must_use]
+    pub fn num_positions(&self) -> usize {
+        self.num_positions
+    }
+
+    /// Cosines and sines, `(num_positions, head_dim / 2)` each, as [`launch`] takes them.
+    #[must_use]
+    pub fn cos_sin(&self) -> (Vec<f32>, Vec<f32>) {
+        let Values { cos, sin } = self.values();
+        let narrow = |values: &[f64]| values.iter().map(|value| *value as f32).collect();
+        (narrow(cos), narrow(sin))
+    }
+
     fn values(&self) -> &Values {
         self.values.get_or_init(|| {
             let head_dim = 2.0 * self.half as f32;
@@ -52,6 +71,24 @@ impl RopeTables {
             Values { cos, sin }
         })
     }
+}
+
+/// Positions of the rows of packed sequences, each of which begins at 0.
+#[must_use]
+pub fn positions(cu_seqlens: &CuSeqlens) -> Vec<i32> {
+    cu_seqlens.boundaries().windows(2).flat_map(|pair| 0..pair[1] - pair[0]).collect()
+}
+
+/// Refuses positions that tables of `num_positions` have no angles for.
+///
+/// # Errors
+/// Names the first of them.
+pub fn check_positions(positions: &[i32], num_positions: usize) -> Result<()> {
+    let is_known = |position: i32| usize::try_from(position).is_ok_and(|position| position < num_positions);
+    if let Some(row) = positions.iter().position(|position| !is_known(*position)) {
+        bail!("rope: position {} of row {row} is not below {num_positions}", positions[row]);
+    }
+    Ok(())
 }
 
 /// Rotates the pair `(x[i], x[i + head_dim / 2])` of every head by `position * theta^(-2 i / head_dim)`.

@@ -1,0 +1,142 @@
+//! The kernels of `rope.cu` on a CPU, in f32 and f64.
+
+use super::launch::Qkv;
+use super::{RopeTables, Values, check_positions};
+use crate::column_sum;
+use crate::element::{Element, lit};
+use candle_core::{Result, bail};
+
+/// Adds `bias` to every row of `qkv`, `(rows, (num_heads + 2 * num_kv_heads) * head_dim)`, and rotates queries and keys.
+///
+/// # Errors
+/// If a length is not that of the sizes, or a position is beyond the tables.
+pub fn forward<T: Element>(
+    sizes: Qkv,
+    qkv: &mut [T],
+    bias: Option<&[T]>,
+    positions: &[i32],
+    tables: &RopeTables,
+) -> Result<()> {
+    let cols = check(sizes, qkv.len(), positions, tables)?;
+    if let Some(bias) = bias {
+        if bias.len() != cols {
+            bail!("rope: the bias has {} elements: not those of a row of {sizes:?}", bias.len());
+        }
+        for row in qkv.chunks_exact_mut(cols.max(1)) {
+            row.iter_mut().zip(bias).for_each(|(x, bias)| *x += *bias);
+        }
+    }
+    rotate(sizes, qkv, positions, tables, T::one());
+    Ok(())
+}
+
+/// Overwrites `dqkv`, the gradient of the result of [`forward`], by that of its input. Returns that of the bias, a row.
+///
+/// # Errors
+/// As [`forward`].
+pub fn backward<T: Element>(
+    sizes: Qkv,
+    dqkv: &mut [T],
+    positions: &[i32],
+    tables: &RopeTables,
+) -> Result<Vec<T>> {
+    let cols = check(sizes, dqkv.len(), positions, tables)?;
+    rotate(sizes, dqkv, positions, tables, -T::one());
+    Ok(column_sum::reference(dqkv, cols))
+}
+
+fn check(sizes: Qkv, len: usize, positions: &[i32], tables: &RopeTables) -> Result<usize> {
+    let matrix = sizes.sizes().filter(|matrix| Some(len) == matrix.num_elements());
+    let Some(matrix) = matrix else {
+        bail!("rope: the matrix has {len} elements: not those of {sizes:?}");
+    };
+    if sizes.head_dim != 2 * tables.half {
+        bail!("rope: head_dim is {}, the tables are for {}", sizes.head_dim, 2 * tables.half);
+    }
+    if positions.len() != sizes.rows {
+        bail!("rope: there are {} positions for the rows of {sizes:?}", positions.len());
+    }
+    check_positions(positions, tables.num_positions)?;
+    Ok(matrix.cols)
+}
+
+fn rotate<T: Element>(sizes: Qkv, qkv: &mut [T], positions: &[i32], tables: &RopeTables, direction: T) {
+    let half = tables.half;
+    let cols = qkv.len() / sizes.rows.max(1);
+    let Values { cos, sin } = tables.values();
+    for (row, position) in qkv.chunks_exact_mut(cols.max(1)).zip(positions) {
+        let start = *position as usize * half;
+        let rotated = (sizes.num_heads + sizes.num_kv_heads) * sizes.head_dim;
+        for head in row[..rotated].chunks_exact_mut((2 * half).max(1)) {
+            let (left, right) = head.split_at_mut(half);
+            for pair in 0..half {
+                let (cos, sin) = (lit::<T>(cos[start + pair]), direction * lit::<T>(sin[start + pair]));
+                let (x, y) = (left[pair], right[pair]);
+                left[pair] = x * cos - y * sin;
+                right[pair] = y * cos + x * sin;
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::gradcheck::{assert_same, random};
+    use crate::{CuSeqlens, rope};
+    use candle_core::{Device, Tensor, Var};
+
+    const SIZES: Qkv = Qkv { rows: 7, num_heads: 3, num_kv_heads: 1, head_dim: 6 };
+    const COLS: usize = 5 * 6;
+
+    /// Three packed sequences, by the operation of candle programs, each from position 0.
+    fn by_op(qkv: &Tensor, tables: &RopeTables, lengths: &[usize]) -> Tensor {
+        let mut start = 0;
+        let mut sequences = Vec::new();
+        for len in lengths {
+            let rows = qkv.narrow(0, start, *len).unwrap();
+            let heads = rows.reshape((1, *len, 5, 6)).unwrap().transpose(1, 2).unwrap();
+            let rotated = rope(&heads.narrow(1, 0, 4).unwrap(), tables, 0).unwrap();
+            let all = Tensor::cat(&[rotated, heads.narrow(1, 4, 1).unwrap()], 1).unwrap();
+            sequences.push(all.transpose(1, 2).unwrap().reshape((*len, COLS)).unwrap());
+            start += len;
+        }
+        Tensor::cat(&sequences, 0).unwrap()
+    }
+
+    #[test]
+    fn equals_the_operation_on_separate_sequences() {
+        let tables = RopeTables::new(6, 4, 10_000.0);
+        let positions = super::super::positions(&CuSeqlens::new(vec![0, 4, 4, 6, 7]).unwrap());
+        assert_eq!(positions, [0, 1, 2, 3, 0, 1, 0]);
+        let (qkv, bias, dy) = (random(&[7, COLS], 1), random(&[COLS], 2), random(&[7, COLS], 3));
+        let values = |tensor: &Var| tensor.flatten_all().unwrap().to_vec1::<f64>().unwrap();
+        let tensor = |values: Vec<f64>, dims: &[usize]| Tensor::from_vec(values, dims, &Device::Cpu).unwrap();
+        let mut found = values(&qkv);
+        forward(SIZES, &mut found, Some(&values(&bias)), &positions, &tables).unwrap();
+        let expected = by_op(&qkv.broadcast_add(&bias).unwrap(), &tables, &[4, 2, 1]);
+        assert_same(&tensor(found, &[7, COLS]), &expected, 1e-12);
+        let gradients = (expected * dy.as_tensor()).unwrap().sum_all().unwrap().backward().unwrap();
+        let mut dqkv = values(&dy);
+        let dbias = backward(SIZES, &mut dqkv, &positions, &tables).unwrap();
+        assert_same(&tensor(dqkv, &[7, COLS]), gradients.get(&qkv).unwrap(), 1e-12);
+        assert_same(&tensor(dbias, &[COLS]), gradients.get(&bias).unwrap(), 1e-12);
+    }
+
+    #[test]
+    fn what_does_not_fit_is_refused() {
+        let tables = RopeTables::new(6, 4, 10_000.0);
+        let refusal = |len: usize, positions: &[i32], bias: usize| {
+            let mut qkv = vec![0f32; len];
+            let bias = vec![0.0; bias];
+            forward(SIZES, &mut qkv, Some(&bias), positions, &tables).unwrap_err().to_string()
+        };
+        assert!(refusal(7 * COLS - 1, &[0; 7], COLS).contains("the matrix has 209 elements"));
+        assert!(refusal(7 * COLS, &[0; 6], COLS).contains("there are 6 positions"));
+        assert!(refusal(7 * COLS, &[0; 7], COLS + 1).contains("the bias has 31 elements"));
+        assert!(
+            refusal(7 * COLS, &[0, 0, 0, 4, 0, 0, 0], COLS).contains("position 4 of row 3 is not below 4")
+        );
+        assert!(refusal(7 * COLS, &[0, -1, 0, 0, 0, 0, 0], COLS).contains("position -1 of row 1"));
+    }
+}
