@@ -25,7 +25,7 @@ pub(super) enum Source {
 }
 
 /// All of them.
-pub(super) const OPS: [Op; 10] = [
+pub(super) const OPS: [Op; 12] = [
     Op {
         name: "attention",
         source: Source::Ours {
@@ -59,4 +59,9 @@ pub(super) const OPS: [Op; 10] = [
     },
     Op { name: "patchify", source: Source::Ours { module: "patchify", hot: &[("patchify", 0)] } },
     Op { name: "elementwise", source: Source::Ours { module: "elementwise", hot: &[("elementwise", 0)] } },
+    Op {
+        name: "cross_entropy",
+        source: Source::Ours { module: "cross_entropy", hot: &[("cross_entropy", 0)] },
+    },
+    Op { name: "rope", source: Source::Ours { module: "rope", hot: &[("rope", 0)] } },
 ];
