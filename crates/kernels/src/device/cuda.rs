@@ -146,7 +146,7 @@ impl Cuda {
         let bytes = self.stream.clone_dtoh(&buffer.bytes);
         let bytes = bytes.or_else(|error| bail!("cannot copy from the GPU: {}", text(error)))?;
         self.synchronize()?;
-        let mut elements = Vec::with_capacity(buffer.len);
+        let mut elements = Vec::<T>::with_capacity(buffer.len);
         // SAFETY: there is room for `len` elements and there are as many bytes, and any bytes are a number.
         unsafe {
             let size = buffer.len * size_of::<T>();
