@@ -50,6 +50,8 @@ pub mod cross_entropy;
 pub mod device;
 mod element;
 pub mod elementwise;
+pub mod embedding;
+pub mod gather_rows;
 pub mod gemm;
 mod linear;
 mod matmul;

@@ -1,0 +1,60 @@
+//! Rows of a matrix by their numbers: what carries a label, what is visual, and their way back.
+
+pub mod launch;
+pub(crate) mod sys;
+
+use crate::element::Element;
+use candle_core::{Result, bail};
+
+/// Refuses indices that a matrix of so many rows has no row for. Negative ones stand for zeros.
+///
+/// # Errors
+/// Names the first of them.
+pub fn check_indices(indices: &[i32], rows: usize) -> Result<()> {
+    let is_beyond = |index: i32| usize::try_from(index).is_ok_and(|index| index >= rows);
+    if let Some(at) = indices.iter().position(|index| is_beyond(*index)) {
+        bail!("gather_rows: index {} at {at} is not below {rows}", indices[at]);
+    }
+    Ok(())
+}
+
+/// The kernel on a CPU: `(indices.len(), cols)`, of which row `r` is row `indices[r]` of `from`, `(_, cols)`, or zeros where that is
+/// negative.
+///
+/// # Errors
+/// If `from` is no matrix of `cols` columns, or an index is beyond it.
+pub fn reference<T: Element>(from: &[T], cols: usize, indices: &[i32]) -> Result<Vec<T>> {
+    check_indices(indices, launch::num_rows("gather_rows", "the matrix", from.len(), cols)?)?;
+    let mut to = vec![T::zero(); indices.len() * cols];
+    for (to, index) in to.chunks_exact_mut(cols.max(1)).zip(indices) {
+        if let Ok(index) = usize::try_from(*index) {
+            to.copy_from_slice(&from[index * cols..(index + 1) * cols]);
+        }
+    }
+    Ok(to)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rows_and_zeros() {
+        let from = [1.0, 2.0, 3.0, 4.0];
+        let found = reference(&from, 2, &[1, -1, 0, 1, i32::MIN]).unwrap();
+        assert_eq!(found, [3.0, 4.0, 0.0, 0.0, 1.0, 2.0, 3.0, 4.0, 0.0, 0.0]);
+        assert!(reference(&from, 2, &[]).unwrap().is_empty());
+        assert_eq!(reference::<f32>(&[], 2, &[-1]).unwrap(), [0.0, 0.0]);
+    }
+
+    #[test]
+    fn what_does_not_fit_is_refused() {
+        let refusal = |len: usize, cols: usize, indices: &[i32]| {
+            reference(&vec![0f32; len], cols, indices).unwrap_err().to_string()
+        };
+        assert!(refusal(4, 2, &[0, 2]).contains("index 2 at 1 is not below 2"));
+        assert!(refusal(5, 2, &[]).contains("5 elements, which are no rows of 2"));
+        assert!(refusal(5, 0, &[]).contains("no rows of 0"));
+        assert!(refusal(0, 0, &[0]).contains("index 0 at 0"));
+    }
+}
