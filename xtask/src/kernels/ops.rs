@@ -25,7 +25,7 @@ pub(super) enum Source {
 }
 
 /// All of them.
-pub(super) const OPS: [Op; 12] = [
+pub(super) const OPS: [Op; 14] = [
     Op {
         name: "attention",
         source: Source::Ours {
@@ -64,4 +64,6 @@ pub(super) const OPS: [Op; 12] = [
         source: Source::Ours { module: "cross_entropy", hot: &[("cross_entropy", 0)] },
     },
     Op { name: "rope", source: Source::Ours { module: "rope", hot: &[("rope", 0)] } },
+    Op { name: "gather_rows", source: Source::Ours { module: "gather_rows", hot: &[("gather_rows", 0)] } },
+    Op { name: "embedding", source: Source::Ours { module: "embedding", hot: &[("embedding", 0)] } },
 ];
