@@ -1,5 +1,6 @@
 //! Element types and access to contiguous CPU storages.
 
+use crate::device::ALIGNMENT;
 use candle_core::{CpuStorage, DType, Layout, Result, Storage, Tensor, WithDType, bail};
 
 /// f32 or f64.
@@ -64,6 +65,16 @@ pub(crate) fn elements<'a, T: Element>(storage: &'a CpuStorage, layout: &Layout)
         return Ok(&[]);
     }
     Ok(&T::cpu_storage_as_slice(storage)?[start..end])
+}
+
+/// The tensor itself where it is contiguous and, on a GPU, begins at a multiple of 16 bytes; a copy that does otherwise.
+pub(crate) fn dense(tensor: &Tensor) -> Result<Tensor> {
+    let start = tensor.layout().start_offset() * tensor.dtype().size_in_bytes();
+    if tensor.device().is_cpu() || start.is_multiple_of(ALIGNMENT as usize) {
+        tensor.contiguous()
+    } else {
+        tensor.force_contiguous()
+    }
 }
 
 /// Calls `f` with the elements of a contiguous CPU tensor.

@@ -1,18 +1,22 @@
 //! The pooling of the projector: a square grid of patches to one of another size.
 
+#[cfg(feature = "cuda")]
+mod cuda;
 pub mod launch;
 mod reference;
 mod sys;
 
 pub use launch::Pooling;
 
-use crate::element::{dispatch, elements, widened, with_elements};
+use crate::element::{dense, dispatch, elements, widened, with_elements};
+#[cfg(feature = "cuda")]
+use candle_core::CudaStorage;
 use candle_core::backend::BackendStorage as _;
-use candle_core::{CpuStorage, CudaStorage, CustomOp1, Layout, Result, Shape, Tensor, WithDType, bail};
+use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor, WithDType, bail};
 
 /// Adaptive average pooling of a square grid of feature vectors.
 ///
-/// `x`: `(batch, grid * grid, channels)`, patches row after row, bf16, f32 or f64. Returns
+/// `x`: `(batch, grid * grid, channels)`, patches row after row, bf16, f32 or f64 (on a GPU bf16 or f32). Returns
 /// `(batch, pooled_grid * pooled_grid, channels)`; output `i` along a side is the mean of the inputs from
 /// `floor(i * grid / pooled_grid)` to `ceil((i + 1) * grid / pooled_grid)`, so that windows may overlap. `pooled_grid` may be
 /// larger than the grid.
@@ -22,7 +26,7 @@ use candle_core::{CpuStorage, CudaStorage, CustomOp1, Layout, Result, Shape, Ten
 ///
 /// Source: `adaptive_avg_pool2d` of PyTorch, as `AvgPoolProjector` of Open-Qwen2VL uses it.
 pub fn adaptive_avg_pool(x: &Tensor, pooled_grid: usize) -> Result<Tensor> {
-    widened([x], |[x]| x.contiguous()?.apply_op1(AdaptiveAvgPool { pooled: pooled_grid }))
+    widened([x], |[x]| dense(x)?.apply_op1(AdaptiveAvgPool { pooled: pooled_grid }))
 }
 
 struct AdaptiveAvgPool {
@@ -63,14 +67,19 @@ impl CustomOp1 for AdaptiveAvgPool {
         Ok((y, shape))
     }
 
-    /// Where the CUDA kernel goes in.
-    fn cuda_fwd(&self, _: &CudaStorage, layout: &Layout) -> Result<(CudaStorage, Shape)> {
-        self.sizes(layout.dims())?;
-        bail!("adaptive_avg_pool: this build has no CUDA kernel for it")
+    #[cfg(feature = "cuda")]
+    fn cuda_fwd(&self, x: &CudaStorage, layout: &Layout) -> Result<(CudaStorage, Shape)> {
+        let sizes = self.sizes(layout.dims())?;
+        let shape = Shape::from((sizes.batch, sizes.pooled * sizes.pooled, sizes.channels));
+        Ok((cuda::forward(x, layout, sizes)?, shape))
     }
 
     fn bwd(&self, x: &Tensor, _: &Tensor, grad: &Tensor) -> Result<Option<Tensor>> {
         let sizes = self.sizes(x.dims())?;
+        #[cfg(feature = "cuda")]
+        if x.device().is_cuda() {
+            return cuda::backward(x, &dense(grad)?, sizes).map(Some);
+        }
         dispatch!(x.dtype(), "adaptive_avg_pool", T => {
             let dx = with_elements(grad, |grad| Ok(reference::backward::<T>(grad, sizes)))?;
             Ok(Some(Tensor::from_vec(dx, x.shape(), x.device())?))

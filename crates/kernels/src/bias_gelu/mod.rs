@@ -1,24 +1,28 @@
 //! The activation of the projector, with the bias of the layer before it.
 
+#[cfg(feature = "cuda")]
+mod cuda;
 pub mod launch;
 mod sys;
 
 use crate::column_sum;
-use crate::element::{Element, dispatch, elements, lit, widened, with_elements};
+use crate::element::{Element, dense, dispatch, elements, lit, widened, with_elements};
+#[cfg(feature = "cuda")]
+use candle_core::CudaStorage;
 use candle_core::backend::BackendStorage as _;
 use candle_core::{CpuStorage, CustomOp2, Layout, Result, Shape, Tensor, WithDType, bail};
 use std::f64::consts::{FRAC_1_SQRT_2, FRAC_2_SQRT_PI};
 
 /// `gelu(x + bias)`, elementwise, with the exact `gelu(v) = v (1 + erf(v / sqrt(2))) / 2`, in one pass.
 ///
-/// `x`: `(.., features)`, `bias`: `(features)`, same dtype (bf16, f32 or f64). Returns the shape of `x`.
+/// `x`: `(.., features)`, `bias`: `(features)`, same dtype (bf16, f32 or f64; on a GPU bf16). Returns the shape of `x`.
 ///
 /// # Errors
 /// If the bias does not fit.
 ///
 /// Source: Hendrycks and Gimpel, "Gaussian Error Linear Units", 2016; `torch.nn.GELU()`.
 pub fn bias_gelu(x: &Tensor, bias: &Tensor) -> Result<Tensor> {
-    widened([x, bias], |[x, bias]| x.contiguous()?.apply_op2(&bias.contiguous()?, BiasGelu))
+    widened([x, bias], |[x, bias]| dense(x)?.apply_op2(&dense(bias)?, BiasGelu))
 }
 
 struct BiasGelu;
@@ -83,6 +87,18 @@ impl CustomOp2 for BiasGelu {
         Ok((y, xl.shape().clone()))
     }
 
+    #[cfg(feature = "cuda")]
+    fn cuda_fwd(
+        &self,
+        x: &CudaStorage,
+        xl: &Layout,
+        b: &CudaStorage,
+        bl: &Layout,
+    ) -> Result<(CudaStorage, Shape)> {
+        let features = features(xl.dims(), bl.dims())?;
+        Ok((cuda::forward(x, xl, b, bl, features)?, xl.shape().clone()))
+    }
+
     fn bwd(
         &self,
         x: &Tensor,
@@ -90,6 +106,11 @@ impl CustomOp2 for BiasGelu {
         _y: &Tensor,
         grad: &Tensor,
     ) -> Result<(Option<Tensor>, Option<Tensor>)> {
+        #[cfg(feature = "cuda")]
+        if x.device().is_cuda() {
+            let (dx, db) = cuda::backward(x, bias, &dense(grad)?)?;
+            return Ok((Some(dx), Some(db)));
+        }
         dispatch!(x.dtype(), "bias_gelu", T => {
             let (dx, db) = with_elements(x, |x| with_elements(bias, |bias| with_elements(grad, |grad| {
                 Ok(backward::<T>(x, bias, grad))

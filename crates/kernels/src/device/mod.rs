@@ -9,6 +9,8 @@ mod capability;
 mod cuda;
 #[cfg(not(feature = "cuda"))]
 mod no_cuda;
+#[cfg(feature = "cuda")]
+pub(crate) mod tensors;
 
 #[cfg(feature = "cuda")]
 pub use cuda::{Cuda, CudaBuffer, Reading, Writing, contiguous};

@@ -6,8 +6,12 @@
 
 #[cfg(any(test, feature = "cuda"))]
 mod column_major;
+#[cfg(feature = "cuda")]
+mod cublaslt;
 mod reference;
 
+#[cfg(feature = "cuda")]
+pub use cublaslt::{GemmOutput, gemm};
 pub use reference::reference;
 
 use crate::matmul::Output;

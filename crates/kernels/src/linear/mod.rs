@@ -1,8 +1,13 @@
 //! `y = x w^T + b`.
 
+#[cfg(feature = "cuda")]
+mod cuda;
+
 use crate::column_sum;
-use crate::element::{Element, dispatch, elements, widened, with_elements};
+use crate::element::{Element, dense, dispatch, elements, widened, with_elements};
 use crate::matmul::{Matrix, Output, matmul, product};
+#[cfg(feature = "cuda")]
+use candle_core::CudaStorage;
 use candle_core::backend::BackendStorage as _;
 use candle_core::{CpuStorage, CustomOp2, CustomOp3, Layout, Result, Shape, Tensor, WithDType, bail};
 use rayon::prelude::*;
@@ -10,7 +15,7 @@ use rayon::prelude::*;
 /// Multiplies rows by a weight stored as PyTorch stores it, and adds the bias if there is one.
 ///
 /// `x`: `(.., in_features)`, `weight`: `(out_features, in_features)`, `bias`: `(out_features)`, same dtype (bf16,
-/// f32 or f64). Returns `(.., out_features)`.
+/// f32 or f64; on a GPU bf16). Returns `(.., out_features)`.
 ///
 /// Backward: `dx = dy w`, `dw = dy^T x`, both plain row-major products (candle's autograd of `x.matmul(&w.t()?)`
 /// gives the second as a transposed view that is then added through the strided path), and `db` the sum of the rows
@@ -21,9 +26,9 @@ use rayon::prelude::*;
 pub fn linear(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
     match bias {
         Some(bias) => widened([x, weight, bias], |[x, weight, bias]| {
-            x.contiguous()?.apply_op3(&weight.contiguous()?, &bias.contiguous()?, Linear)
+            dense(x)?.apply_op3(&dense(weight)?, &dense(bias)?, Linear)
         }),
-        None => widened([x, weight], |[x, weight]| x.contiguous()?.apply_op2(&weight.contiguous()?, Linear)),
+        None => widened([x, weight], |[x, weight]| dense(x)?.apply_op2(&dense(weight)?, Linear)),
     }
 }
 
@@ -38,6 +43,13 @@ fn shapes(x: &[usize], weight: &[usize]) -> Result<(usize, usize, usize)> {
         bail!("linear: x has {features} features, the weight takes {input}");
     }
     Ok((leading.iter().product(), input, out))
+}
+
+fn check_bias(bias: &Layout, out: usize) -> Result<()> {
+    if bias.dims() != [out] {
+        bail!("linear: the bias is {:?}, the weight gives {out} features", bias.dims());
+    }
+    Ok(())
 }
 
 fn output_shape(x: &Layout, out: usize) -> Shape {
@@ -178,6 +190,18 @@ impl CustomOp2 for Linear {
         Ok((y, output_shape(xl, sizes.2)))
     }
 
+    #[cfg(feature = "cuda")]
+    fn cuda_fwd(
+        &self,
+        x: &CudaStorage,
+        xl: &Layout,
+        w: &CudaStorage,
+        wl: &Layout,
+    ) -> Result<(CudaStorage, Shape)> {
+        let sizes = shapes(xl.dims(), wl.dims())?;
+        Ok((cuda::forward((x, xl), (w, wl), None, sizes)?, output_shape(xl, sizes.2)))
+    }
+
     fn bwd(
         &self,
         x: &Tensor,
@@ -185,6 +209,11 @@ impl CustomOp2 for Linear {
         _y: &Tensor,
         grad: &Tensor,
     ) -> Result<(Option<Tensor>, Option<Tensor>)> {
+        #[cfg(feature = "cuda")]
+        if x.device().is_cuda() {
+            let (dx, dw) = cuda::backward(x, w, &dense(grad)?, shapes(x.dims(), w.dims())?)?;
+            return Ok((Some(dx), Some(dw)));
+        }
         let (dx, dw) = dispatch!(x.dtype(), "linear", T => backward::<T>(x, w, grad)?);
         Ok((Some(dx), Some(dw)))
     }
@@ -205,14 +234,27 @@ impl CustomOp3 for Linear {
         bl: &Layout,
     ) -> Result<(CpuStorage, Shape)> {
         let sizes = shapes(xl.dims(), wl.dims())?;
-        if bl.dims() != [sizes.2] {
-            bail!("linear: the bias is {:?}, the weight gives {} features", bl.dims(), sizes.2);
-        }
+        check_bias(bl, sizes.2)?;
         let y = dispatch!(x.dtype(), "linear", T => {
             let bias = Some(elements(b, bl)?);
             T::to_cpu_storage_owned(forward::<T>(elements(x, xl)?, elements(w, wl)?, bias, sizes)?)
         });
         Ok((y, output_shape(xl, sizes.2)))
+    }
+
+    #[cfg(feature = "cuda")]
+    fn cuda_fwd(
+        &self,
+        x: &CudaStorage,
+        xl: &Layout,
+        w: &CudaStorage,
+        wl: &Layout,
+        b: &CudaStorage,
+        bl: &Layout,
+    ) -> Result<(CudaStorage, Shape)> {
+        let sizes = shapes(xl.dims(), wl.dims())?;
+        check_bias(bl, sizes.2)?;
+        Ok((cuda::forward((x, xl), (w, wl), Some((b, bl)), sizes)?, output_shape(xl, sizes.2)))
     }
 
     fn bwd(
@@ -223,6 +265,12 @@ impl CustomOp3 for Linear {
         _y: &Tensor,
         grad: &Tensor,
     ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
+        #[cfg(feature = "cuda")]
+        if x.device().is_cuda() {
+            let grad = dense(grad)?;
+            let (dx, dw) = cuda::backward(x, w, &grad, shapes(x.dims(), w.dims())?)?;
+            return Ok((Some(dx), Some(dw), Some(cuda::bias_gradient(b, &grad)?)));
+        }
         dispatch!(x.dtype(), "linear", T => {
             let (dx, dw) = backward::<T>(x, w, grad)?;
             Ok((Some(dx), Some(dw), Some(bias_gradient::<T>(b, grad)?)))
