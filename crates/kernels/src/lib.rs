@@ -18,7 +18,8 @@
 //! is taken too: the inputs are widened to f32 and the result is rounded once, so that an operation is at least as close as
 //! the several of PyTorch that it stands for, each of which rounds. That is for results, not for speed: weights are widened
 //! anew in every call.
-//! CUDA storages are answered with candle's error for a missing implementation.
+//! With the feature `cuda`, tensors of a GPU are taken by [`attention()`], [`linear`], [`bias_gelu()`] and
+//! [`adaptive_avg_pool`], in bf16 as they are; other operations answer with candle's error for a missing implementation.
 //!
 //! ```
 //! use candle_core::{Device, Tensor, Var};

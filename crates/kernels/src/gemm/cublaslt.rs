@@ -1,7 +1,8 @@
 //! The products on a GPU, by cuBLASLt: descriptions become plans, which are kept.
 
 use super::column_major::{ColumnMajor, Layout};
-use super::{Epilogue, Form, Gemm, Lens};
+use super::sealed::OutputType;
+use super::{Epilogue, Form, Gemm, GemmOutput, Lens};
 use crate::device::{Cuda, Slice, SliceMut, check_alignment};
 use crate::matmul::Output;
 use candle_core::{Result, bail};
@@ -25,25 +26,10 @@ const WORKSPACE: usize = 32 << 20;
 /// What every address is a multiple of; plans count on it, and the widest loads of the GPU need no more.
 const ALIGNMENT: u32 = crate::device::ALIGNMENT as u32;
 
-/// An output type of products on a GPU: bf16 or f32.
-pub trait GemmOutput: sealed::Type {}
-
-impl GemmOutput for bf16 {}
-impl GemmOutput for f32 {}
-
-mod sealed {
-    use super::{bf16, cudaDataType};
-
-    pub trait Type: Copy {
-        const TYPE: cudaDataType;
-    }
-
-    impl Type for bf16 {
-        const TYPE: cudaDataType = cudaDataType::CUDA_R_16BF;
-    }
-
-    impl Type for f32 {
-        const TYPE: cudaDataType = cudaDataType::CUDA_R_32F;
+fn element(output: OutputType) -> cudaDataType {
+    match output {
+        OutputType::Bf16 => cudaDataType::CUDA_R_16BF,
+        OutputType::F32 => cudaDataType::CUDA_R_32F,
     }
 }
 
@@ -80,7 +66,7 @@ pub fn gemm<O: GemmOutput>(
     if gemm.k > 0 {
         // SAFETY: the slices hold every element that the sizes and strides of `gemm` address (checked above), `d` is borrowed
         // mutably and nothing else is written.
-        return unsafe { multiply(cuda, gemm, addresses, O::TYPE) };
+        return unsafe { multiply(cuda, gemm, addresses, element(O::TYPE)) };
     }
     // Sums of one product of zeros are those of none.
     let zeros = cuda.candle().alloc_zeros::<bf16>(gemm.m.max(gemm.n))?;
@@ -89,7 +75,7 @@ pub fn gemm<O: GemmOutput>(
     let one = Gemm { k: 1, ..*gemm };
     let one = Gemm { a: Gemm::new(gemm.m, gemm.n, 1).a, b: Gemm::new(gemm.m, gemm.n, 1).b, ..one };
     // SAFETY: as above; one column of `m` and one row of `n` are in the zeros, which are freed on the stream, after their use.
-    unsafe { multiply(cuda, &one, Addresses { a: address, b: address, ..addresses }, O::TYPE) }
+    unsafe { multiply(cuda, &one, Addresses { a: address, b: address, ..addresses }, element(O::TYPE)) }
 }
 
 /// Where the elements of a product are.

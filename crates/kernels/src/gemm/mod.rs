@@ -2,20 +2,25 @@
 //!
 //! - [`Gemm`] describes a product: sizes, layouts, what happens to the old output, and the [`Epilogue`].
 //! - [`reference()`] computes the same on a CPU, in f32 or f64.
-//! - With the feature `cuda`, `gemm` runs it on a stream, by a plan that is made once for each description.
+//! - [`gemm()`] runs it on a stream of a GPU, by a plan that is made once for each description.
 
 #[cfg(any(test, feature = "cuda"))]
 mod column_major;
 #[cfg(feature = "cuda")]
 mod cublaslt;
+#[cfg(not(feature = "cuda"))]
+mod no_cuda;
 mod reference;
 
 #[cfg(feature = "cuda")]
-pub use cublaslt::{GemmOutput, gemm};
+pub use cublaslt::gemm;
+#[cfg(not(feature = "cuda"))]
+pub use no_cuda::gemm;
 pub use reference::reference;
 
 use crate::matmul::Output;
 use candle_core::{Result, bail};
+use half::bf16;
 
 /// `D = epilogue(op(A) op(B) + old)`, all row-major, where `old` is what `D` holds before, or nothing. `op(A)`: `(m, k)`, `op(B)`:
 /// `(k, n)`, `D`: `(m, n)`. Sums are f32. `D` is rounded once. An empty inner dimension (`k` of 0) makes `op(A) op(B)` zeros.
@@ -77,6 +82,35 @@ impl Epilogue {
     /// Whether it takes a bias.
     pub fn has_bias(self) -> bool {
         matches!(self, Self::Bias | Self::GeluBias)
+    }
+}
+
+/// An output type of products on a GPU: bf16 or f32.
+pub trait GemmOutput: sealed::Output + Copy + 'static {}
+
+impl GemmOutput for bf16 {}
+impl GemmOutput for f32 {}
+
+mod sealed {
+    use half::bf16;
+
+    /// Which output type it is.
+    #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+    pub enum OutputType {
+        Bf16,
+        F32,
+    }
+
+    pub trait Output {
+        const TYPE: OutputType;
+    }
+
+    impl Output for bf16 {
+        const TYPE: OutputType = OutputType::Bf16;
+    }
+
+    impl Output for f32 {
+        const TYPE: OutputType = OutputType::F32;
     }
 }
 
