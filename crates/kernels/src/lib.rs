@@ -54,6 +54,7 @@ pub mod elementwise;
 pub mod embedding;
 pub mod gather_rows;
 pub mod gemm;
+pub mod label_head;
 mod linear;
 mod matmul;
 pub mod norm;
