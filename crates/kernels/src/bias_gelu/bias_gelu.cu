@@ -45,40 +45,57 @@ DEVICE uint32_t chunk_end(const BiasGeluParams& p, uint32_t start) {
   return p.rows - start < p.rows_per_chunk ? p.rows : start + p.rows_per_chunk;
 }
 
-KERNEL(bias_gelu_forward, BiasGeluParams, 256, 4) {
-  const uint32_t column = lane_column<LEN>(blockIdx.y), left = p.cols - column;
-  if (column >= p.cols) return;
+// The rows of this warp, of this lane's columns. Aligned rows have code of their own, whose loads nothing keeps apart.
+template <bool aligned>
+DEVICE void forward(const BiasGeluParams& p, uint32_t column) {
+  const uint32_t left = p.cols - column;
   float bias[LEN];
-  load_floats(bias, (const bf16*)p.bias + column, left, p.aligned);
+  load_floats(bias, (const bf16*)p.bias + column, left, aligned);
   const uint32_t start = blockIdx.x * p.rows_per_chunk, end = chunk_end(p, start);
+#pragma unroll 2
   for (uint32_t row = start + threadIdx.x / 32; row < end; row += WARPS) {
     const uint64_t offset = (uint64_t)row * p.cols + column;
     float v[LEN];
-    load_floats(v, (const bf16*)p.x + offset, left, p.aligned);
+    load_floats(v, (const bf16*)p.x + offset, left, aligned);
     for (uint32_t i = 0; i < LEN; ++i) v[i] = gelu(v[i] + bias[i]);
-    store_floats((bf16*)p.to + offset, v, left, p.aligned);
+    store_floats((bf16*)p.to + offset, v, left, aligned);
   }
+}
+
+// The same, with the sum of what is written.
+template <bool aligned>
+DEVICE void backward(float (&sum)[LEN], const BiasGeluParams& p, uint32_t column) {
+  const uint32_t left = p.cols - column;
+  float bias[LEN];
+  load_floats(bias, (const bf16*)p.bias + column, left, aligned);
+  const uint32_t start = blockIdx.x * p.rows_per_chunk, end = chunk_end(p, start);
+  for (uint32_t row = start + threadIdx.x / 32; row < end; row += WARPS) {
+    const uint64_t offset = (uint64_t)row * p.cols + column;
+    float v[LEN], d[LEN];
+    load_floats(v, (const bf16*)p.x + offset, left, aligned);
+    load_floats(d, (const bf16*)p.dy + offset, left, aligned);
+    for (uint32_t i = 0; i < LEN; ++i) {
+      d[i] *= gelu_slope(v[i] + bias[i]);
+      sum[i] += d[i];
+    }
+    store_floats((bf16*)p.to + offset, d, left, aligned);
+  }
+}
+
+KERNEL(bias_gelu_forward, BiasGeluParams, 256, 4) {
+  const uint32_t column = lane_column<LEN>(blockIdx.y);
+  if (column >= p.cols) return;
+  if (p.aligned) forward<true>(p, column);
+  else forward<false>(p, column);
 }
 
 KERNEL(bias_gelu_backward, BiasGeluParams, 256, 4) {
   SHARED_MEMORY(shared);
-  const uint32_t column = lane_column<LEN>(blockIdx.y), left = p.cols - column;
+  const uint32_t column = lane_column<LEN>(blockIdx.y);
   float sum[LEN] = {};
   if (column < p.cols) {
-    float bias[LEN];
-    load_floats(bias, (const bf16*)p.bias + column, left, p.aligned);
-    const uint32_t start = blockIdx.x * p.rows_per_chunk, end = chunk_end(p, start);
-    for (uint32_t row = start + threadIdx.x / 32; row < end; row += WARPS) {
-      const uint64_t offset = (uint64_t)row * p.cols + column;
-      float v[LEN], d[LEN];
-      load_floats(v, (const bf16*)p.x + offset, left, p.aligned);
-      load_floats(d, (const bf16*)p.dy + offset, left, p.aligned);
-      for (uint32_t i = 0; i < LEN; ++i) {
-        d[i] *= gelu_slope(v[i] + bias[i]);
-        sum[i] += d[i];
-      }
-      store_floats((bf16*)p.to + offset, d, left, p.aligned);
-    }
+    if (p.aligned) backward<true>(sum, p, column);
+    else backward<false>(sum, p, column);
   }
   const ColumnTotal total = add_warps(sum, (float*)shared, blockIdx.y);
   if (total.column < p.cols) p.partials[(uint64_t)blockIdx.x * p.cols + total.column] = total.sum;

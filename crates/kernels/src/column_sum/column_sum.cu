@@ -20,6 +20,17 @@ struct ColumnSumParams {
   uint32_t accumulate;
 };
 
+// Adds the rows of this warp to `sum`. Aligned rows have code of their own, whose loads nothing keeps apart.
+template <typename T, bool aligned>
+DEVICE void add_rows(float (&sum)[VEC16_LEN<T>], const ColumnSumParams& p, uint32_t column, uint32_t start, uint32_t end) {
+#pragma unroll 4
+  for (uint32_t row = start + threadIdx.x / 32; row < end; row += WARPS) {
+    float x[VEC16_LEN<T>];
+    load_floats(x, (const T*)p.from + (uint64_t)row * p.cols + column, p.cols - column, aligned);
+    for (uint32_t i = 0; i < VEC16_LEN<T>; ++i) sum[i] += x[i];
+  }
+}
+
 // The sum over the rows of this block's chunk, of a column of this block's tile.
 template <typename T>
 DEVICE ColumnTotal chunk_total(const ColumnSumParams& p) {
@@ -30,11 +41,8 @@ DEVICE ColumnTotal chunk_total(const ColumnSumParams& p) {
   const uint32_t end = p.rows - start < p.rows_per_chunk ? p.rows : start + p.rows_per_chunk;
   float sum[LEN] = {};
   if (column < p.cols) {
-    for (uint32_t row = start + threadIdx.x / 32; row < end; row += WARPS) {
-      float x[LEN];
-      load_floats(x, (const T*)p.from + (uint64_t)row * p.cols + column, p.cols - column, p.aligned);
-      for (uint32_t i = 0; i < LEN; ++i) sum[i] += x[i];
-    }
+    if (p.aligned) add_rows<T, true>(sum, p, column, start, end);
+    else add_rows<T, false>(sum, p, column, start, end);
   }
   return add_warps(sum, (float*)shared, blockIdx.y);
 }
