@@ -20,11 +20,12 @@ DEVICE uint32_t float_to_bits(float x) {
   return both.bits;
 }
 
-DEVICE void unpack(float (&values)[4], const Vec16& v) {
+// By value: of a reference to memory, nvcc makes four loads of four bytes each.
+DEVICE void unpack(float (&values)[4], Vec16 v) {
   for (int i = 0; i < 4; ++i) values[i] = bits_to_float(v.words[i]);
 }
 
-DEVICE void unpack(float (&values)[8], const Vec16& v) {
+DEVICE void unpack(float (&values)[8], Vec16 v) {
   for (int i = 0; i < 4; ++i) {
     values[2 * i] = low_bf16(v.words[i]);
     values[2 * i + 1] = high_bf16(v.words[i]);
