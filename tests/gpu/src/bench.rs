@@ -11,6 +11,7 @@ use oqvl_kernels::avg_pool::launch::Pooling;
 use oqvl_kernels::bias_gelu::launch as bias_gelu;
 use oqvl_kernels::column_sum::{Rows, launch as column_sum};
 use oqvl_kernels::device::{Cuda, CudaBuffer};
+use oqvl_kernels::gemm::{self, Epilogue, Gemm};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -111,6 +112,9 @@ pub(crate) fn run(
     let mut figures = Vec::new();
     if wanted("attention") {
         figures.extend(attention(cuda, torch)?);
+    }
+    if wanted("gemm") {
+        figures.extend(gemms(cuda, torch)?);
     }
     if wanted("avg_pool") || wanted("bias_gelu") || wanted("column_sum") {
         let copy = copy(cuda)?;
@@ -228,6 +232,61 @@ fn attention_call(cuda: &Cuda, call: &AttentionCall) -> anyhow::Result<[Figure; 
             Work::Operations(2.5 * operations),
         ),
     ])
+}
+
+/// A product as PyTorch is asked for it.
+#[derive(Debug, Clone, Serialize)]
+struct GemmCall {
+    what: &'static str,
+    m: usize,
+    n: usize,
+    k: usize,
+    bias: bool,
+    /// Inputs as they come from the backward, the result added in f32.
+    weight_gradient: bool,
+}
+
+/// The products of a layer of the language model for one pack of 4096 tokens.
+const GEMMS: [GemmCall; 6] = [
+    GemmCall { what: "q, k and v", m: 4096, n: 2048, k: 1536, bias: true, weight_gradient: false },
+    GemmCall { what: "gate and up", m: 4096, n: 17_920, k: 1536, bias: false, weight_gradient: false },
+    GemmCall { what: "down", m: 4096, n: 1536, k: 8960, bias: false, weight_gradient: false },
+    GemmCall { what: "q, k and v", m: 2048, n: 1536, k: 4096, bias: false, weight_gradient: true },
+    GemmCall { what: "gate and up", m: 17_920, n: 1536, k: 4096, bias: false, weight_gradient: true },
+    GemmCall { what: "down", m: 1536, n: 8960, k: 4096, bias: false, weight_gradient: true },
+];
+
+fn gemms(cuda: &Cuda, torch: Option<&Torch>) -> anyhow::Result<Vec<Figure>> {
+    /// Within 3 % of PyTorch.
+    const BOUND: f64 = 0.97;
+    let mut figures = Vec::new();
+    for call in &GEMMS {
+        let GemmCall { what, m, n, k, bias, weight_gradient } = *call;
+        println!("gemm: {m} x {n} x {k}");
+        let (a, b) = (numbers(cuda, m * k)?, numbers(cuda, n * k)?);
+        let runs = if weight_gradient {
+            let gemm = Gemm::new(m, n, k).with_a_transposed().accumulating();
+            let mut d = cuda.filled::<f32>(m * n, 0)?;
+            time(cuda, || gemm::gemm(cuda, &gemm, a.slice(), b.slice(), None, d.slice_mut()))?
+        } else {
+            let epilogue = if bias { Epilogue::Bias } else { Epilogue::None };
+            let gemm = Gemm::new(m, n, k).with_b_transposed().with_epilogue(epilogue);
+            let (of_bias, mut d) = (numbers(cuda, n)?, room(cuda, m * n)?);
+            let of_bias = || bias.then(|| of_bias.slice());
+            time(cuda, || gemm::gemm(cuda, &gemm, a.slice(), b.slice(), of_bias(), d.slice_mut()))?
+        };
+        let kind = if weight_gradient { ", weight gradient added in f32" } else { "" };
+        let work = Work::Operations(2.0 * (m * n * k) as f64);
+        figures.push(Figure::new("gemm", format!("{what}{kind}, {m} x {n} x {k}"), runs, work));
+    }
+    let Some(torch) = torch else { return Ok(figures) };
+    println!("gemm of PyTorch");
+    let times: Vec<Backends> = torch.timings(&serde_json::json!({ "gemm": GEMMS }))?;
+    anyhow::ensure!(times.len() == GEMMS.len(), "PyTorch answers {} of {} calls", times.len(), GEMMS.len());
+    for (figure, times) in figures.iter_mut().zip(times) {
+        figure.peer = best(&times, BOUND);
+    }
+    Ok(figures)
 }
 
 /// The bandwidth that others are held against: a copy within the memory of the GPU.

@@ -9,13 +9,14 @@ use oqvl_kernels::avg_pool::launch as avg_pool;
 use oqvl_kernels::avg_pool::launch::Pooling;
 use oqvl_kernels::bias_gelu::launch as bias_gelu;
 use oqvl_kernels::column_sum::{Rows, launch as column_sum};
+use oqvl_kernels::gemm::{self, Epilogue, Form, Gemm};
 use oqvl_kernels::{Output, adaptive_avg_pool};
 use rand::{Rng as _, SeedableRng as _};
 use rand_chacha::ChaCha8Rng;
 use serde::Serialize;
 
 /// All operations.
-pub(crate) const OPS: [&str; 4] = ["attention", "avg_pool", "bias_gelu", "column_sum"];
+pub(crate) const OPS: [&str; 5] = ["attention", "avg_pool", "bias_gelu", "column_sum", "gemm"];
 
 /// A call of an operation, with its sizes.
 #[derive(Debug, Clone)]
@@ -24,6 +25,8 @@ pub(crate) enum Case {
     AvgPool(Pooling),
     BiasGelu(Rows),
     ColumnSum(Rows),
+    /// To bf16; to f32 where it is added to what is there.
+    Gemm(Gemm),
 }
 
 /// An input of a call.
@@ -51,6 +54,9 @@ pub(crate) struct Description {
     /// Edges of the grids of a pooling.
     pub(crate) grid: usize,
     pub(crate) pooled: usize,
+    /// Which inputs of a product are stored transposed, and whether GELU follows.
+    pub(crate) transposed: [bool; 2],
+    pub(crate) gelu: bool,
     /// Names of the results, in order.
     pub(crate) results: &'static [&'static str],
 }
@@ -82,6 +88,7 @@ impl Case {
             Self::AvgPool(_) => "avg_pool",
             Self::BiasGelu(_) => "bias_gelu",
             Self::ColumnSum(_) => "column_sum",
+            Self::Gemm(_) => "gemm",
         }
     }
 
@@ -110,6 +117,16 @@ impl Case {
                 )
             }
             Self::BiasGelu(rows) | Self::ColumnSum(rows) => format!("{} x {}", rows.rows, rows.cols),
+            Self::Gemm(gemm) => {
+                let transposed =
+                    |operand: gemm::Operand| if operand.form == Form::Transposed { "^T" } else { "" };
+                let (a, b) = (transposed(gemm.a), transposed(gemm.b));
+                let output = match gemm.output {
+                    Output::Overwrite => "to bf16",
+                    Output::Accumulate => "added to f32",
+                };
+                format!("{} x {} x {}, A{a} B{b}, {:?} {output}", gemm.m, gemm.n, gemm.k, gemm.epilogue)
+            }
         }
     }
 
@@ -120,11 +137,14 @@ impl Case {
             causal: false,
             grid: 0,
             pooled: 0,
+            transposed: [false; 2],
+            gelu: false,
             results: match self {
                 Self::Attention(_) => &["out", "dq", "dk", "dv"],
                 Self::AvgPool(_) => &["y", "dx"],
                 Self::BiasGelu(_) => &["y", "dx", "dbias"],
                 Self::ColumnSum(_) => &["sums"],
+                Self::Gemm(_) => &["d"],
             },
         };
         match self {
@@ -135,6 +155,10 @@ impl Case {
                 }
             }
             Self::AvgPool(sizes) => (description.grid, description.pooled) = (sizes.grid, sizes.pooled),
+            Self::Gemm(gemm) => {
+                description.transposed = [gemm.a, gemm.b].map(|operand| operand.form == Form::Transposed);
+                description.gelu = matches!(gemm.epilogue, Epilogue::Gelu | Epilogue::GeluBias);
+            }
             Self::BiasGelu(_) | Self::ColumnSum(_) => {}
         }
         description
@@ -176,7 +200,37 @@ impl Case {
                 ]
             }
             Self::ColumnSum(Rows { rows, cols }) => vec![input("x", vec![*rows, *cols])],
+            Self::Gemm(gemm) => {
+                let stored = |form: Form, rows, columns| match form {
+                    Form::Plain => vec![rows, columns],
+                    Form::Transposed => vec![columns, rows],
+                };
+                let mut inputs = vec![
+                    input("a", stored(gemm.a.form, gemm.m, gemm.k)),
+                    input("b", stored(gemm.b.form, gemm.k, gemm.n)),
+                ];
+                if gemm.epilogue.has_bias() {
+                    inputs.push(input("bias", vec![gemm.n]));
+                }
+                if gemm.output == Output::Accumulate {
+                    inputs.push(input("old", vec![gemm.m, gemm.n]));
+                }
+                inputs
+            }
         }
+    }
+
+    /// What the result should be, in f64 on the CPU.
+    pub(crate) fn reference(&self, inputs: &[Input]) -> anyhow::Result<Vec<Result>> {
+        let Self::Gemm(gemm) = self else { return self.through_candle(inputs, &Device::Cpu, DType::F64) };
+        let wide = |name: &str| {
+            let input = inputs.iter().find(|input| input.name == name)?;
+            Some(input.values.iter().map(|value| value.to_f64()).collect::<Vec<f64>>())
+        };
+        let (a, b) = (wide("a").context("no a")?, wide("b").context("no b")?);
+        let mut d = wide("old").unwrap_or_else(|| vec![0.0; gemm.m * gemm.n]);
+        gemm::reference(gemm, &a, &b, wide("bias").as_deref(), &mut d)?;
+        Ok(vec![Result { name: "d", values: d }])
     }
 
     /// What a candle program gets, by the operations that candle programs call and candle's autograd.
@@ -316,6 +370,24 @@ impl Case {
                     Output::Overwrite,
                 )?;
                 keep(&sums)?;
+            }
+            Self::Gemm(gemm) => {
+                let values = match gemm.output {
+                    Output::Overwrite => {
+                        let mut d = machine.poisoned::<bf16>(gemm.m * gemm.n)?;
+                        let bias = gemm.epilogue.has_bias().then(|| read(2));
+                        machine.gemm(gemm, (read(0), read(1)), bias, machine.slice_mut(&mut d))?;
+                        machine.download(&d)?.into_iter().map(f64::from).collect()
+                    }
+                    Output::Accumulate => {
+                        anyhow::ensure!(!gemm.epilogue.has_bias(), "what is added to has no bias here");
+                        let old: Vec<f32> = inputs[2].values.iter().map(|value| value.to_f32()).collect();
+                        let mut d = machine.upload(&old)?;
+                        machine.gemm(gemm, (read(0), read(1)), None, machine.slice_mut(&mut d))?;
+                        machine.download(&d)?.into_iter().map(f64::from).collect()
+                    }
+                };
+                return Ok(vec![Result { name: "d", values }]);
             }
         }
         Ok(results)

@@ -8,6 +8,7 @@ use oqvl_kernels::attention::Mask;
 use oqvl_kernels::avg_pool::launch::Pooling;
 use oqvl_kernels::column_sum::Rows;
 use oqvl_kernels::device::Cuda;
+use oqvl_kernels::gemm::{Epilogue, Gemm};
 use serde::{Deserialize, Serialize};
 use std::fmt::Write as _;
 
@@ -107,8 +108,25 @@ fn cases() -> Vec<Case> {
         Case::BiasGelu(rows(4097, 129)),
         Case::ColumnSum(rows(4096, 2048)),
         Case::ColumnSum(rows(4097, 129)),
+        Case::Gemm(Gemm::new(1024, 2048, 1536).with_b_transposed().with_epilogue(Epilogue::Bias)),
+        Case::Gemm(Gemm::new(1024, 4304, 1152).with_b_transposed().with_epilogue(Epilogue::GeluBias)),
+        Case::Gemm(Gemm::new(2048, 1536, 1024).with_a_transposed().accumulating()),
+        Case::Gemm(Gemm::new(1000, 1536, 8960)),
     ]);
+    cases.extend(small_gemms());
     cases
+}
+
+/// Small products of all forms.
+pub(crate) fn small_gemms() -> Vec<Case> {
+    let plain = Gemm::new(33, 40, 24);
+    let forms = [plain, plain.with_a_transposed(), plain.with_b_transposed()];
+    let mut gemms = forms.to_vec();
+    gemms.push(plain.with_a_transposed().with_b_transposed());
+    gemms.push(plain.with_epilogue(Epilogue::Gelu));
+    gemms.push(plain.with_a_transposed().accumulating());
+    gemms.push(Gemm::new(1, 8, 8));
+    gemms.into_iter().map(Case::Gemm).collect()
 }
 
 /// Calls that take no time on a CPU either.
@@ -156,7 +174,7 @@ fn check<M: Machine>(
     case: &Case,
 ) -> anyhow::Result<Vec<Check>> {
     let inputs = case.inputs(SEED);
-    let expected = case.through_candle(&inputs, &Device::Cpu, DType::F64)?;
+    let expected = case.reference(&inputs)?;
     let pytorch = torch.map(|torch| torch.results(case, &inputs)).transpose()?;
     let first = case.on(machine, &inputs)?;
     let mut deterministic = vec![true; first.len()];
@@ -167,8 +185,8 @@ fn check<M: Machine>(
             *same &= bits(again).eq(bits(first));
         }
     }
-    // The sum over rows of a candle program is candle's own.
-    let through_candle = candle.filter(|_| !matches!(case, Case::ColumnSum(_)));
+    // Sums over rows and products of a candle program are candle's own.
+    let through_candle = candle.filter(|_| !matches!(case, Case::ColumnSum(_) | Case::Gemm(_)));
     let through_candle = through_candle.map(|device| case.through_candle(&inputs, device, DType::BF16));
     let mut checks = Vec::new();
     for (index, (found, expected)) in first.iter().zip(&expected).enumerate() {
@@ -251,7 +269,9 @@ pub(crate) fn table(checks: &[Check]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use half::bf16;
     use oqvl_kernels::device::{Number, Slice, SliceMut};
+    use oqvl_kernels::gemm::GemmOutput;
 
     #[test]
     fn errors_are_those_of_the_numbers() {
@@ -313,6 +333,16 @@ mod tests {
         fn slice_mut<'a, T: Number>(&self, buffer: &'a mut Self::Buffer<T>) -> SliceMut<'a, Self::Device, T> {
             self.0.write(buffer)
         }
+
+        fn gemm<O: GemmOutput>(
+            &self,
+            _: &Gemm,
+            _: (Slice<'_, Self::Device, bf16>, Slice<'_, Self::Device, bf16>),
+            _: Option<Slice<'_, Self::Device, O>>,
+            _: SliceMut<'_, Self::Device, O>,
+        ) -> candle_core::Result<()> {
+            candle_core::bail!("products are a library's")
+        }
     }
 
     #[test]
@@ -333,9 +363,9 @@ mod tests {
     /// Inputs and references of all calls have the results that PyTorch is asked for.
     #[test]
     fn every_call_has_a_reference() {
-        for case in small_cases() {
+        for case in small_cases().into_iter().chain(small_gemms()) {
             let inputs = case.inputs(1);
-            let expected = case.through_candle(&inputs, &Device::Cpu, DType::F64).unwrap();
+            let expected = case.reference(&inputs).unwrap();
             let names: Vec<&str> = expected.iter().map(|result| result.name).collect();
             assert_eq!(names, case.description().results, "{}", case.name());
             assert!(expected.iter().all(|result| result.values.iter().all(|value| value.is_finite())));

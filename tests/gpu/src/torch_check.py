@@ -59,6 +59,14 @@ elif case["op"] == "bias_gelu":
     results = [y, *torch.autograd.grad(y, leaves, inputs["dy"])]
 elif case["op"] == "column_sum":
     results = [inputs["x"].sum(0)]
+elif case["op"] == "gemm":
+    a, b = (inputs[name].t() if turned else inputs[name] for name, turned in zip("ab", case["transposed"]))
+    d = a @ b
+    if "bias" in inputs:
+        d = d + inputs["bias"]
+    if case["gelu"]:
+        d = F.gelu(d, approximate="tanh")
+    results = [inputs["old"].float() + d.float() if "old" in inputs else d]
 else:
     sys.exit("no operation " + case["op"])
 for name, tensor in zip(case["results"], results, strict=True):

@@ -32,7 +32,7 @@ impl AdamW {
     fn check(&self) -> Result<()> {
         let Self { beta1, beta2, eps, max_norm } = *self;
         let is_decay = |beta: f64| (0.0..1.0).contains(&beta);
-        if !is_decay(beta1) || !is_decay(beta2) || !(eps.is_finite() && eps >= 0.0) {
+        if !(is_decay(beta1) && is_decay(beta2) && eps.is_finite() && eps >= 0.0) {
             bail!("adamw: betas lie in [0, 1) and eps is not negative, got {self:?}");
         }
         // Not a number is not more than 0 either.

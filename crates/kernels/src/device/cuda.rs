@@ -503,7 +503,7 @@ mod tests {
                 let sentence = error.to_string();
                 let known = ["no NVIDIA driver", "no GPU", "does not start", "compute capability"];
                 assert!(known.iter().any(|known| sentence.contains(known)), "{sentence}");
-                println!("skipped: opening a GPU ({sentence})");
+                eprintln!("skipped: opening a GPU ({sentence})");
             }
         }
     }
