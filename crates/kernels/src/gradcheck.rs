@@ -27,6 +27,15 @@ pub(crate) fn assert_same(left: &Tensor, right: &Tensor, tolerance: f64) {
     }
 }
 
+/// Asserts that two ways to compute a tensor give every input the same gradients, to a relative tolerance.
+pub(crate) fn assert_same_gradients(inputs: &[Var], left: &Tensor, right: &Tensor, tolerance: f64) {
+    let gradients = |output: &Tensor| output.sqr().unwrap().sum_all().unwrap().backward().unwrap();
+    let (left, right) = (gradients(left), gradients(right));
+    for input in inputs {
+        assert_same(left.get(input).unwrap(), right.get(input).unwrap(), tolerance);
+    }
+}
+
 /// Compares every gradient of a random weighting of `f(inputs)` with its central difference.
 pub(crate) fn check_gradients(inputs: &[Var], f: impl Fn(&[Tensor]) -> Result<Tensor>) {
     let as_tensors = |inputs: &[Var]| inputs.iter().map(|var| var.as_tensor().clone()).collect::<Vec<_>>();

@@ -90,7 +90,7 @@ impl CustomOp1 for AdaptiveAvgPool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::gradcheck::{assert_same, check_gradients, random};
+    use crate::gradcheck::{assert_same, assert_same_gradients, check_gradients, random};
     use candle_core::Device;
 
     /// The windows, along one side, as a matrix `(pooled^2, grid^2)`, each row a mean.
@@ -123,7 +123,9 @@ mod tests {
         for (grid, windows) in cases {
             let x = random(&[2, grid * grid, 3], 1);
             let expected = matrix(grid, windows).broadcast_matmul(&x).unwrap();
-            assert_same(&adaptive_avg_pool(&x, windows.len()).unwrap(), &expected, 1e-12);
+            let pooled = adaptive_avg_pool(&x, windows.len()).unwrap();
+            assert_same(&pooled, &expected, 1e-12);
+            assert_same_gradients(std::slice::from_ref(&x), &pooled, &expected, 1e-12);
             check_gradients(&[x], |inputs| adaptive_avg_pool(&inputs[0], windows.len()));
         }
     }
