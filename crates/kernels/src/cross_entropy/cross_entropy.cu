@@ -40,6 +40,9 @@ struct TotalsParams {
 };
 
 constexpr uint32_t LEN = VEC16_LEN<bf16>;
+// Sixteen bytes of a thread that are on their way at one time, in the first pass and in the second.
+constexpr uint32_t READS = 4;
+constexpr uint32_t WRITES = 2;
 constexpr float LOG2_E = 1.4426950408889634f;
 #define MINUS_INFINITY (-bits_to_float(0x7f800000u))
 #define NOT_A_NUMBER bits_to_float(0x7fc00000u)
@@ -78,18 +81,27 @@ DEVICE Softmax over_warp(const Softmax& of) {
   return {max, warp_sum(sum_relative_to(of, max))};
 }
 
-// The LEN logits from `column` on; what is beyond the row is minus infinity.
-DEVICE void load_logits(float (&x)[LEN], const bf16* row, uint32_t column, const CrossEntropyParams& p) {
-  const uint32_t left = p.vocab - column;
-  load_floats(x, row + column, left, p.aligned);
-  if (p.aligned) return;
+// LEN logits from `unit` times as many on; what is beyond the row is minus infinity.
+template <bool ALIGNED>
+DEVICE Vec16 load_logits(const bf16* row, uint32_t unit, const CrossEntropyParams& p) {
+  constexpr uint32_t BEYOND = 0xff80;
+  if constexpr (ALIGNED) {
+    if (unit * LEN < p.vocab) return ((const Vec16*)row)[unit];
+    return {{BEYOND << 16 | BEYOND, BEYOND << 16 | BEYOND, BEYOND << 16 | BEYOND, BEYOND << 16 | BEYOND}};
+  } else {
+    Vec16 logits;
 #pragma unroll
-  for (uint32_t i = 0; i < LEN; ++i) {
-    if (i >= left) x[i] = MINUS_INFINITY;
+    for (uint32_t i = 0; i < LEN / 2; ++i) {
+      const uint32_t column = unit * LEN + 2 * i;
+      const uint32_t low = column < p.vocab ? row[column] : BEYOND;
+      const uint32_t high = column + 1 < p.vocab ? row[column + 1] : BEYOND;
+      logits.words[i] = high << 16 | low;
+    }
+    return logits;
   }
 }
 
-template <uint32_t THREADS>
+template <uint32_t THREADS, bool ALIGNED>
 DEVICE void cross_entropy(const CrossEntropyParams& p) {
   constexpr uint32_t WARPS = THREADS / 32;
   SHARED_MEMORY(shared);
@@ -104,7 +116,7 @@ DEVICE void cross_entropy(const CrossEntropyParams& p) {
   if (label == p.ignore_index) {
     const float zeros[LEN] = {};
     for (uint32_t unit = threadIdx.x; unit < units; unit += THREADS) {
-      store_floats(row + unit * LEN, zeros, p.vocab - unit * LEN, p.aligned);
+      store_floats(row + unit * LEN, zeros, p.vocab - unit * LEN, ALIGNED);
     }
     if (threadIdx.x == 0) *stats = Vec16{};
     return;
@@ -113,17 +125,22 @@ DEVICE void cross_entropy(const CrossEntropyParams& p) {
   const float at_target = target < p.vocab ? bf16_to_float(row[target]) : NOT_A_NUMBER;
 
   Softmax softmax = {MINUS_INFINITY, 0.0f};
-#pragma unroll 4
-  for (uint32_t unit = threadIdx.x; unit < units; unit += THREADS) {
-    float x[LEN];
-    load_logits(x, row, unit * LEN, p);
-    float max = softmax.max;
+  for (uint32_t first = threadIdx.x; first < units; first += THREADS * READS) {
+    Vec16 logits[READS];
 #pragma unroll
-    for (uint32_t i = 0; i < LEN; ++i) max = fmaxf(max, x[i]);
-    float sum = sum_relative_to(softmax, max);
+    for (uint32_t i = 0; i < READS; ++i) logits[i] = load_logits<ALIGNED>(row, first + i * THREADS, p);
 #pragma unroll
-    for (uint32_t i = 0; i < LEN; ++i) sum += exponential(x[i], max);
-    softmax = {max, sum};
+    for (uint32_t i = 0; i < READS; ++i) {
+      float x[LEN];
+      unpack(x, logits[i]);
+      float max = softmax.max;
+#pragma unroll
+      for (uint32_t j = 0; j < LEN; ++j) max = fmaxf(max, x[j]);
+      float sum = sum_relative_to(softmax, max);
+#pragma unroll
+      for (uint32_t j = 0; j < LEN; ++j) sum += exponential(x[j], max);
+      softmax = {max, sum};
+    }
   }
   softmax = over_warp(softmax);
   if (lane == 0) {
@@ -142,19 +159,26 @@ DEVICE void cross_entropy(const CrossEntropyParams& p) {
   const float factor = target < p.vocab ? scale * slope / softmax.sum : NOT_A_NUMBER;
   // Whether the maximum is reached before the target.
   float earlier = 0.0f;
-  for (uint32_t step = (units + THREADS - 1) / THREADS; step > 0; --step) {
-    const uint32_t unit = (step - 1) * THREADS + threadIdx.x;
-    if (unit >= units) continue;
-    const uint32_t column = unit * LEN;
-    float x[LEN];
-    load_logits(x, row, column, p);
+  constexpr uint32_t STEP = THREADS * WRITES;
+  for (uint32_t step = (units + STEP - 1) / STEP; step > 0; --step) {
+    const uint32_t first = (step - 1) * STEP + threadIdx.x;
+    Vec16 logits[WRITES];
 #pragma unroll
-    for (uint32_t i = 0; i < LEN; ++i) {
-      if (x[i] == softmax.max && column + i < target) earlier = 1.0f;
-      x[i] = exponential(x[i], softmax.max) * factor;
-      if (column + i == target) x[i] -= scale;
+    for (uint32_t i = 0; i < WRITES; ++i) logits[i] = load_logits<ALIGNED>(row, first + i * THREADS, p);
+#pragma unroll
+    for (uint32_t i = 0; i < WRITES; ++i) {
+      const uint32_t column = (first + i * THREADS) * LEN;
+      if (column >= p.vocab) break;
+      float x[LEN];
+      unpack(x, logits[i]);
+#pragma unroll
+      for (uint32_t j = 0; j < LEN; ++j) {
+        if (x[j] == softmax.max && column + j < target) earlier = 1.0f;
+        x[j] = exponential(x[j], softmax.max) * factor;
+        if (column + j == target) x[j] -= scale;
+      }
+      store_floats(row + column, x, p.vocab - column, ALIGNED);
     }
-    store_floats(row + column, x, p.vocab - column, p.aligned);
   }
   earlier = warp_max(earlier);
   if (lane == 0) flags[warp] = earlier;
@@ -167,6 +191,15 @@ DEVICE void cross_entropy(const CrossEntropyParams& p) {
   // The maximum cancels before the logarithm is added.
   const float of_row[4] = {softmax.max - at_target + log_sum, p.z_loss * all * all, 1.0f, hit};
   *stats = pack(of_row);
+}
+
+template <uint32_t THREADS>
+DEVICE void cross_entropy(const CrossEntropyParams& p) {
+  if (p.aligned) {
+    cross_entropy<THREADS, true>(p);
+  } else {
+    cross_entropy<THREADS, false>(p);
+  }
 }
 
 KERNEL(cross_entropy_1024, CrossEntropyParams, 1024, 1) { cross_entropy<1024>(p); }
