@@ -72,7 +72,7 @@ struct Softmax {
 
 // The same relative to a maximum that is no smaller.
 DEVICE float sum_relative_to(const Softmax& of, float max) {
-  return of.max == MINUS_INFINITY ? of.sum : of.sum * exponential(of.max, max);
+  return of.sum * exponential(of.max, max);
 }
 
 // Of all lanes; every lane receives the same bits.

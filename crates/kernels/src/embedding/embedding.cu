@@ -56,7 +56,9 @@ KERNEL(embedding_forward, EmbeddingForward, 256, 4) {
   copy_row(p.to + (uint64_t)row * p.hidden, from, p.hidden, p.aligned);
 }
 
-KERNEL(embedding_backward, EmbeddingBackward, 256, 4) {
+// Aligned rows have code of their own, whose loads nothing keeps apart.
+template <bool ALIGNED>
+DEVICE void add_rows(const EmbeddingBackward& p) {
   SHARED_MEMORY(shared);
   float* const sums = (float*)shared;
   const uint32_t id = (uint32_t)p.ids[blockIdx.x];
@@ -67,16 +69,16 @@ KERNEL(embedding_backward, EmbeddingBackward, 256, 4) {
   const uint32_t warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   const uint32_t column = blockIdx.y * TILE + lane * LEN;
   float sum[LEN] = {};
-  if (column < p.hidden) {
+  if (column < p.hidden && p.num_rows > 0) {
 #pragma unroll 4
     for (int64_t at = (int64_t)start + warp; at < end; at += WARPS) {
+      // No branch, so that several loads are on their way at one time.
       const uint32_t row = (uint32_t)p.rows[at];
-      if (row < p.num_rows) {
-        float x[LEN];
-        load_floats(x, p.dy + (uint64_t)row * p.hidden + column, p.hidden - column, p.aligned);
+      const bf16* const from = p.dy + (uint64_t)min(row, p.num_rows - 1) * p.hidden + column;
+      float x[LEN];
+      load_floats(x, from, p.hidden - column, ALIGNED);
 #pragma unroll
-        for (uint32_t i = 0; i < LEN; ++i) sum[i] += x[i];
-      }
+      for (uint32_t i = 0; i < LEN; ++i) sum[i] += row < p.num_rows ? x[i] : 0.0f;
     }
   }
   const float low[4] = {sum[0], sum[1], sum[2], sum[3]}, high[4] = {sum[4], sum[5], sum[6], sum[7]};
@@ -95,7 +97,15 @@ KERNEL(embedding_backward, EmbeddingBackward, 256, 4) {
     for (uint32_t i = 0; i < 4; ++i) total[i] += of_warp[i];
   }
   float* const to = p.dtable + (uint64_t)id * p.hidden + to_column;
-  load_floats(old, to, p.hidden - to_column, p.aligned);
+  load_floats(old, to, p.hidden - to_column, ALIGNED);
   for (uint32_t i = 0; i < 4; ++i) total[i] += old[i];
-  store_floats(to, total, p.hidden - to_column, p.aligned);
+  store_floats(to, total, p.hidden - to_column, ALIGNED);
+}
+
+KERNEL(embedding_backward, EmbeddingBackward, 256, 4) {
+  if (p.aligned) {
+    add_rows<true>(p);
+  } else {
+    add_rows<false>(p);
+  }
 }

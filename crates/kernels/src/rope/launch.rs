@@ -137,8 +137,7 @@ fn check<D>(what: &str, sizes: Qkv, len: usize, angles: &Angles<'_, D>) -> Resul
         let lens = [cos.len(), sin.len()];
         bail!("{what}: cosines and sines have {lens:?} elements, not {half} for each position");
     }
-    let needs_tables = len > 0 && rotated_heads(sizes) > 0;
-    if (needs_tables && num_positions == 0) || num_positions > i32::MAX as usize {
+    if (len > 0 && num_positions == 0) || num_positions > i32::MAX as usize {
         bail!("{what}: tables of {num_positions} positions: not 1 to {}", i32::MAX);
     }
     check_element::<i32>(what, positions.address())?;

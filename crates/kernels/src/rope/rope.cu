@@ -55,10 +55,11 @@ DEVICE Unit unit_of(const RopeParams& p, uint32_t number) {
   return {head, head < p.heads ? pair : p.half, head * 2 * p.half + pair};
 }
 
-DEVICE void load_table(float (&values)[LEN], const float* from, uint32_t left, bool aligned) {
+template <bool ALIGNED>
+DEVICE void load_table(float (&values)[LEN], const float* from, uint32_t left) {
   float low[4], high[4];
-  load_floats(low, from, left, aligned);
-  load_floats(high, from + 4, left > 4 ? left - 4 : 0, aligned);
+  load_floats(low, from, left, ALIGNED);
+  load_floats(high, from + 4, left > 4 ? left - 4 : 0, ALIGNED);
 #pragma unroll
   for (uint32_t i = 0; i < 4; ++i) {
     values[i] = low[i];
@@ -66,7 +67,7 @@ DEVICE void load_table(float (&values)[LEN], const float* from, uint32_t left, b
   }
 }
 
-template <bool BACKWARD>
+template <bool BACKWARD, bool ALIGNED>
 DEVICE void rope(const RopeParams& p) {
   const Unit unit = unit_of(p, blockIdx.y * 32 + threadIdx.x % 32);
   const bool is_rotated = unit.head < p.rotated_heads;
@@ -74,36 +75,28 @@ DEVICE void rope(const RopeParams& p) {
   if (unit.pair < p.half) {
     const uint32_t left = p.half - unit.pair;
     if (!BACKWARD && p.bias != nullptr) {
-      load_floats(added[0], p.bias + unit.column, left, p.aligned);
-      load_floats(added[1], p.bias + unit.column + p.half, left, p.aligned);
+      load_floats(added[0], p.bias + unit.column, left, ALIGNED);
+      load_floats(added[1], p.bias + unit.column + p.half, left, ALIGNED);
     }
     const uint32_t start = blockIdx.x * p.rows_per_chunk;
     const uint32_t end = p.rows - start < p.rows_per_chunk ? p.rows : start + p.rows_per_chunk;
     for (uint32_t row = start + threadIdx.x / 32; row < end; row += WARPS) {
       bf16* const to = p.x + (uint64_t)row * p.cols + unit.column;
-      float x[2][LEN];
-      load_floats(x[0], to, left, p.aligned);
-      load_floats(x[1], to + p.half, left, p.aligned);
-      if (!BACKWARD) {
+      const int32_t position = max(0, min(p.positions[row], (int32_t)p.num_positions - 1));
+      const uint64_t at = (uint64_t)position * p.half + unit.pair;
+      // Values have no use for the tables, but without a branch all loads are on their way at one time.
+      float x[2][LEN], cos[LEN], sin[LEN];
+      load_floats(x[0], to, left, ALIGNED);
+      load_floats(x[1], to + p.half, left, ALIGNED);
+      load_table<ALIGNED>(cos, p.cos + at, left);
+      load_table<ALIGNED>(sin, p.sin + at, left);
 #pragma unroll
-        for (uint32_t i = 0; i < LEN; ++i) {
-          x[0][i] += added[0][i];
-          x[1][i] += added[1][i];
-        }
-      }
-      if (is_rotated) {
-        const int32_t position = max(0, min(p.positions[row], (int32_t)p.num_positions - 1));
-        const uint64_t at = (uint64_t)position * p.half + unit.pair;
-        float cos[LEN], sin[LEN];
-        load_table(cos, p.cos + at, left, p.aligned);
-        load_table(sin, p.sin + at, left, p.aligned);
-#pragma unroll
-        for (uint32_t i = 0; i < LEN; ++i) {
-          const float s = BACKWARD ? -sin[i] : sin[i];
-          const float first = x[0][i] * cos[i] - x[1][i] * s;
-          x[1][i] = x[1][i] * cos[i] + x[0][i] * s;
-          x[0][i] = first;
-        }
+      for (uint32_t i = 0; i < LEN; ++i) {
+        const float first = BACKWARD ? x[0][i] : x[0][i] + added[0][i];
+        const float second = BACKWARD ? x[1][i] : x[1][i] + added[1][i];
+        const float s = BACKWARD ? -sin[i] : sin[i];
+        x[0][i] = is_rotated ? first * cos[i] - second * s : first;
+        x[1][i] = is_rotated ? second * cos[i] + first * s : second;
       }
       if (BACKWARD) {
 #pragma unroll
@@ -114,8 +107,8 @@ DEVICE void rope(const RopeParams& p) {
       }
       // The gradients of values stay as they are.
       if (!BACKWARD || is_rotated) {
-        store_floats(to, x[0], left, p.aligned);
-        store_floats(to + p.half, x[1], left, p.aligned);
+        store_floats(to, x[0], left, ALIGNED);
+        store_floats(to + p.half, x[1], left, ALIGNED);
       }
     }
   }
@@ -129,8 +122,18 @@ DEVICE void rope(const RopeParams& p) {
       // Eight columns of these stand for the pairs of a unit.
       const Unit from = unit_of(p, total.column / LEN);
       const uint32_t i = total.column % LEN;
-      if (from.head < p.heads && from.pair + i < p.half) to[from.column + i + side * p.half] = total.sum;
+      if (from.pair + i < p.half) to[from.column + i + side * p.half] = total.sum;
     }
+  }
+}
+
+// Aligned rows have code of their own, whose loads nothing keeps apart.
+template <bool BACKWARD>
+DEVICE void rope(const RopeParams& p) {
+  if (p.aligned) {
+    rope<BACKWARD, true>(p);
+  } else {
+    rope<BACKWARD, false>(p);
   }
 }
 
