@@ -21,7 +21,11 @@ for argument in "$@"; do
   previous=$argument
 done
 if [ $is_compile = 0 ] || [ -z "$output" ] || [ -z "$source" ]; then exec "$real" "$@"; fi
-if [ -n "${OQVL_NVCC_FAST:-}" ]; then exec "$real" --Ofast-compile=max "$@"; fi
+if [ -n "${OQVL_NVCC_FAST:-}" ]; then
+  # Toolkits that do not know the option compile as ever.
+  if "$real" --help | grep -q -- --Ofast-compile; then exec "$real" --Ofast-compile=max "$@"; fi
+  exec "$real" "$@"
+fi
 case $output in */) output=$output$(basename "$source" .cu).ptx ;; esac
 
 cache=${OQVL_NVCC_CACHE:-}
