@@ -27,7 +27,7 @@
 // scores computed twice, 7 products where one kernel with atomic additions to dq has 5.
 //
 // Source: Dao, FlashAttention-2 (2023), for the order of the loops and the running softmax.
-#include "device.cuh"
+#include "vec16.cuh"
 
 #define LOG2_E 1.4426950408889634f
 #define LN_2 0.6931471805599453f
@@ -107,6 +107,11 @@ struct AttentionGroupSum {
 };
 
 constexpr int WARP = 32;
+
+// Two floats that are stored at once.
+struct alignas(8) Pair {
+  float first, second;
+};
 
 DEVICE int min_int(int left, int right) { return left < right ? left : right; }
 DEVICE int max_int(int left, int right) { return left > right ? left : right; }
@@ -439,13 +444,11 @@ KERNEL(attention_delta, AttentionDelta, 128, 1) {
     const Sequence whole = {0, 0, 0};
     const Matrix<const bf16> out = find_matrix(p.out, p.out_strides, head, whole);
     const Matrix<const bf16> dout = find_matrix(p.dout, p.dout_strides, head, whole);
-    const Vec16 left = *(const Vec16*)(out.rows + row * out.stride + col);
-    const Vec16 right = *(const Vec16*)(dout.rows + row * dout.stride + col);
+    float left[8], right[8];
+    unpack(left, *(const Vec16*)(out.rows + row * out.stride + col));
+    unpack(right, *(const Vec16*)(dout.rows + row * dout.stride + col));
 #pragma unroll
-    for (int word = 0; word < 4; word++) {
-      sum += low_bf16(left.words[word]) * low_bf16(right.words[word]);
-      sum += high_bf16(left.words[word]) * high_bf16(right.words[word]);
-    }
+    for (int i = 0; i < 8; i++) sum += left[i] * right[i];
   }
 #pragma unroll
   for (int distance = DELTA_LANES / 2; distance > 0; distance /= 2) sum += shfl_xor(sum, distance);
@@ -605,12 +608,9 @@ DEVICE void attention_dkdv(const AttentionBackward& p) {
 #pragma unroll
     for (int n = 0; n < D / 8; n++) {
       if (n * 8 >= p.head_dim) continue;
-#pragma unroll
-      for (int element = 0; element < 2; element++) {
-        const int col = n * 8 + lane % 4 * 2 + element;
-        dk_row[col] = dk[n][2 * half + element] * p.scale;
-        dv_row[col] = dv[n][2 * half + element];
-      }
+      const int col = n * 8 + lane % 4 * 2;
+      *(Pair*)(dk_row + col) = {dk[n][2 * half] * p.scale, dk[n][2 * half + 1] * p.scale};
+      *(Pair*)(dv_row + col) = {dv[n][2 * half], dv[n][2 * half + 1]};
     }
   }
 }
@@ -623,12 +623,14 @@ DEVICE Vec16 sum_heads(const float* first, int64_t head_stride, int group) {
   float sums[8] = {};
   for (int head = 0; head < group; head++) {
 #pragma unroll
-    for (int col = 0; col < 8; col++) sums[col] += first[head * head_stride + col];
-  }
-  Vec16 packed;
+    for (int half = 0; half < 2; half++) {
+      float four[4];
+      unpack(four, *(const Vec16*)(first + head * head_stride + half * 4));
 #pragma unroll
-  for (int word = 0; word < 4; word++) packed.words[word] = pack_bf16(sums[2 * word], sums[2 * word + 1]);
-  return packed;
+      for (int i = 0; i < 4; i++) sums[half * 4 + i] += four[i];
+    }
+  }
+  return pack(sums);
 }
 
 // Grid (16-byte units of all rows, key heads, sequences; packed ones count as one).

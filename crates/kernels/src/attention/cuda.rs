@@ -19,7 +19,7 @@ pub(super) struct Saved(Mutex<Option<Arc<Numbers>>>);
 /// On the device. A clone would copy them there.
 struct Numbers {
     lse: CudaSlice<f32>,
-    /// Empty where sequences are not packed.
+    /// Not read where sequences are not packed.
     cu_seqlens: CudaSlice<i32>,
 }
 
@@ -43,16 +43,19 @@ pub(super) fn forward(
     [q, k, v]: [(&CudaStorage, &Layout); 3],
 ) -> Result<CudaStorage> {
     let cuda = Cuda::from_candle(q.0.device())?;
-    let boundaries = op.packed.as_ref().map_or(&[][..], |packed| packed.boundaries());
+    let boundaries = op.packed.as_ref().map_or(&[0][..], |packed| packed.boundaries());
     let cu_seqlens = q.0.device().clone_htod(boundaries)?;
-    // SAFETY: the launch writes both whole.
+    let num_rows = shape.num_query_rows()?;
+    // SAFETY: the launch writes both whole. The driver may refuse to give nothing.
     let (mut out, mut lse) = unsafe {
-        (cuda.uninitialised::<bf16>(q.1.shape().elem_count())?, cuda.uninitialised(shape.num_query_rows()?)?)
+        let len = q.1.shape().elem_count().max(1);
+        (cuda.uninitialised::<bf16>(len)?, cuda.uninitialised::<f32>(num_rows.max(1))?)
     };
     {
         let [q_view, k_view, v_view] = [view("q", q.0, q.1)?, view("k", k.0, k.1)?, view("v", v.0, v.1)?];
         let (q_read, k_read, v_read) = (cuda.read(&q_view)?, cuda.read(&k_view)?, cuda.read(&v_view)?);
         let boundaries = cuda.read(&cu_seqlens)?;
+        let mut lse = lse.slice_mut(..num_rows);
         let (mut out_write, mut lse_write) = (cuda.write(&mut out)?, cuda.write(&mut lse)?);
         let arguments = Forward {
             q: operand(&q_read, op.strides(q.1.stride())),
@@ -87,17 +90,19 @@ pub(super) fn backward(op: &Attention, shape: &Shape, tensors: [&Tensor; 5]) -> 
     let reading = views.iter().map(|(view, _)| cuda.read(view)).collect::<Result<Vec<_>>>()?;
     let part = |index: usize| operand(&reading[index], views[index].1);
     let [q, k, v, ..] = tensors;
-    // SAFETY: the launches write the gradients whole, and the workspace before they read it.
+    // SAFETY: the launches write the gradients whole, and the workspace before they read it. The driver may refuse to give
+    // nothing.
     let (mut dq, mut dk, mut dv, mut workspace) = unsafe {
         (
-            cuda.uninitialised::<bf16>(q.elem_count())?,
-            cuda.uninitialised::<bf16>(k.elem_count())?,
-            cuda.uninitialised::<bf16>(v.elem_count())?,
-            cuda.uninitialised::<f32>(backward_workspace_len(shape)?)?,
+            cuda.uninitialised::<bf16>(q.elem_count().max(1))?,
+            cuda.uninitialised::<bf16>(k.elem_count().max(1))?,
+            cuda.uninitialised::<bf16>(v.elem_count().max(1))?,
+            cuda.uninitialised::<f32>(backward_workspace_len(shape)?.max(1))?,
         )
     };
     {
-        let (lse, boundaries) = (cuda.read(&saved.lse)?, cuda.read(&saved.cu_seqlens)?);
+        let lse = saved.lse.slice(..shape.num_query_rows()?);
+        let (lse, boundaries) = (cuda.read(&lse)?, cuda.read(&saved.cu_seqlens)?);
         let (mut dq, mut dk, mut dv) = (cuda.write(&mut dq)?, cuda.write(&mut dk)?, cuda.write(&mut dv)?);
         let mut workspace = cuda.write(&mut workspace)?;
         let arguments = Backward {

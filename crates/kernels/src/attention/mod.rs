@@ -1,8 +1,8 @@
 //! Softmax attention with grouped queries.
 //!
-//! [`attention()`](crate::attention()) and [`attention_varlen`](crate::attention_varlen) are what candle programs call, on the
+//! [`fn@attention`] and [`attention_varlen`] are what candle programs call, on the
 //! CPU in f32, f64 or bf16. Engines with memory of their own call [`forward`] and [`backward`] on a
-//! [`Device`](crate::device::Device), whose kernels are held against [`reference`].
+//! [`Device`](crate::device::Device), whose kernels are held against [`mod@reference`].
 
 #[cfg(feature = "cuda")]
 mod cuda;
