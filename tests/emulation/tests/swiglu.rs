@@ -5,7 +5,7 @@ use half::bf16;
 use oqvl_emulation::{Buffer, Emulation};
 use oqvl_kernels::column_sum::Rows;
 use oqvl_kernels::swiglu;
-use oqvl_kernels::swiglu::launch::{backward, forward};
+use oqvl_kernels::swiglu::launch::{backward, backward_apart, forward, forward_apart};
 use proptest::prelude::*;
 use rand::SeedableRng as _;
 
@@ -35,6 +35,21 @@ fn check(on: &Emulation, rows: usize, cols: usize, seed: u64, bound: f32) {
     let (mut h, mut dgate_up) = (Buffer::poisoned(rows * cols), Buffer::poisoned(2 * rows * cols));
     forward(on, sizes, on.read(&gate_up), on.write(&mut h)).unwrap();
     backward(on, sizes, on.read(&gate_up), on.read(&dh), on.write(&mut dgate_up)).unwrap();
+    // Apart, the same bits.
+    let half = |first: usize| -> Buffer<bf16> {
+        gate_up.chunks(2 * cols.max(1)).flat_map(|row| &row[first..first + cols]).copied().collect()
+    };
+    let (gate, up) = (half(0), half(cols));
+    let [mut h_apart, mut dgate, mut dup] = [(); 3].map(|()| Buffer::poisoned(rows * cols));
+    forward_apart(on, on.read(&gate), on.read(&up), on.write(&mut h_apart)).unwrap();
+    let gradients = (on.write(&mut dgate), on.write(&mut dup));
+    backward_apart(on, (on.read(&gate), on.read(&up)), on.read(&dh), gradients).unwrap();
+    assert_eq!(h_apart[..], h[..]);
+    for (row, found) in dgate_up.chunks(2 * cols.max(1)).enumerate() {
+        let of_row = row * cols..(row + 1) * cols;
+        assert_eq!((&found[..cols], &found[cols..]), (&dgate[of_row.clone()], &dup[of_row]));
+    }
+
     let tensor = |values: &Buffer<bf16>, cols: usize| {
         let values: Vec<f64> = values.iter().map(|x| x.to_f64()).collect();
         Tensor::from_vec(values, (rows, cols), &Device::Cpu).unwrap()
@@ -72,7 +87,7 @@ fn swiglu_refuses_what_it_cannot_do() {
         forward(&on, Rows { rows, cols }, on.read(&gate_up), on.write(&mut h)).unwrap_err().to_string()
     };
     assert!(refusal(2, 12, 24).contains("multiples of 8"));
-    assert!(refusal(2, 16, 31).contains("gate_up has 62 elements, not 64"));
+    assert!(refusal(2, 16, 31).contains("projection has 62 elements, not 64"));
     assert!(refusal(usize::MAX / 8, 16, 0).contains("swiglu"));
 }
 

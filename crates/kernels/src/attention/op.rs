@@ -3,7 +3,7 @@
 use super::reference;
 use super::shape::{CuSeqlens, Mask, Sequences, Shape};
 use super::sys::Strides;
-use crate::element::{Element, dispatch, widened};
+use crate::element::{Element, dense, dispatch, widened};
 #[cfg(feature = "cuda")]
 use candle_core::CudaStorage;
 use candle_core::backend::BackendStorage as _;
@@ -52,11 +52,17 @@ fn apply(q: &Tensor, k: &Tensor, v: &Tensor, mask: Mask, packed: Option<CuSeqlen
     })
 }
 
-/// The tensor itself if its channels are next to each other, wherever its rows are: transposed heads need no copy.
+/// The tensor itself if its channels are next to each other, wherever its rows are: transposed heads need no copy. Kernels of a
+/// GPU also want every row to begin at a multiple of 16 bytes.
 fn dense_channels(tensor: &Tensor) -> Result<Tensor> {
-    match tensor.stride().last() {
-        Some(1) => Ok(tensor.clone()),
-        _ => tensor.contiguous(),
+    const VECTOR: usize = 8;
+    let strides = tensor.stride();
+    let is_aligned = |at: &usize| tensor.device().is_cpu() || at.is_multiple_of(VECTOR);
+    match strides.split_last() {
+        Some((1, rest)) if rest.iter().chain([&tensor.layout().start_offset()]).all(is_aligned) => {
+            Ok(tensor.clone())
+        }
+        _ => dense(tensor),
     }
 }
 

@@ -1,13 +1,16 @@
 //! Layer normalisation.
 
-use crate::element::{Element, dispatch, elements, lit, widened, with_elements};
+use crate::element::{Element, dense, dispatch, elements, lit, widened, with_elements};
 use crate::rows;
+#[cfg(feature = "cuda")]
+use candle_core::CudaStorage;
 use candle_core::backend::BackendStorage as _;
 use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape, Tensor, WithDType, bail};
 
 /// `y = (x - mean) / sqrt(var + eps) * weight + bias` over the last dimension, with the biased variance.
 ///
-/// `x`: `(.., hidden)`, `weight` and `bias`: `(hidden)`, same dtype (bf16, f32 or f64). Returns the shape of `x`.
+/// `x`: `(.., hidden)`, `weight` and `bias`: `(hidden)`, same dtype (bf16, f32 or f64; on a GPU bf16, `hidden` a multiple of 8).
+/// Returns the shape of `x`.
 ///
 /// # Errors
 /// If the sizes differ.
@@ -15,12 +18,24 @@ use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape, Tensor, WithDTyp
 /// Source: Ba, Kiros and Hinton, "Layer Normalization", 2016; as `torch.nn.LayerNorm`.
 pub fn layer_norm(x: &Tensor, weight: &Tensor, bias: &Tensor, eps: f64) -> Result<Tensor> {
     widened([x, weight, bias], |[x, weight, bias]| {
-        x.contiguous()?.apply_op3(&weight.contiguous()?, &bias.contiguous()?, LayerNorm { eps })
+        dense(x)?.apply_op3(&dense(weight)?, &dense(bias)?, LayerNorm::new(eps))
     })
 }
 
 struct LayerNorm {
     eps: f64,
+    #[cfg(feature = "cuda")]
+    saved: super::cuda::Saved,
+}
+
+impl LayerNorm {
+    fn new(eps: f64) -> Self {
+        Self {
+            eps,
+            #[cfg(feature = "cuda")]
+            saved: super::cuda::Saved::default(),
+        }
+    }
 }
 
 /// Mean and inverse standard deviation of a row.
@@ -65,6 +80,14 @@ fn backward<T: Element>(x: &[T], weight: &[T], grad: &[T], eps: T) -> (Vec<T>, V
     (dx, dw, db)
 }
 
+fn check(x: &Layout, weight: &Layout, bias: &Layout) -> Result<()> {
+    let hidden = x.dims().last().copied().unwrap_or(0);
+    if weight.dims() != [hidden] || bias.dims() != [hidden] || hidden == 0 {
+        bail!("layer_norm takes (.., hidden) and (hidden) twice, got {:?}, {:?}", x.dims(), weight.dims());
+    }
+    Ok(())
+}
+
 impl CustomOp3 for LayerNorm {
     fn name(&self) -> &'static str {
         "oqvl-layer-norm"
@@ -79,14 +102,26 @@ impl CustomOp3 for LayerNorm {
         b: &CpuStorage,
         bl: &Layout,
     ) -> Result<(CpuStorage, Shape)> {
-        let hidden = xl.dims().last().copied().unwrap_or(0);
-        if wl.dims() != [hidden] || bl.dims() != [hidden] || hidden == 0 {
-            bail!("layer_norm takes (.., hidden) and (hidden) twice, got {:?}, {:?}", xl.dims(), wl.dims());
-        }
+        check(xl, wl, bl)?;
         let y = dispatch!(x.dtype(), "layer_norm", T => {
             let (x, w, b) = (elements(x, xl)?, elements(w, wl)?, elements(b, bl)?);
             T::to_cpu_storage_owned(forward::<T>(x, w, b, lit(self.eps)))
         });
+        Ok((y, xl.shape().clone()))
+    }
+
+    #[cfg(feature = "cuda")]
+    fn cuda_fwd(
+        &self,
+        x: &CudaStorage,
+        xl: &Layout,
+        w: &CudaStorage,
+        wl: &Layout,
+        b: &CudaStorage,
+        bl: &Layout,
+    ) -> Result<(CudaStorage, Shape)> {
+        check(xl, wl, bl)?;
+        let y = super::cuda::forward("layer_norm", &self.saved, self.eps, (x, xl), (w, wl), Some((b, bl)))?;
         Ok((y, xl.shape().clone()))
     }
 
@@ -99,6 +134,12 @@ impl CustomOp3 for LayerNorm {
         grad: &Tensor,
     ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
         let device = x.device();
+        #[cfg(feature = "cuda")]
+        if device.is_cuda() {
+            let inputs = [x, w, &dense(grad)?];
+            let (dx, dw, db) = super::cuda::backward("layer_norm", &self.saved, self.eps, inputs, true)?;
+            return Ok((Some(dx), Some(dw), db));
+        }
         dispatch!(x.dtype(), "layer_norm", T => {
             let (dx, dw, db) = with_elements(x, |x| with_elements(w, |w| with_elements(grad, |grad| {
                 Ok(backward::<T>(x, w, grad, lit(self.eps)))

@@ -1,6 +1,8 @@
 //! RMSNorm and LayerNorm for engines with memory of their own, with the addition before them. What candle programs call are
 //! [`rms_norm`] and [`layer_norm`].
 
+#[cfg(feature = "cuda")]
+mod cuda;
 mod launch;
 mod layer_norm;
 mod rms_norm;

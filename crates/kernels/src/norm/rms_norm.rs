@@ -1,24 +1,38 @@
 //! Root-mean-square normalisation.
 
-use crate::element::{Element, dispatch, elements, lit, widened, with_elements};
+use crate::element::{Element, dense, dispatch, elements, lit, widened, with_elements};
 use crate::rows;
+#[cfg(feature = "cuda")]
+use candle_core::CudaStorage;
 use candle_core::backend::BackendStorage as _;
 use candle_core::{CpuStorage, CustomOp2, Layout, Result, Shape, Tensor, WithDType, bail};
 
 /// `y = x / sqrt(mean(x^2) + eps) * weight` over the last dimension.
 ///
-/// `x`: `(.., hidden)`, `weight`: `(hidden)`, same dtype (bf16, f32 or f64). Returns the shape of `x`.
+/// `x`: `(.., hidden)`, `weight`: `(hidden)`, same dtype (bf16, f32 or f64; on a GPU bf16, `hidden` a multiple of 8). Returns the shape of `x`.
 ///
 /// # Errors
 /// If the sizes differ.
 ///
 /// Source: Zhang and Sennrich, "Root Mean Square Layer Normalization", 2019; as in Qwen2.
 pub fn rms_norm(x: &Tensor, weight: &Tensor, eps: f64) -> Result<Tensor> {
-    widened([x, weight], |[x, weight]| x.contiguous()?.apply_op2(&weight.contiguous()?, RmsNorm { eps }))
+    widened([x, weight], |[x, weight]| dense(x)?.apply_op2(&dense(weight)?, RmsNorm::new(eps)))
 }
 
 struct RmsNorm {
     eps: f64,
+    #[cfg(feature = "cuda")]
+    saved: super::cuda::Saved,
+}
+
+impl RmsNorm {
+    fn new(eps: f64) -> Self {
+        Self {
+            eps,
+            #[cfg(feature = "cuda")]
+            saved: super::cuda::Saved::default(),
+        }
+    }
 }
 
 fn inverse_rms<T: Element>(row: &[T], eps: T) -> T {
@@ -53,6 +67,14 @@ fn backward<T: Element>(x: &[T], weight: &[T], grad: &[T], eps: T) -> (Vec<T>, V
     (dx, dw)
 }
 
+fn check(x: &Layout, weight: &Layout) -> Result<()> {
+    let hidden = x.dims().last().copied().unwrap_or(0);
+    if weight.dims() != [hidden] || hidden == 0 {
+        bail!("rms_norm takes (.., hidden) and (hidden), got {:?} and {:?}", x.dims(), weight.dims());
+    }
+    Ok(())
+}
+
 impl CustomOp2 for RmsNorm {
     fn name(&self) -> &'static str {
         "oqvl-rms-norm"
@@ -65,13 +87,23 @@ impl CustomOp2 for RmsNorm {
         w: &CpuStorage,
         wl: &Layout,
     ) -> Result<(CpuStorage, Shape)> {
-        let hidden = xl.dims().last().copied().unwrap_or(0);
-        if wl.dims() != [hidden] || hidden == 0 {
-            bail!("rms_norm takes (.., hidden) and (hidden), got {:?} and {:?}", xl.dims(), wl.dims());
-        }
+        check(xl, wl)?;
         let y = dispatch!(x.dtype(), "rms_norm", T => {
             T::to_cpu_storage_owned(forward::<T>(elements(x, xl)?, elements(w, wl)?, lit(self.eps)))
         });
+        Ok((y, xl.shape().clone()))
+    }
+
+    #[cfg(feature = "cuda")]
+    fn cuda_fwd(
+        &self,
+        x: &CudaStorage,
+        xl: &Layout,
+        w: &CudaStorage,
+        wl: &Layout,
+    ) -> Result<(CudaStorage, Shape)> {
+        check(xl, wl)?;
+        let y = super::cuda::forward("rms_norm", &self.saved, self.eps, (x, xl), (w, wl), None)?;
         Ok((y, xl.shape().clone()))
     }
 
@@ -83,6 +115,12 @@ impl CustomOp2 for RmsNorm {
         grad: &Tensor,
     ) -> Result<(Option<Tensor>, Option<Tensor>)> {
         let device = x.device();
+        #[cfg(feature = "cuda")]
+        if device.is_cuda() {
+            let inputs = [x, w, &dense(grad)?];
+            let (dx, dw, _) = super::cuda::backward("rms_norm", &self.saved, self.eps, inputs, false)?;
+            return Ok((Some(dx), Some(dw)));
+        }
         dispatch!(x.dtype(), "rms_norm", T => {
             let (dx, dw) = with_elements(x, |x| with_elements(w, |w| with_elements(grad, |grad| {
                 Ok(backward::<T>(x, w, grad, lit(self.eps)))

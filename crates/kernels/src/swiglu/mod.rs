@@ -1,22 +1,27 @@
 //! The gated activation of Qwen2's MLP.
 
+#[cfg(feature = "cuda")]
+mod cuda;
 pub mod launch;
 mod sys;
 
-use crate::element::{Element, dispatch, elements, widened, with_elements};
+use crate::element::{Element, dense, dispatch, elements, widened, with_elements};
+#[cfg(feature = "cuda")]
+use candle_core::CudaStorage;
 use candle_core::backend::BackendStorage as _;
 use candle_core::{CpuStorage, CustomOp2, Layout, Result, Shape, Tensor, WithDType, bail};
 
 /// `silu(gate) * up`, elementwise, with `silu(x) = x / (1 + exp(-x))`.
 ///
-/// `gate` and `up`: same shape and dtype (bf16, f32 or f64). Returns that shape.
+/// `gate` and `up`: same shape and dtype (bf16, f32 or f64; on a GPU bf16, as many elements as a multiple of 8). Returns that
+/// shape.
 ///
 /// # Errors
 /// If the shapes differ.
 ///
 /// Source: Shazeer, "GLU Variants Improve Transformer", 2020.
 pub fn swiglu(gate: &Tensor, up: &Tensor) -> Result<Tensor> {
-    widened([gate, up], |[gate, up]| gate.contiguous()?.apply_op2(&up.contiguous()?, SwiGlu))
+    widened([gate, up], |[gate, up]| dense(gate)?.apply_op2(&dense(up)?, SwiGlu))
 }
 
 struct SwiGlu;
@@ -41,6 +46,13 @@ fn backward<T: Element>(gate: &[T], up: &[T], grad: &[T]) -> (Vec<T>, Vec<T>) {
     (dgate, dup)
 }
 
+fn check(gate: &Layout, up: &Layout) -> Result<()> {
+    if gate.dims() != up.dims() {
+        bail!("swiglu: gate is {:?}, up is {:?}", gate.dims(), up.dims());
+    }
+    Ok(())
+}
+
 impl CustomOp2 for SwiGlu {
     fn name(&self) -> &'static str {
         "oqvl-swiglu"
@@ -53,13 +65,23 @@ impl CustomOp2 for SwiGlu {
         u: &CpuStorage,
         ul: &Layout,
     ) -> Result<(CpuStorage, Shape)> {
-        if gl.dims() != ul.dims() {
-            bail!("swiglu: gate is {:?}, up is {:?}", gl.dims(), ul.dims());
-        }
+        check(gl, ul)?;
         let y = dispatch!(g.dtype(), "swiglu", T => {
             T::to_cpu_storage_owned(forward::<T>(elements(g, gl)?, elements(u, ul)?))
         });
         Ok((y, gl.shape().clone()))
+    }
+
+    #[cfg(feature = "cuda")]
+    fn cuda_fwd(
+        &self,
+        g: &CudaStorage,
+        gl: &Layout,
+        u: &CudaStorage,
+        ul: &Layout,
+    ) -> Result<(CudaStorage, Shape)> {
+        check(gl, ul)?;
+        Ok((cuda::forward(g, gl, u, ul)?, gl.shape().clone()))
     }
 
     fn bwd(
@@ -70,6 +92,11 @@ impl CustomOp2 for SwiGlu {
         grad: &Tensor,
     ) -> Result<(Option<Tensor>, Option<Tensor>)> {
         let (shape, device) = (gate.shape(), gate.device());
+        #[cfg(feature = "cuda")]
+        if device.is_cuda() {
+            let (dgate, dup) = cuda::backward(gate, up, &dense(grad)?)?;
+            return Ok((Some(dgate), Some(dup)));
+        }
         dispatch!(gate.dtype(), "swiglu", T => {
             let (dg, du) = with_elements(gate, |gate| with_elements(up, |up| with_elements(grad, |grad| {
                 Ok(backward::<T>(gate, up, grad))

@@ -8,12 +8,14 @@ static MODULE: Module = module!("swiglu");
 #[derive(Clone, Copy)]
 #[repr(C)]
 pub(super) struct SwigluParams {
-    pub(super) gate_up: u64,
+    pub(super) gate: u64,
+    pub(super) up: u64,
     pub(super) dh: u64,
     pub(super) to: u64,
+    pub(super) dup: u64,
     pub(super) units: i64,
     pub(super) units_per_row: i32,
-    pub(super) unused: i32,
+    pub(super) stride: i32,
 }
 
 // SAFETY: `repr(C)`, and the fields are those of the struct of the same name in `swiglu.cu`.
