@@ -14,9 +14,9 @@ pub(crate) struct Args {
 
 #[derive(Debug, clap::Subcommand)]
 enum Command {
-    /// Hold every operation against its reference in f64, beside PyTorch
+    /// Hold operations against their references in f64, beside PyTorch
     Check(Rest),
-    /// Time every operation, beside PyTorch
+    /// Time operations, beside PyTorch
     Bench(Rest),
 }
 

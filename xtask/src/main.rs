@@ -57,7 +57,7 @@ enum Command {
     Cuda(cuda::Args),
     /// Make the small networks that the tests hold ours against, with torch, transformers, timm and open_clip
     Fixtures(fixtures::Args),
-    /// On a machine with an NVIDIA GPU: `gpu check` holds every operation against its reference, `gpu bench` times them
+    /// On a machine with an NVIDIA GPU: `gpu check` holds operations against their references, `gpu bench` times them
     Gpu(gpu::Args),
     /// Run every proof of the GPU kernels that needs no GPU: `kernels check`; writes target/kernels.json
     Kernels(kernels::Args),

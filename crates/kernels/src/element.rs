@@ -83,7 +83,7 @@ pub(crate) fn with_elements<T: Element, R>(tensor: &Tensor, f: impl FnOnce(&[T])
     let (storage, layout) = tensor.storage_and_layout();
     match &*storage {
         Storage::Cpu(storage) => f(elements(storage, layout)?),
-        _ => bail!("this operation has no CUDA backward yet"),
+        _ => bail!("the tensors of this operation are on different devices"),
     }
 }
 

@@ -4,22 +4,24 @@
 //! their result from the graph. The ones here never do: each is a candle custom operation whose `bwd` is written by
 //! hand and tested against central differences and against candle's autograd on the unfused formula.
 //!
+//! For candle programs, on the CPU in f32, f64 or bf16, and with the feature `cuda` on a GPU in bf16:
+//!
 //! - [`attention()`], [`attention_varlen`]: softmax attention with grouped queries, causal or full
 //! - [`linear`]: `x w^T + b`, with the weight gradient in the layout of the weight
 //! - [`rms_norm`], [`layer_norm`]
 //! - [`rope()`]: rotary position embedding, half-split layout
-//! - [`swiglu()`]
-//! - [`gemm`]: products in bf16 by cuBLASLt, with a bias and GELU
+//! - [`swiglu()`], and [`bias_gelu()`]: exact GELU of `x + b`
 //! - [`cross_entropy()`]: mean over rows, from logits
-//! - [`bias_gelu()`]: exact GELU of `x + b`
-//! - [`adaptive_avg_pool`]: the pooling of the projector, and [`avg_pool_projector`]: the whole of it
+//! - [`adaptive_avg_pool`]: the pooling of the projector (on a GPU in f32 too), and [`avg_pool_projector`]: the whole of it
 //!
-//! This is the CPU side (f32 and f64, one thread per call, so that results do not depend on the number of threads). bf16
-//! is taken too: the inputs are widened to f32 and the result is rounded once, so that an operation is at least as close as
-//! the several of PyTorch that it stands for, each of which rounds. That is for results, not for speed: weights are widened
-//! anew in every call.
-//! With the feature `cuda`, tensors of a GPU are taken by [`attention()`], [`linear`], [`bias_gelu()`] and
-//! [`adaptive_avg_pool`], in bf16 as they are; other operations answer with candle's error for a missing implementation.
+//! On a CPU each is one thread a call, so that results do not depend on the number of threads, and bf16 is widened to f32 and
+//! the result rounded once, so that an operation is at least as close as the several of PyTorch that it stands for, each of which
+//! rounds. That is for results, not for speed: weights are widened anew in every call.
+//!
+//! For engines with memory of their own, the modules of the same names and [`adamw`], [`column_sum`], [`elementwise`],
+//! [`embedding`], [`gather_rows`], [`gemm`], [`label_head`], [`norm`] and [`patchify`] have functions that start kernels on a
+//! [`Device`](device::Device), a stream of a GPU or the emulation that runs them on a CPU in the tests, and references in f32
+//! and f64.
 //!
 //! ```
 //! use candle_core::{Device, Tensor, Var};
@@ -38,7 +40,7 @@
 //!
 //! Networks are built from these in `oqvl-model`.
 
-// Matrix products hand checked slices to the `gemm` crate, whose interface is raw pointers.
+// Matrix products hand checked slices to the `gemm` crate, whose interface is raw pointers; kernels are given addresses.
 #![allow(unsafe_code)]
 
 pub mod adamw;

@@ -91,8 +91,9 @@ impl Case {
             dresidual: adds.then(|| on.read(&past)),
             inverse: on.read(&inverse),
             ds: on.write(&mut ds),
-            dweight: on.write(&mut dweight),
-            centre: centres.then(|| CentreBackward { mean: on.read(&mean), dbias: on.write(&mut dbias) }),
+            dweight_partials: on.write(&mut dweight),
+            centre: centres
+                .then(|| CentreBackward { mean: on.read(&mean), dbias_partials: on.write(&mut dbias) }),
         };
         backward(on, norm, arguments).unwrap();
 

@@ -15,7 +15,7 @@ use rand::{Rng as _, SeedableRng as _};
 use rand_chacha::ChaCha8Rng;
 use serde::Serialize;
 
-/// All operations.
+/// The operations that are checked and timed on a GPU so far.
 pub(crate) const OPS: [&str; 5] = ["attention", "avg_pool", "bias_gelu", "column_sum", "gemm"];
 
 /// A call of an operation, with its sizes.

@@ -1,4 +1,4 @@
-//! `oqvl-gpu`: the GPU kernels on a GPU. `check` holds every operation against a reference in f64 on the CPU, `bench` times
+//! `oqvl-gpu`: the GPU kernels on a GPU. `check` holds operations against references in f64 on the CPU, `bench` times
 //! them; both run PyTorch beside it on the same card. docs/gpu.md says how to bring this program to a GPU.
 #![expect(clippy::print_stdout, reason = "a command-line program talks to a person")]
 
@@ -25,9 +25,9 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Hold every operation against its reference in f64, beside PyTorch doing the same in bf16
+    /// Hold operations against their references in f64, beside PyTorch doing the same in bf16
     Check(Args),
-    /// Time every operation, beside PyTorch on the same GPU
+    /// Time operations, beside PyTorch on the same GPU
     Bench(Args),
 }
 

@@ -149,10 +149,10 @@ fn parse(text: &str) -> BTreeMap<String, Outcome> {
     outcomes
 }
 
-/// How the tests with an operation's name went.
+/// How the tests of an operation went: those in a program or a module of its name.
 pub(super) fn tally(tests: &[Test], op: &str) -> Tally {
     let mut tally = Tally::default();
-    for test in tests.iter().filter(|test| test.name.contains(op)) {
+    for test in tests.iter().filter(|test| test.name.split("::").any(|part| part == op)) {
         match test.outcome {
             Outcome::Passed => tally.passed += 1,
             Outcome::Failed => tally.failed += 1,
@@ -197,7 +197,8 @@ mod tests {
 
     #[test]
     fn how_tests_ended_is_in_the_output() {
-        let output = "running 3 tests\ntest pool::a ... ok\ntest pool::b ... FAILED\ntest gemm::c ... ok\n\n\
+        let output = "running 3 tests\ntest pool::a ... ok\ntest pool::b ... FAILED\ntest gemm::c ... ok\n\
+                      test pool_projector::d ... ok\n\n\
                       successes:\n\n---- gemm::c stdout ----\nskipped: no compiler\n\n\
                       failures:\n\n---- pool::b stdout ----\nskipped: not what it failed of\n\n\
                       test result: FAILED. 2 passed; 1 failed;";

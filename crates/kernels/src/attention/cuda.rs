@@ -46,10 +46,10 @@ pub(super) fn forward(
     let boundaries = op.packed.as_ref().map_or(&[0][..], |packed| packed.boundaries());
     let cu_seqlens = q.0.device().clone_htod(boundaries)?;
     let num_rows = shape.num_query_rows()?;
-    // SAFETY: the launch writes both whole. The driver may refuse to give nothing.
+    // SAFETY: the launch writes both whole.
     let (mut out, mut lse) = unsafe {
-        let len = q.1.shape().elem_count().max(1);
-        (cuda.uninitialised::<bf16>(len)?, cuda.uninitialised::<f32>(num_rows.max(1))?)
+        let len = q.1.shape().elem_count();
+        (cuda.uninitialised::<bf16>(len)?, cuda.uninitialised::<f32>(num_rows)?)
     };
     {
         let [q_view, k_view, v_view] = [view("q", q.0, q.1)?, view("k", k.0, k.1)?, view("v", v.0, v.1)?];
@@ -90,14 +90,13 @@ pub(super) fn backward(op: &Attention, shape: &Shape, tensors: [&Tensor; 5]) -> 
     let reading = views.iter().map(|(view, _)| cuda.read(view)).collect::<Result<Vec<_>>>()?;
     let part = |index: usize| operand(&reading[index], views[index].1);
     let [q, k, v, ..] = tensors;
-    // SAFETY: the launches write the gradients whole, and the workspace before they read it. The driver may refuse to give
-    // nothing.
+    // SAFETY: the launches write the gradients whole, and the workspace before they read it.
     let (mut dq, mut dk, mut dv, mut workspace) = unsafe {
         (
-            cuda.uninitialised::<bf16>(q.elem_count().max(1))?,
-            cuda.uninitialised::<bf16>(k.elem_count().max(1))?,
-            cuda.uninitialised::<bf16>(v.elem_count().max(1))?,
-            cuda.uninitialised::<f32>(backward_workspace_len(shape)?.max(1))?,
+            cuda.uninitialised::<bf16>(q.elem_count())?,
+            cuda.uninitialised::<bf16>(k.elem_count())?,
+            cuda.uninitialised::<bf16>(v.elem_count())?,
+            cuda.uninitialised::<f32>(backward_workspace_len(shape)?)?,
         )
     };
     {

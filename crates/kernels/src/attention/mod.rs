@@ -1,7 +1,7 @@
 //! Softmax attention with grouped queries.
 //!
 //! [`fn@attention`] and [`attention_varlen`] are what candle programs call, on the
-//! CPU in f32, f64 or bf16. Engines with memory of their own call [`forward`] and [`backward`] on a
+//! CPU in f32, f64 or bf16 and on a GPU in bf16. Engines with memory of their own call [`forward`] and [`backward`] on a
 //! [`Device`](crate::device::Device), whose kernels are held against [`mod@reference`].
 
 #[cfg(feature = "cuda")]

@@ -13,10 +13,11 @@ use candle_core::{CpuStorage, CustomOp3, Layout, Result, Storage, Tensor, WithDT
 ///
 /// `q`: `(batch, num_heads, q_len, head_dim)`, `k` and `v`: `(batch, num_kv_heads, kv_len, head_dim)`, same dtype
 /// (bf16, f32 or f64); `num_heads` is a multiple of `num_kv_heads`, consecutive query heads share a key head.
-/// Returns the shape of `q`. Scores are kept for one block of rows at a time; the backward computes them anew.
+/// Returns the shape of `q`. Scores are kept for one block of rows at a time; the backward computes them anew. On a GPU: bf16,
+/// and a `head_dim` that is a multiple of 8 up to 128.
 ///
 /// # Errors
-/// If the shapes do not fit, or the mask is causal and there are fewer keys than queries.
+/// If the shapes do not fit, the mask is causal and there are fewer keys than queries, or a GPU takes no such tensors.
 ///
 /// Source: Vaswani et al., 2017; grouped queries: Ainslie et al., 2023.
 pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, mask: Mask) -> Result<Tensor> {
@@ -26,10 +27,10 @@ pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, mask: Mask) -> Result<Tenso
 /// The same over sequences of several lengths, one after another, none of which sees another.
 ///
 /// `q`: `(rows, num_heads, head_dim)`, `k` and `v`: `(rows, num_kv_heads, head_dim)`, bf16, f32 or f64; `cu_seqlens` says
-/// where each sequence begins and ends. Returns the shape of `q`.
+/// where each sequence begins and ends. Returns the shape of `q`. On a GPU as [`attention`].
 ///
 /// # Errors
-/// If the shapes do not fit, or `cu_seqlens` does not end at the last row.
+/// If the shapes do not fit, `cu_seqlens` does not end at the last row, or a GPU takes no such tensors.
 pub fn attention_varlen(
     q: &Tensor,
     k: &Tensor,

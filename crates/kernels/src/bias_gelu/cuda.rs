@@ -45,7 +45,7 @@ pub(super) fn backward(x: &Tensor, bias: &Tensor, dy: &Tensor) -> Result<(Tensor
                 // SAFETY: the launch writes both gradients whole, and the sums between before it reads them. They are freed on
                 // the stream, after their use.
                 unsafe {
-                    let mut partials = cuda.uninitialised::<f32>(num_partials.max(1))?;
+                    let mut partials = cuda.uninitialised::<f32>(num_partials)?;
                     let mut partials = partials.slice_mut(..num_partials);
                     let mut partials = cuda.write(&mut partials)?;
                     let mut dx = None;

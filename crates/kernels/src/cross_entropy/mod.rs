@@ -1,11 +1,15 @@
 //! Softmax cross-entropy from logits.
 
+#[cfg(feature = "cuda")]
+mod cuda;
 pub mod launch;
 pub mod reference;
 mod sys;
 
-use crate::element::{Element, dispatch, elements, lit, with_elements};
+use crate::element::{Element, dense, dispatch, elements, lit, with_elements};
 use crate::rows;
+#[cfg(feature = "cuda")]
+use candle_core::CudaStorage;
 use candle_core::backend::BackendStorage as _;
 use candle_core::{CpuStorage, CustomOp1, DType, Layout, Result, Shape, Tensor, WithDType, bail};
 use std::sync::Arc;
@@ -34,19 +38,26 @@ pub struct Loss {
 
 /// Mean of `log(sum(exp(logits))) - logits[target]` over the rows.
 ///
-/// `logits`: `(num_rows, vocab_size)`, bf16 (then the loss is in f32), f32 or f64; `targets`: one id below `vocab_size` per row. Returns a scalar.
+/// `logits`: `(num_rows, vocab_size)`, bf16 (then the loss is in f32), f32 or f64 (on a GPU bf16); `targets`: one id below `vocab_size` per row. Returns a scalar.
 /// Rows without a label do not belong here: gather the labelled rows first, so that the head is not computed for
 /// the others either. No rows give a loss of 0.
 ///
 /// # Errors
 /// If the number of targets differs from the number of rows or a target is out of the vocabulary.
 pub fn cross_entropy(logits: &Tensor, targets: &[u32]) -> Result<Tensor> {
-    let logits = if logits.dtype() == DType::BF16 { &logits.to_dtype(DType::F32)? } else { logits };
-    logits.contiguous()?.apply_op1(CrossEntropy { targets: Arc::from(targets) })
+    let widens = logits.dtype() == DType::BF16 && logits.device().is_cpu();
+    let logits = if widens { &logits.to_dtype(DType::F32)? } else { logits };
+    dense(logits)?.apply_op1(CrossEntropy {
+        targets: Arc::from(targets),
+        #[cfg(feature = "cuda")]
+        saved: cuda::Saved::default(),
+    })
 }
 
 struct CrossEntropy {
     targets: Arc<[u32]>,
+    #[cfg(feature = "cuda")]
+    saved: cuda::Saved,
 }
 
 fn log_sum_exp<T: Element>(row: &[T]) -> T {
@@ -99,7 +110,18 @@ impl CustomOp1 for CrossEntropy {
         Ok((loss, Shape::from(())))
     }
 
+    #[cfg(feature = "cuda")]
+    fn cuda_fwd(&self, logits: &CudaStorage, layout: &Layout) -> Result<(CudaStorage, Shape)> {
+        let vocab_size = self.check(layout.dims())?;
+        let loss = cuda::forward(&self.saved, logits, layout, vocab_size, &self.targets)?;
+        Ok((loss, Shape::from(())))
+    }
+
     fn bwd(&self, logits: &Tensor, _loss: &Tensor, grad: &Tensor) -> Result<Option<Tensor>> {
+        #[cfg(feature = "cuda")]
+        if logits.device().is_cuda() {
+            return cuda::backward(&self.saved, grad).map(Some);
+        }
         let vocab_size = self.check(logits.dims())?;
         let dx = dispatch!(logits.dtype(), "cross_entropy", T => {
             let grad = grad.to_scalar::<T>()?;

@@ -223,7 +223,8 @@ impl Cuda {
         ask().or_else(|error: DriverError| bail!("cannot ask the GPU what it is: {}", text(error)))
     }
 
-    /// Room for `len` elements that a kernel writes whole before anything reads them.
+    /// Room for `len` elements that a kernel writes whole before anything reads them; for one at least, since the driver gives no
+    /// memory of no bytes.
     ///
     /// # Errors
     /// If the memory of the GPU does not suffice.
@@ -232,7 +233,7 @@ impl Cuda {
     /// Nothing is there until it is written.
     pub unsafe fn uninitialised<T: cudarc::driver::DeviceRepr>(&self, len: usize) -> Result<CudaSlice<T>> {
         // SAFETY: the caller writes before it reads.
-        unsafe { self.device.alloc(len) }
+        unsafe { self.device.alloc(len.max(1)) }
     }
 }
 

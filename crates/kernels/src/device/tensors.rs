@@ -49,9 +49,8 @@ pub(crate) unsafe fn filled<T: DeviceRepr>(
     len: usize,
     fill: impl FnOnce(SliceMut<'_, Cuda, T>) -> Result<()>,
 ) -> Result<CudaSlice<T>> {
-    // The driver gives no memory of no bytes.
     // SAFETY: the caller fills it; an element beyond `len` is in no tensor.
-    let mut memory = unsafe { cuda.uninitialised::<T>(len.max(1))? };
+    let mut memory = unsafe { cuda.uninitialised::<T>(len)? };
     {
         let mut view = memory.slice_mut(..len);
         fill(cuda.write(&mut view)?.slice())?;

@@ -72,7 +72,7 @@ pub(super) fn bias_gradient(bias: &Tensor, dy: &Tensor) -> Result<Tensor> {
         // SAFETY: the launch writes the sums whole, and those between before it reads them. They are freed on the stream, after
         // their use.
         let db = unsafe {
-            let mut partials = cuda.uninitialised::<f32>(num_partials.max(1))?;
+            let mut partials = cuda.uninitialised::<f32>(num_partials)?;
             let mut partials = partials.slice_mut(..num_partials);
             let mut partials = cuda.write(&mut partials)?;
             tensors::filled::<bf16>(&cuda, cols, |db| {

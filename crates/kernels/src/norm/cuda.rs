@@ -89,7 +89,8 @@ pub(super) fn backward(
                         let mut sums_of_bias = None;
                         let sums = tensors::filled(&cuda, num_sums, |dweight| {
                             sums_of_bias = Some(tensors::filled(&cuda, num_sums, |dbias| {
-                                let centre = centres.then(|| CentreBackward { mean: mean.slice(), dbias });
+                                let centre = centres
+                                    .then(|| CentreBackward { mean: mean.slice(), dbias_partials: dbias });
                                 let arguments = Backward {
                                     s: s.slice(),
                                     weight: weight.slice(),
@@ -97,7 +98,7 @@ pub(super) fn backward(
                                     dresidual: None,
                                     inverse: inverse.slice(),
                                     ds,
-                                    dweight,
+                                    dweight_partials: dweight,
                                     centre,
                                 };
                                 launch::backward(&cuda, norm, arguments)

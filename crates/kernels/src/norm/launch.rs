@@ -56,7 +56,7 @@ pub struct CentreBackward<'a, D> {
     /// Of the forward.
     pub mean: Slice<'a, D, f32>,
     /// Partial sums of the gradient of the bias, [`partials_len`]; written whole.
-    pub dbias: SliceMut<'a, D, f32>,
+    pub dbias_partials: SliceMut<'a, D, f32>,
 }
 
 /// What [`backward`] reads and writes.
@@ -74,7 +74,7 @@ pub struct Backward<'a, D> {
     /// Gradient of `s`; written whole.
     pub ds: SliceMut<'a, D, bf16>,
     /// Partial sums of the gradient of the gains, [`partials_len`]; written whole.
-    pub dweight: SliceMut<'a, D, f32>,
+    pub dweight_partials: SliceMut<'a, D, f32>,
     /// LayerNorm if there is one, RMSNorm if not.
     pub centre: Option<CentreBackward<'a, D>>,
 }
@@ -163,7 +163,7 @@ pub fn forward<D: Device>(device: &D, norm: Norm, args: Forward<'_, D>) -> Resul
 /// As [`forward`].
 pub fn backward<D: Device>(device: &D, norm: Norm, args: Backward<'_, D>) -> Result<()> {
     let (kernels, len) = norm.check()?;
-    let Backward { s, weight, dy, dresidual, inverse, ds, dweight, centre } = args;
+    let Backward { s, weight, dy, dresidual, inverse, ds, dweight_partials: dweight, centre } = args;
     check("s", (s.address(), s.len()), len)?;
     check("weight", (weight.address(), weight.len()), norm.hidden)?;
     check("dy", (dy.address(), dy.len()), len)?;
@@ -173,7 +173,7 @@ pub fn backward<D: Device>(device: &D, norm: Norm, args: Backward<'_, D>) -> Res
     if let Some(dresidual) = &dresidual {
         check("dresidual", (dresidual.address(), dresidual.len()), len)?;
     }
-    if let Some(CentreBackward { mean, dbias }) = &centre {
+    if let Some(CentreBackward { mean, dbias_partials: dbias }) = &centre {
         check("mean", (mean.address(), mean.len()), norm.rows)?;
         check("dbias", (dbias.address(), dbias.len()), partials_len(norm)?)?;
     }
@@ -186,7 +186,7 @@ pub fn backward<D: Device>(device: &D, norm: Norm, args: Backward<'_, D>) -> Res
         inverse: inverse.address(),
         ds: ds.address(),
         dweight: dweight.address(),
-        dbias: centre.as_ref().map_or(0, |centre| centre.dbias.address()),
+        dbias: centre.as_ref().map_or(0, |centre| centre.dbias_partials.address()),
         rows: norm.rows as i64,
         hidden: norm.hidden as i32,
         rows_per_block: ROWS_PER_BLOCK as i32,

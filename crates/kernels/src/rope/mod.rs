@@ -1,11 +1,15 @@
 //! Rotary position embedding.
 
+#[cfg(feature = "cuda")]
+mod cuda;
 pub mod launch;
 pub mod reference;
 mod sys;
 
 use crate::attention::CuSeqlens;
-use crate::element::{Element, dispatch, elements, lit, widened, with_elements};
+use crate::element::{Element, dense, dispatch, elements, lit, widened, with_elements};
+#[cfg(feature = "cuda")]
+use candle_core::CudaStorage;
 use candle_core::backend::BackendStorage as _;
 use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor, WithDType, bail};
 use std::sync::{Arc, OnceLock};
@@ -21,6 +25,8 @@ pub struct RopeTables {
     num_positions: usize,
     theta: f64,
     values: Arc<OnceLock<Values>>,
+    #[cfg(feature = "cuda")]
+    last: Arc<cuda::Last>,
 }
 
 /// Row by row, `half` for each position.
@@ -38,7 +44,14 @@ impl RopeTables {
     #[must_use]
     pub fn new(head_dim: usize, num_positions: usize, theta: f64) -> Self {
         assert!(head_dim.is_multiple_of(2), "a rotation takes pairs, head_dim is {head_dim}");
-        Self { half: head_dim / 2, num_positions, theta, values: Arc::default() }
+        Self {
+            half: head_dim / 2,
+            num_positions,
+            theta,
+            values: Arc::default(),
+            #[cfg(feature = "cuda")]
+            last: Arc::default(),
+        }
     }
 
     /// Positions there are.
@@ -102,7 +115,7 @@ pub fn check_positions(positions: &[i32], num_positions: usize) -> Result<()> {
 /// Source: Su et al., "RoFormer", 2021; half-split layout as in `transformers` Qwen2.
 pub fn rope(x: &Tensor, tables: &RopeTables, first_position: usize) -> Result<Tensor> {
     let rope = Rope { tables: tables.clone(), first_position, direction: 1.0 };
-    widened([x], |[x]| x.contiguous()?.apply_op1(rope))
+    widened([x], |[x]| dense(x)?.apply_op1(rope))
 }
 
 #[derive(Clone)]
@@ -129,6 +142,12 @@ impl Rope {
             }
         }
         y
+    }
+
+    /// Those of a sequence.
+    #[cfg(feature = "cuda")]
+    fn positions(&self, seq_len: usize) -> std::ops::Range<usize> {
+        self.first_position..self.first_position + seq_len
     }
 
     fn check(&self, dims: &[usize]) -> Result<usize> {
@@ -159,8 +178,19 @@ impl CustomOp1 for Rope {
         Ok((y, layout.shape().clone()))
     }
 
+    #[cfg(feature = "cuda")]
+    fn cuda_fwd(&self, x: &CudaStorage, layout: &Layout) -> Result<(CudaStorage, Shape)> {
+        let positions = self.positions(self.check(layout.dims())?);
+        Ok((cuda::forward(x, layout, &self.tables, positions)?, layout.shape().clone()))
+    }
+
     fn bwd(&self, x: &Tensor, _y: &Tensor, grad: &Tensor) -> Result<Option<Tensor>> {
         let seq_len = self.check(x.dims())?.max(1);
+        #[cfg(feature = "cuda")]
+        if x.device().is_cuda() {
+            let positions = self.positions(self.check(x.dims())?);
+            return Ok(Some(cuda::backward(&dense(grad)?, &self.tables, positions)?));
+        }
         let back = Self { direction: -self.direction, ..self.clone() };
         let dx = dispatch!(x.dtype(), "rope", T => {
             let dx = with_elements(grad, |grad| Ok(back.rotate::<T>(grad, seq_len)))?;
