@@ -178,7 +178,7 @@ mod tests {
     use crate::gradcheck::{assert_same, random};
     use candle_core::{Device, Tensor};
 
-    const IGNORE: i32 = -1;
+    const IGNORE: i32 = -7;
     const LOSS: Loss = Loss { ignore_index: IGNORE, scale: 0.25, z_loss: 0.0 };
     const HIDDEN: usize = 19;
     const VOCAB: usize = 37;
