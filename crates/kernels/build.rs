@@ -37,10 +37,22 @@ fn main() -> Result<()> {
     if jobs.is_empty() {
         return Ok(());
     }
+    remove_old(&out_dir)?;
     let nvcc = find_nvcc()?;
     let failures = run(&jobs, &nvcc);
     if !failures.is_empty() {
         return Err(Error::other(format!("\n{}", failures.join("\n"))));
+    }
+    Ok(())
+}
+
+/// Removes what an earlier run made: the source of it may be gone.
+fn remove_old(out_dir: &Path) -> Result<()> {
+    for entry in fs::read_dir(out_dir)? {
+        let path = entry?.path();
+        if path.extension().is_some_and(|extension| extension == "cubin" || extension == "txt") {
+            fs::remove_file(path)?;
+        }
     }
     Ok(())
 }
@@ -98,7 +110,8 @@ impl Job<'_> {
         let name = self.source.file_stem().expect("found by its extension").to_string_lossy();
         let output = self.out_dir.join(format!("{name}.{target}.cubin"));
         let mut command = Command::new(nvcc);
-        command.args([gencode, "-cubin", "-O3", "-std=c++17", "-I", "src/device"]);
+        // Line numbers cost nothing and let profilers and sanitizers name the source.
+        command.args([gencode, "-cubin", "-O3", "-std=c++17", "-lineinfo", "-I", "src/device"]);
         command.args(["--Werror", "all-warnings", "-Xptxas", "--verbose,--warning-as-error", "-o"]);
         command.arg(&output).arg(self.source);
         let compiled =

@@ -1,5 +1,7 @@
 //! The attention kernels against a plain computation in f64, element by element, within what rounding to bf16 explains.
 
+#![expect(clippy::print_stdout, reason = "a test that is skipped says why")]
+
 use half::bf16;
 use oqvl_emulation::{BlockOrder, Buffer, Emulation, Mode};
 use oqvl_kernels::attention::{
@@ -398,7 +400,8 @@ fn attention_of_packed_sequences() {
 fn attention_of_the_vision_tower() {
     let Some(on) = emulation() else { return };
     if on.mode() == Mode::Race {
-        return; // Minutes, and the same code paths as above.
+        println!("skipped: 729 tokens in mode race take minutes, and the paths are those of the other tests");
+        return;
     }
     Case::new(batch((2, 2), 72, Mask::Full, [1, 729, 729]), Layout::RowsFirst, 21).check(&on);
 }
@@ -408,7 +411,10 @@ fn attention_of_the_vision_tower() {
 fn attention_of_a_whole_pack() {
     let Some(on) = emulation() else { return };
     if on.mode() != Mode::Plain {
-        return; // Minutes, and the same code paths as above.
+        println!(
+            "skipped: 4096 tokens under a checker take minutes, and the paths are those of the other tests"
+        );
+        return;
     }
     let case = Case::new(packed((1, 1), 128, Mask::Causal, &[4096]), Layout::RowsFirst, 31);
     let found = case.run(&on);

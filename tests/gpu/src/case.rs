@@ -82,6 +82,11 @@ pub(crate) fn packed(boundaries: &[i32]) -> Sequences {
 }
 
 impl Case {
+    /// Whether the result is f32 and was never rounded to bf16.
+    pub(crate) fn is_in_f32(&self) -> bool {
+        matches!(self, Self::Gemm(gemm) if gemm.output == Output::Accumulate)
+    }
+
     pub(crate) fn op(&self) -> &'static str {
         match self {
             Self::Attention(_) => "attention",

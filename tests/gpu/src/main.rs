@@ -86,7 +86,11 @@ fn run(command: &Command) -> anyhow::Result<bool> {
             let checks = check::run(&cuda, torch, wanted)?;
             println!("\n{}", check::table(&checks));
             let all_passed = checks.iter().all(|check| check.passed);
-            results::update(&args.json, &gpu, torch, |results| results.checks = checks)?;
+            results::update(&args.json, &gpu, torch, |results| {
+                // What was not asked for stays.
+                results.checks.retain(|old| !wanted(&old.op));
+                results.checks.extend(checks);
+            })?;
             println!("written to {}", args.json.display());
             println!("{}", if all_passed { "all checks passed" } else { "not all checks passed" });
             Ok(all_passed)
@@ -94,9 +98,16 @@ fn run(command: &Command) -> anyhow::Result<bool> {
         Command::Bench(_) => {
             let figures = bench::run(&cuda, torch, wanted)?;
             println!("\n{}", bench::table(&figures));
-            results::update(&args.json, &gpu, torch, |results| results.figures = figures)?;
+            let all_met = figures.iter().all(bench::Figure::is_met);
+            results::update(&args.json, &gpu, torch, |results| {
+                let is_new =
+                    |old: &bench::Figure| figures.iter().any(|new| new.op == old.op && new.what == old.what);
+                results.figures.retain(|old| !is_new(old));
+                results.figures.extend(figures);
+            })?;
             println!("written to {}", args.json.display());
-            Ok(true)
+            println!("{}", if all_met { "all targets met" } else { "not all targets met, or not judged" });
+            Ok(all_met)
         }
     }
 }

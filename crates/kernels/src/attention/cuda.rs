@@ -29,7 +29,9 @@ fn view<'a>(what: &str, storage: &'a CudaStorage, layout: &Layout) -> Result<Cud
         let dtype = storage.dtype();
         bail!("attention on a GPU takes bf16, {what} is {dtype:?}: convert it with to_dtype(DType::BF16)");
     }
-    Ok(storage.as_cuda_slice::<bf16>()?.slice(layout.start_offset()..))
+    let elements = storage.as_cuda_slice::<bf16>()?;
+    // An empty view may begin beyond the end of its storage.
+    Ok(elements.slice(layout.start_offset().min(elements.len())..))
 }
 
 fn operand<'a>(reading: &'a Reading<'_, bf16>, strides: Strides) -> Operand<'a, Cuda> {

@@ -269,6 +269,8 @@ pub fn contiguous<'a, T: CudaDType + cudarc::driver::DeviceRepr>(
     layout: &Layout,
 ) -> Result<CudaView<'a, T>> {
     match layout.contiguous_offsets() {
+        // An empty view may begin beyond the end of its storage.
+        Some((start, end)) if start == end => Ok(storage.as_cuda_slice::<T>()?.slice(0..0)),
         Some((start, end)) => Ok(storage.as_cuda_slice::<T>()?.slice(start..end)),
         None => bail!("{what} is not contiguous: {layout:?}"),
     }
