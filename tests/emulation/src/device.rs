@@ -3,9 +3,13 @@
 use crate::compiler::{Compiler, Loaded, Mode, is_sanitizer_loaded, kernels_root, load, sources_below};
 use candle_core::{Result, bail};
 use oqvl_kernels::device::{Device, Grid, Kernel, Number, Params, Slice, SliceMut};
+use std::collections::BTreeSet;
 use std::ffi::{CStr, CString, c_char, c_int, c_uint, c_void};
+use std::fs::File;
+use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::Mutex;
 
 /// Dynamic shared memory of a block on the GPUs that kernels are written for with the most of it, 9.0.
 const MAX_SHARED_MEMORY: u32 = 227 << 10;
@@ -221,11 +225,23 @@ impl Emulation {
             let text = CStr::from_bytes_until_nul(&error).map_err(candle_core::Error::wrap)?;
             bail!("{}", with_line(&loaded.path, &text.to_string_lossy()));
         }
-        Ok(())
+        launch.record()
     }
 }
 
 impl Launch<'_> {
+    /// Names the kernel in the file of [`LAUNCHES_VARIABLE`], once in a process.
+    fn record(&self) -> Result<()> {
+        static RECORDED: Mutex<BTreeSet<(String, u32)>> = Mutex::new(BTreeSet::new());
+        let Some(path) = std::env::var_os(LAUNCHES_VARIABLE) else { return Ok(()) };
+        let mut recorded = RECORDED.lock().expect("nothing panics while it holds this");
+        if recorded.insert((self.kernel.to_owned(), self.shared_memory)) {
+            let mut file = File::options().append(true).create(true).open(path)?;
+            file.write_all(format!("{} {}\n", self.kernel, self.shared_memory).as_bytes())?;
+        }
+        Ok(())
+    }
+
     /// What CUDA would refuse.
     fn check(&self, launch_bounds: u32) -> Result<()> {
         let Self { kernel, threads, shared_memory, grid: Grid { x, y, z }, .. } = *self;
@@ -263,6 +279,9 @@ unsafe impl Device for Emulation {
         unsafe { self.run_launch(&launch, params) }
     }
 }
+
+/// A file in which every kernel that ran is named, with the bytes of dynamic shared memory of its blocks.
+const LAUNCHES_VARIABLE: &str = "OQVL_EMULATION_LAUNCHES";
 
 /// What a library says of a kernel. It lives as long as the process: libraries are never unloaded.
 struct Entry {

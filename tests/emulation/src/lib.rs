@@ -37,6 +37,7 @@
 //! | `OQVL_EMULATION` | `plain` (the default), `address` or `race`: the mode of [`Emulation::from_env`] |
 //! | `OQVL_EMULATION_BLOCKS` | `forward` (the default), `reverse` or `shuffled`: its order of blocks |
 //! | `CXX` | the C++ compiler instead of `g++`; mode `address` needs GCC |
+//! | `OQVL_EMULATION_LAUNCHES` | a file to name every kernel in that ran, with the dynamic shared memory of its blocks in bytes |
 //!
 //! In mode `address`, the test binary itself (not cargo) must be started with two more, because the sanitizer has to be there
 //! before the program's first allocation; [`address_environment`] returns them:

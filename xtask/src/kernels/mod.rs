@@ -10,8 +10,9 @@ use crate::{cargo, json_file};
 use ops::{OPS, Op, Source};
 use ptxas::Usage;
 use serde::{Deserialize, Serialize};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
+use std::fs;
 use suites::{EMULATION, KERNELS, Tally, Test};
 
 /// What was seen on a GPU; see docs/gpu.md.
@@ -102,6 +103,8 @@ struct Evidence {
     cpu: Vec<Test>,
     /// Tests by mode; `None` where the mode cannot be run here.
     emulated: BTreeMap<&'static str, Option<Vec<Test>>>,
+    /// Kernels that ran on the CPU, with the shared memory of a block in bytes.
+    launched: BTreeMap<String, u32>,
     /// `None` without a toolkit.
     usages: Option<Vec<Usage>>,
     gpu: Option<GpuResults>,
@@ -113,8 +116,14 @@ pub(crate) fn check() -> anyhow::Result<Vec<String>> {
     let programs = suites::build()?;
     let names: Vec<&str> = OPS.iter().map(|op| op.name).collect();
     let mut evidence = Evidence { cpu: suites::run(&programs, KERNELS, &names, &[])?, ..Evidence::default() };
+    let launches = cargo::target_dir()?.join("emulation/launches.txt");
+    fs::create_dir_all(launches.parent().expect("joined above"))?;
+    if launches.exists() {
+        fs::remove_file(&launches)?;
+    }
     for mode in MODES {
         let mut environment = vec![("OQVL_EMULATION", mode.to_owned())];
+        environment.push(("OQVL_EMULATION_LAUNCHES", launches.to_string_lossy().into_owned()));
         if mode == "address" {
             let Some(sanitizer) = suites::address_environment() else {
                 skipped.push("the kernels under the address sanitizer (no libasan of g++)".to_owned());
@@ -128,12 +137,19 @@ pub(crate) fn check() -> anyhow::Result<Vec<String>> {
         skipped.extend(suites::skips(&tests));
         evidence.emulated.insert(mode, Some(tests));
     }
+    if launches.exists() {
+        evidence.launched = launched(&fs::read_to_string(&launches)?);
+    }
     let mut toolkit_name = None;
     match Toolkit::prepare()? {
         Ok(toolkit) => {
             println!("compiling the kernels with {}", toolkit.version());
             toolkit_name = Some(toolkit.version());
-            evidence.usages = Some(ptxas::read(&cuda::compile_kernels(&toolkit)?)?);
+            let mut usages = ptxas::read(&cuda::compile_kernels(&toolkit)?)?;
+            for usage in &mut usages {
+                usage.dynamic_shared_bytes = evidence.launched.get(&usage.kernel).copied();
+            }
+            evidence.usages = Some(usages);
         }
         Err(why) => skipped.push(format!("compiling the kernels ({why})")),
     }
@@ -198,6 +214,17 @@ fn row(op: &Op, evidence: &Evidence) -> Row {
     }
 }
 
+/// What the emulation writes of the kernels that ran: a name and bytes a line. The most bytes of each.
+fn launched(text: &str) -> BTreeMap<String, u32> {
+    let mut launched = BTreeMap::new();
+    for (kernel, bytes) in text.lines().filter_map(|line| line.split_once(' ')) {
+        let bytes = bytes.parse().unwrap_or(0);
+        let most = launched.entry(kernel.to_owned()).or_insert(bytes);
+        *most = bytes.max(*most);
+    }
+    launched
+}
+
 /// What must not be: tests that fail, operations without a proof, hot kernels that spill.
 fn broken(evidence: &Evidence) -> Vec<String> {
     let mut broken: Vec<String> = suites::failures(&evidence.cpu).collect();
@@ -222,6 +249,13 @@ fn broken(evidence: &Evidence) -> Vec<String> {
             if !of_op().any(|usage| usage.target == target) {
                 broken.push(format!("{module}.cu has no kernel for {target}"));
             }
+        }
+        if evidence.emulated.values().any(Option::is_some) {
+            let never: BTreeSet<&str> = of_op()
+                .filter(|usage| usage.dynamic_shared_bytes.is_none())
+                .map(|usage| usage.kernel.as_str())
+                .collect();
+            broken.extend(never.iter().map(|kernel| format!("{kernel} was never run on the CPU")));
         }
         for (beginning, max_spill_bytes) in hot {
             let kernels: Vec<&Usage> = of_op().filter(|usage| usage.kernel.starts_with(*beginning)).collect();
@@ -298,14 +332,17 @@ fn usage_table(usages: &[Usage]) -> String {
             Source::Library => false,
         })
     };
-    let mut text = "| kernel | for | registers | static shared | stack | spill stores | spill loads | |\n\
+    let mut text = "| kernel | for | registers | shared bytes | stack | spill stores | spill loads | |\n\
                     |---|---|---:|---:|---:|---:|---:|---|\n"
         .to_owned();
     for usage in usages {
-        let Usage { kernel, target, registers, static_shared_bytes, stack_bytes, .. } = usage;
+        let Usage { kernel, target, registers, stack_bytes, .. } = usage;
+        let shared = usage
+            .dynamic_shared_bytes
+            .map_or("not run".to_owned(), |dynamic| (usage.static_shared_bytes + dynamic).to_string());
         let _ = writeln!(
             text,
-            "| {kernel} | {target} | {registers} | {static_shared_bytes} | {stack_bytes} | {} | {} | {} |",
+            "| {kernel} | {target} | {registers} | {shared} | {stack_bytes} | {} | {} | {} |",
             usage.spill_store_bytes,
             usage.spill_load_bytes,
             if hot(usage) { "hot" } else { "" }

@@ -17,6 +17,8 @@ pub(super) struct Usage {
     pub(super) registers: u32,
     /// Bytes of shared memory of a block beside what a launch asks for.
     pub(super) static_shared_bytes: u32,
+    /// Bytes of shared memory of a block that its launches ask for; the most of those seen, none if it was never launched.
+    pub(super) dynamic_shared_bytes: Option<u32>,
     pub(super) stack_bytes: u32,
     pub(super) spill_store_bytes: u32,
     pub(super) spill_load_bytes: u32,
@@ -62,6 +64,7 @@ fn parse(module: &str, target: &str, text: &str) -> anyhow::Result<Vec<Usage>> {
                 target: target.to_owned(),
                 registers: 0,
                 static_shared_bytes: 0,
+                dynamic_shared_bytes: None,
                 stack_bytes: 0,
                 spill_store_bytes: 0,
                 spill_load_bytes: 0,
