@@ -19,14 +19,16 @@ impl Code {
     }
 }
 
-/// Why a driver cannot run what a toolkit of the major version `toolkit` made. `of_driver` is 1000 times the major version of
-/// CUDA it knows plus 10 times the minor.
+/// Why a driver cannot run what a toolkit made. Both versions of CUDA are 1000 times the major plus 10 times the minor number.
+/// Machine code would run on an older minor version, but candle's kernels are PTX, which only a driver as new as it reads.
 pub(super) fn driver_is_too_old(of_driver: i32, toolkit: i32) -> Option<String> {
-    let (major, minor) = (of_driver / 1000, of_driver % 1000 / 10);
-    (major < toolkit).then(|| {
+    let shown = |version: i32| format!("{}.{}", version / 1000, version % 1000 / 10);
+    (of_driver < toolkit).then(|| {
         format!(
-            "the NVIDIA driver knows CUDA {major}.{minor}, this program is built with {toolkit}: a newer driver, or a build \
-             with the older toolkit, is needed"
+            "the NVIDIA driver knows CUDA {}, this program is built with {}: a newer driver, or a build with a toolkit no newer \
+             than the driver, is needed",
+            shown(of_driver),
+            shown(toolkit)
         )
     })
 }
@@ -48,8 +50,13 @@ mod tests {
 
     #[test]
     fn a_driver_runs_what_is_no_newer_than_itself() {
-        assert_eq!(driver_is_too_old(13_000, 13), None);
-        assert_eq!(driver_is_too_old(13_020, 12), None);
-        assert!(driver_is_too_old(12_080, 13).unwrap().contains("knows CUDA 12.8"));
+        assert_eq!(driver_is_too_old(13_000, 13_000), None);
+        assert_eq!(driver_is_too_old(13_020, 12_090), None);
+        assert!(
+            driver_is_too_old(12_080, 13_000)
+                .unwrap()
+                .contains("knows CUDA 12.8, this program is built with 13.0")
+        );
+        assert!(driver_is_too_old(12_080, 12_090).unwrap().contains("built with 12.9"));
     }
 }

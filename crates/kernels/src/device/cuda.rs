@@ -49,7 +49,8 @@ impl Cuda {
         Ok(Self { stream: device.cuda_stream(), device, code })
     }
 
-    /// The stream of a device of candle, which keeps what it has of event tracking.
+    /// The stream of a device of candle, which keeps what it has of event tracking. That of `Device::new_cuda` is another in every
+    /// thread: tensors that go to other threads want a device of [`Cuda::candle`].
     ///
     /// # Errors
     /// If this build has no code for the GPU.
@@ -96,6 +97,12 @@ impl Cuda {
         let (ours, theirs) = (self.stream.context(), of_elements.context());
         if ours != theirs {
             bail!("the elements are on GPU {}, the kernel runs on {}", theirs.ordinal(), ours.ordinal());
+        }
+        // Where events are tracked they order the streams.
+        if !ours.is_event_tracking() && of_elements.cu_stream() != self.stream.cu_stream() {
+            bail!(
+                "the elements belong to another stream of the GPU than the kernel, and nothing orders the two"
+            );
         }
         Ok(())
     }
@@ -438,7 +445,7 @@ fn open(ordinal: usize) -> Result<Arc<CudaContext>> {
     if let Err(error) = result::init() {
         bail!("{}", no_driver(error));
     }
-    let (mut of_driver, toolkit) = (0, (sys::CUDA_VERSION as i32) / 1000);
+    let (mut of_driver, toolkit) = (0, sys::CUDA_VERSION as i32);
     // SAFETY: writes the one number.
     let asked = unsafe { sys::cuDriverGetVersion(&mut of_driver) }.result();
     asked.or_else(|error| bail!("cannot ask the driver for its version: {}", text(error)))?;
