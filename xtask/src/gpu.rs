@@ -48,7 +48,10 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     match status.code() {
         Some(0) => Ok(()),
         // What the dynamic loader says of a library that is missing is printed above.
-        Some(127) => Err(Exit::child(1, "oqvl-gpu does not start: no NVIDIA driver here, see docs/gpu.md")),
+        Some(127) => Err(Exit::child(
+            1,
+            "oqvl-gpu does not start: the library named above is missing, libcuda.so.1 where there is no NVIDIA driver; see docs/gpu.md",
+        )),
         _ => Err(Exit::child(1, format!("oqvl-gpu {name} failed ({status})"))),
     }
 }

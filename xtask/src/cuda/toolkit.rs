@@ -49,7 +49,11 @@ impl Toolkit {
             return Ok(Ok(toolkit));
         }
         let requirements = cargo::workspace_root().join("xtask/src/cuda/requirements.txt");
-        let venv = match Venv::prepare(&dir.join("venv"), &requirements)? {
+        let venv_dir = dir.join("venv");
+        if !venv_dir.exists() {
+            println!("no CUDA toolkit is installed: fetching the packages of NVIDIA's, 1.2 GB on disk");
+        }
+        let venv = match Venv::prepare(&venv_dir, &requirements)? {
             Ok(venv) => venv,
             Err(why) => {
                 return Ok(Err(format!("no CUDA toolkit is installed and none can be fetched: {why}")));
@@ -137,6 +141,10 @@ impl Toolkit {
         let temporary = stubs.join(".tmp-libcuda.so");
         let mut compile = Command::new("cc");
         compile.args(["-shared", "-fPIC", "-Wl,-soname,libcuda.so.1", "-x", "c", "-o"]).arg(&temporary);
+        // An old library beside a new source would be taken for its, should the compiler fail.
+        if library.exists() {
+            fs::remove_file(&library).with_context(|| library.display().to_string())?;
+        }
         json_file::write_bytes(&file, source.as_bytes())?;
         let status = compile.arg(&file).stdin(Stdio::null()).status().context("cannot start cc")?;
         anyhow::ensure!(status.success(), "cc cannot make the stub of libcuda ({status})");
