@@ -28,3 +28,23 @@ pub(crate) fn reference<T: Element>(x: &[T], cols: usize) -> Vec<T> {
     x.chunks_exact(cols.max(1)).for_each(|row| rows::add_to(&mut sums, row));
     sums
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn columns_are_summed_row_after_row() {
+        let x: Vec<f64> = (0..15).map(|i| f64::from(i * i % 7) - 2.5).collect();
+        for cols in [1, 3, 5, 15] {
+            let sums = reference(&x, cols);
+            for (col, sum) in sums.iter().enumerate() {
+                let expected: f64 = (col..15).step_by(cols).map(|at| x[at]).sum();
+                assert!((sum - expected).abs() < 1e-12, "column {col} of {cols}: {sum} is not {expected}");
+            }
+        }
+        assert_eq!(reference::<f32>(&[], 3), [0.0; 3]);
+        assert!(reference::<f32>(&[], 0).is_empty());
+        assert_eq!(Rows { rows: usize::MAX, cols: 2 }.num_elements(), None);
+    }
+}
