@@ -35,9 +35,11 @@ impl Linear {
         init: Init,
     ) -> Result<Self> {
         let weight = p.get("weight", &[output, input], init)?;
-        let bias = match bias {
-            Bias::No => None,
-            Bias::Yes => Some(p.get("bias", &[output], Init::Constant(0.0))?),
+        let bias = match (bias, init) {
+            (Bias::No, _) => None,
+            // PyTorch draws the bias of a default linear layer like its weight.
+            (Bias::Yes, Init::Uniform(_)) => Some(p.get("bias", &[output], init)?),
+            (Bias::Yes, _) => Some(p.get("bias", &[output], Init::Constant(0.0))?),
         };
         Ok(Self { weight, bias })
     }

@@ -1,19 +1,18 @@
 //! The connector from vision patches to LLM embeddings: adaptive average pooling, then a two-layer MLP.
 
 use crate::ModelError;
+use crate::layers::{Bias, Linear};
 use crate::params::{Init, ParamBuilder};
 use candle_core::{Result, Tensor};
-use oqvl_kernels::avg_pool_projector;
+use oqvl_kernels::adaptive_avg_pool;
 
 /// Average-pool projector. The pooling has no parameters, so the same weights serve any number of tokens.
 ///
 /// Source: `AvgPoolProjector`, Open-Qwen2VL `prismatic/util/nn_utils.py`.
 #[derive(Debug)]
 pub struct AvgPoolProjector {
-    /// Weight `(hidden_size, vision_hidden)` and bias `(hidden_size)`.
-    fc1: (Tensor, Tensor),
-    /// Weight `(hidden_size, hidden_size)` and bias `(hidden_size)`.
-    fc2: (Tensor, Tensor),
+    fc1: Linear,
+    fc2: Linear,
     grid: usize,
 }
 
@@ -29,13 +28,12 @@ impl AvgPoolProjector {
         mut p: ParamBuilder<'_>,
     ) -> Result<Self> {
         let mut p = p.pp("mlp_projector");
-        let mut layer = |index: usize, input: usize| -> Result<_> {
-            // PyTorch draws the bias of a default linear layer like its weight.
-            let init = Init::Uniform((input as f64).sqrt().recip());
-            let mut p = p.pp(index);
-            Ok((p.get("weight", &[hidden_size, input], init)?, p.get("bias", &[hidden_size], init)?))
-        };
-        Ok(Self { fc1: layer(0, vision_hidden)?, fc2: layer(2, hidden_size)?, grid })
+        let bound = |fan_in: usize| Init::Uniform((fan_in as f64).sqrt().recip());
+        Ok(Self {
+            fc1: Linear::new(p.pp(0), vision_hidden, hidden_size, Bias::Yes, bound(vision_hidden))?,
+            fc2: Linear::new(p.pp(2), hidden_size, hidden_size, Bias::Yes, bound(hidden_size))?,
+            grid,
+        })
     }
 
     /// Projects patch features to LLM input embeddings.
@@ -57,7 +55,10 @@ impl AvgPoolProjector {
             );
             return Err(ModelError::Config(what));
         }
-        let ((w1, b1), (w2, b2)) = (&self.fc1, &self.fc2);
-        Ok(avg_pool_projector(patches_bnv, pooled_grid, w1, b1, w2, b2)?)
+        let pooled = match pooled_grid == self.grid {
+            true => patches_bnv.clone(),
+            false => adaptive_avg_pool(patches_bnv, pooled_grid)?,
+        };
+        Ok(self.fc2.forward(&self.fc1.forward(&pooled)?.gelu_erf()?)?)
     }
 }
