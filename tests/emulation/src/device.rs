@@ -293,7 +293,7 @@ struct Entry {
 
 impl Entry {
     fn find(loaded: &Loaded, kernel: &str) -> Result<Self> {
-        let library = &loaded.library;
+        let Loaded { library, .. } = loaded;
         let symbol = |prefix: &str| format!("{prefix}{kernel}\0");
         let find = || -> std::result::Result<Self, libloading::Error> {
             // SAFETY: `KERNEL` of `emulation.h` and `emulation.cpp` define these with these types.

@@ -86,7 +86,7 @@ pub(super) fn build_gpu_program(toolkit: &Toolkit) -> anyhow::Result<Program> {
     build.args(["--features", &features(&members()?), "--bin", GPU_PROGRAM]);
     let status = build.stdin(Stdio::null()).status().context("cannot start cargo")?;
     anyhow::ensure!(status.success(), "the CUDA build failed");
-    Ok(Program { path: cargo::binary_dir()?.join(GPU_PROGRAM), libraries: toolkit.library_dirs() })
+    Ok(Program { path: cargo::binary_dir()?.join(GPU_PROGRAM), libraries: toolkit.lib_dirs() })
 }
 
 /// Lints with the feature, compiles every kernel for both targets, and links the program that checks them on a GPU.
@@ -127,7 +127,7 @@ pub(crate) fn compile_kernels(toolkit: &Toolkit) -> anyhow::Result<PathBuf> {
 /// sentence what is missing.
 fn starts_with_stub(toolkit: &Toolkit) -> anyhow::Result<()> {
     let mut program = Command::new(cargo::binary_dir()?.join(GPU_PROGRAM));
-    let places = toolkit.library_dirs().into_iter().chain([toolkit.stubs()]).rev();
+    let places = toolkit.lib_dirs().into_iter().chain([toolkit.stubs()]).rev();
     program.arg("check").env("LD_LIBRARY_PATH", std::env::join_paths(places)?);
     let output = program.stdin(Stdio::null()).output().context("cannot start the program that was linked")?;
     let said = String::from_utf8_lossy(&output.stderr);

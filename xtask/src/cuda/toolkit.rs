@@ -102,7 +102,7 @@ impl Toolkit {
     }
 
     /// Where the libraries are that programs built with this toolkit need to start, but for the driver's.
-    pub(super) fn library_dirs(&self) -> Vec<PathBuf> {
+    pub(super) fn lib_dirs(&self) -> Vec<PathBuf> {
         ["lib64", "lib"].map(|name| self.root.join(name)).into_iter().filter(|dir| dir.is_dir()).collect()
     }
 
