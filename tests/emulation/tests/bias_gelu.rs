@@ -2,10 +2,11 @@
 
 use candle_core::{Device, Result, Tensor, Var};
 use half::bf16;
-use oqvl_emulation::{BlockOrder, Buffer, Emulation};
+use oqvl_emulation::{BlockOrder, Buffer, Emulation, Number};
+use oqvl_kernels::Output;
 use oqvl_kernels::bias_gelu::{bias_gelu, launch};
 use oqvl_kernels::column_sum::Rows;
-use oqvl_kernels::column_sum::launch::partials_len;
+use oqvl_kernels::column_sum::launch::{BiasGradient, Element, partials_len};
 use proptest::prelude::*;
 use rand::SeedableRng as _;
 use rand_chacha::ChaCha8Rng;
@@ -51,16 +52,28 @@ fn reference(sizes: Rows, x: &[f64], bias: &[f64], dy: &[f64]) -> Result<[Vec<f6
     Ok([y.flatten_all()?.to_vec1()?, gradient(&x)?, gradient(&bias)?])
 }
 
-/// `dx` and `dbias`, each with the guard behind it.
-fn backward(emulation: &Emulation, sizes: Rows, [x, bias, dy]: [&[bf16]; 3]) -> [Vec<bf16>; 2] {
+/// `dx` with the guard behind it; `dbias` goes to a slice of its length.
+fn backward_to<S: Element + Number>(
+    emulation: &Emulation,
+    sizes: Rows,
+    [x, bias, dy]: [&[bf16]; 3],
+    dbias: &mut [S],
+    output: Output,
+) -> Vec<bf16> {
     let mut dx = Buffer::<bf16>::poisoned(x.len() + GUARD);
-    let mut dbias = Buffer::<bf16>::poisoned(sizes.cols + GUARD);
     let mut partials = Buffer::<f32>::poisoned(partials_len(sizes).unwrap());
     let inputs = (emulation.read(x), emulation.read(bias), emulation.read(dy));
-    let (to, partials) = (emulation.write(&mut dx[..x.len()]), emulation.write(&mut partials));
-    let dbias_to = emulation.write(&mut dbias[..sizes.cols]);
-    launch::backward(emulation, sizes, inputs, to, partials, dbias_to).unwrap();
-    [dx.to_vec(), dbias.to_vec()]
+    let to = emulation.write(&mut dx[..x.len()]);
+    let (partials, dbias) = (emulation.write(&mut partials), emulation.write(dbias));
+    launch::backward(emulation, sizes, inputs, to, BiasGradient { partials, dbias, output }).unwrap();
+    dx.to_vec()
+}
+
+/// `dx` and `dbias`, each with the guard behind it.
+fn backward(emulation: &Emulation, sizes: Rows, inputs: [&[bf16]; 3]) -> [Vec<bf16>; 2] {
+    let mut dbias = Buffer::<bf16>::poisoned(sizes.cols + GUARD);
+    let dx = backward_to(emulation, sizes, inputs, &mut dbias[..sizes.cols], Output::Overwrite);
+    [dx, dbias.to_vec()]
 }
 
 /// Inputs start `offset` elements after an aligned address.
@@ -132,6 +145,32 @@ fn sizes_that_do_not_fit_are_refused() {
     assert!(refusal(2, 3, 2, 6).contains("the bias 2"));
     assert!(refusal(2, 3, 3, 5).contains("[6, 5] elements"));
     assert!(refusal(usize::MAX, 3, 3, 6).contains("go up to"));
+}
+
+/// The gradient of a bias goes on from micro-batch to micro-batch in f32.
+#[test]
+fn the_gradient_of_the_bias_is_added_to_what_is_there() {
+    let Some(emulation) = Emulation::from_env().unwrap() else { return };
+    for (rows, cols) in [(1, 1), (40, 9), (33, 256), (0, 3), (8193, 2)] {
+        let sizes = Rows { rows, cols };
+        let (x, bias, dy) = (random(rows * cols, 4.0, 1), random(cols, 1.0, 2), random(rows * cols, 1.0, 3));
+        let inputs: [&[bf16]; 3] = [&x, &bias, &dy];
+        let mut sum = Buffer::<f32>::poisoned(cols);
+        let dx = backward_to(&emulation, sizes, inputs, &mut sum, Output::Overwrite);
+        let [_, _, expected] = reference(sizes, &wide(&x), &wide(&bias), &wide(&dy)).unwrap();
+        for (found, expected) in sum.iter().zip(&expected) {
+            let error = (f64::from(*found) - expected).abs();
+            assert!(error <= 1e-6 * (1.0 + rows as f64), "{sizes:?}: {found} is not {expected}");
+        }
+        let mut added = Buffer::<f32>::poisoned(cols + GUARD);
+        added[..cols].fill(0.5);
+        let same_dx = backward_to(&emulation, sizes, inputs, &mut added[..cols], Output::Accumulate);
+        assert!(added[cols..].iter().all(|x| x.is_nan()), "{sizes:?}: something is written after the output");
+        added.iter().zip(sum.iter()).for_each(|(found, sum)| assert_eq!(*found, 0.5 + sum, "{sizes:?}"));
+        assert_eq!(dx[..rows * cols], same_dx[..rows * cols]);
+        let [_, rounded] = backward(&emulation, sizes, inputs);
+        rounded.iter().zip(sum.iter()).for_each(|(found, sum)| assert_eq!(*found, bf16::from_f32(*sum)));
+    }
 }
 
 #[test]

@@ -3,8 +3,8 @@
 use candle_core::{Device, Tensor, Var};
 use half::bf16;
 use oqvl_emulation::{BlockOrder, Buffer, Emulation};
-use oqvl_kernels::column_sum::launch::partials_len;
-use oqvl_kernels::rope::launch::{Angles, BiasGradient, Qkv, backward, forward};
+use oqvl_kernels::column_sum::launch::{BiasGradient, partials_len};
+use oqvl_kernels::rope::launch::{Angles, Qkv, backward, forward};
 use oqvl_kernels::rope::{positions, reference};
 use oqvl_kernels::{CuSeqlens, Output, RopeTables, rope};
 use proptest::prelude::*;

@@ -362,7 +362,9 @@ fn activation(cuda: &Cuda, copy: &Figure) -> anyhow::Result<[Figure; 2]> {
     let forward = time(cuda, || bias_gelu::forward(cuda, sizes, x.slice(), bias.slice(), y.slice_mut()))?;
     let backward = time(cuda, || {
         let inputs = (x.slice(), bias.slice(), dy.slice());
-        bias_gelu::backward(cuda, sizes, inputs, dx.slice_mut(), partials.slice_mut(), dbias.slice_mut())
+        let (partials, dbias) = (partials.slice_mut(), dbias.slice_mut());
+        let to_dbias = column_sum::BiasGradient { partials, dbias, output: Output::Overwrite };
+        bias_gelu::backward(cuda, sizes, inputs, dx.slice_mut(), to_dbias)
     })?;
     let figure = |what: &str, runs, tensors: usize| {
         let what = format!("{what}, {} x {}", sizes.rows, sizes.cols);

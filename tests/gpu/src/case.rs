@@ -347,16 +347,14 @@ impl Case {
                 let partials = column_sum::partials_len(*rows).context("too many rows")?;
                 let mut partials = machine.poisoned::<f32>(partials)?;
                 bias_gelu::forward(device, *rows, read(0), read(1), machine.slice_mut(&mut y))?;
-                let [to_dx, to_dbias] = [machine.slice_mut(&mut dx), machine.slice_mut(&mut dbias)];
+                let to_dx = machine.slice_mut(&mut dx);
                 let inputs = (read(0), read(1), read(2));
-                bias_gelu::backward(
-                    device,
-                    *rows,
-                    inputs,
-                    to_dx,
-                    machine.slice_mut(&mut partials),
-                    to_dbias,
-                )?;
+                let to_dbias = column_sum::BiasGradient {
+                    partials: machine.slice_mut(&mut partials),
+                    dbias: machine.slice_mut(&mut dbias),
+                    output: Output::Overwrite,
+                };
+                bias_gelu::backward(device, *rows, inputs, to_dx, to_dbias)?;
                 for buffer in [&y, &dx, &dbias] {
                     keep(buffer)?;
                 }

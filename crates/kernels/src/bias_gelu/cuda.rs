@@ -2,8 +2,9 @@
 
 use super::launch;
 use crate::column_sum::Rows;
-use crate::column_sum::launch::partials_len;
+use crate::column_sum::launch::{BiasGradient, partials_len};
 use crate::device::{Cuda, tensors};
+use crate::matmul::Output;
 use candle_core::backend::BackendStorage as _;
 use candle_core::{CudaStorage, Layout, Result, Tensor, bail};
 use half::bf16;
@@ -49,9 +50,16 @@ pub(super) fn backward(x: &Tensor, bias: &Tensor, dy: &Tensor) -> Result<(Tensor
                     let mut partials = partials.slice_mut(..num_partials);
                     let mut partials = cuda.write(&mut partials)?;
                     let mut dx = None;
-                    let dbias = tensors::filled(&cuda, sizes.cols, |dbias| {
+                    let dbias = tensors::filled::<bf16>(&cuda, sizes.cols, |dbias| {
                         dx = Some(tensors::filled(&cuda, inputs.0.len(), |dx| {
-                            launch::backward(&cuda, sizes, inputs, dx, partials.slice(), dbias)
+                            let (partials, output) = (partials.slice(), Output::Overwrite);
+                            launch::backward(
+                                &cuda,
+                                sizes,
+                                inputs,
+                                dx,
+                                BiasGradient { partials, dbias, output },
+                            )
                         })?);
                         Ok(())
                     })?;

@@ -3,11 +3,10 @@
 use super::sys::{BACKWARD, BiasGeluParams, FORWARD};
 use crate::column_sum::Rows;
 use crate::column_sum::launch::{
-    check_element, check_lens, check_sizes, finish, rows_are_aligned, rows_per_chunk,
+    BiasGradient, Element, check_element, check_lens, check_sizes, finish, rows_are_aligned, rows_per_chunk,
 };
 use crate::column_sum::sys::tile_columns;
 use crate::device::{Device, Grid, Slice, SliceMut};
-use crate::matmul::Output;
 use candle_core::{Result, bail};
 use half::bf16;
 
@@ -50,19 +49,17 @@ pub fn forward<D: Device>(
     unsafe { device.launch(&FORWARD, grid, &params) }
 }
 
-/// The gradients of [`forward`]: `dx`, `(rows, cols)`, and `dbias`, `(cols)`, from `dy`, `(rows, cols)`. Both are written whole;
-/// `partials`, of [`partials_len`](crate::column_sum::launch::partials_len) elements, is overwritten. `dbias` is summed in f32
-/// before `dx` is rounded, always in the same order.
+/// The gradients of [`forward`]: `dx`, `(rows, cols)`, which is written whole, and that of the bias, `(cols)`, from `dy`,
+/// `(rows, cols)`. That of the bias is summed in f32 before `dx` is rounded, always in the same order.
 ///
 /// # Errors
 /// As [`forward`].
-pub fn backward<D: Device>(
+pub fn backward<D: Device, S: Element>(
     device: &D,
     sizes: Rows,
     (x, bias, dy): (Slice<'_, D, bf16>, Slice<'_, D, bf16>, Slice<'_, D, bf16>),
     dx: SliceMut<'_, D, bf16>,
-    partials: SliceMut<'_, D, f32>,
-    dbias: SliceMut<'_, D, bf16>,
+    BiasGradient { partials, dbias, output }: BiasGradient<'_, D, S>,
 ) -> Result<()> {
     const WHAT: &str = "bias_gelu backward";
     check_lens(WHAT, sizes, ("x", x.len()), partials.len())?;
@@ -92,7 +89,7 @@ pub fn backward<D: Device>(
         // at a multiple of them, and a row of sums for each chunk.
         unsafe { device.launch(&BACKWARD, grid, &params)? };
     }
-    finish(device, sizes, partials.as_slice(), dbias, Output::Overwrite)
+    finish(device, sizes, partials.as_slice(), dbias, output)
 }
 
 /// A block for each chunk of rows and tile of columns.

@@ -22,6 +22,16 @@ pub fn partials_len(sizes: Rows) -> Option<usize> {
     sizes.rows.div_ceil(rows_per_chunk(sizes.rows)).checked_mul(sizes.cols)
 }
 
+/// Where the gradient of a bias goes: the sum of the columns of a gradient, `(rows, cols)`, that a kernel makes.
+pub struct BiasGradient<'a, D, S> {
+    /// Of [`partials_len`] elements; overwritten.
+    pub partials: SliceMut<'a, D, f32>,
+    /// `(cols)`, bf16 or f32.
+    pub dbias: SliceMut<'a, D, S>,
+    /// What happens to its old content.
+    pub output: Output,
+}
+
 /// Sums the columns of `x`, `(rows, cols)`, into `to`, `(cols)`. `partials`, of [`partials_len`] elements, is overwritten. Sums
 /// are f32, always in the same order, and rounded once.
 ///

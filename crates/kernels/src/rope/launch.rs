@@ -2,9 +2,10 @@
 
 use super::sys::{BACKWARD, FORWARD, RopeParams, TILE, UNIT};
 use crate::column_sum::Rows;
-use crate::column_sum::launch::{Element, check_element, check_lens, check_sizes, finish, rows_per_chunk};
+use crate::column_sum::launch::{
+    BiasGradient, Element, check_element, check_lens, check_sizes, finish, rows_per_chunk,
+};
 use crate::device::{ALIGNMENT, Device, Grid, Kernel, Slice, SliceMut};
-use crate::matmul::Output;
 use candle_core::{Result, bail};
 use half::bf16;
 
@@ -41,16 +42,6 @@ pub struct Angles<'a, D> {
     pub sin: Slice<'a, D, f32>,
 }
 
-/// The gradient of the bias.
-pub struct BiasGradient<'a, D, S> {
-    /// Of [`partials_len`](crate::column_sum::launch::partials_len) elements; overwritten.
-    pub partials: SliceMut<'a, D, f32>,
-    /// A row of the fused matrix, bf16 or f32.
-    pub dbias: SliceMut<'a, D, S>,
-    /// What happens to its old content.
-    pub output: Output,
-}
-
 /// Adds `bias`, a row of `qkv`, to every row of `qkv`, `(rows, (num_heads + 2 * num_kv_heads) * head_dim)`, and rotates its queries
 /// and keys, in place. Computed in f32 and rounded once.
 ///
@@ -81,7 +72,7 @@ pub fn forward<D: Device>(
 }
 
 /// The gradients of [`forward`]: overwrites `dqkv`, the gradient of its result, by that of its input, and sums it over the rows,
-/// in f32, before it is rounded and always in the same order, into that of the bias.
+/// in f32, before it is rounded and always in the same order, into that of the bias, a row of the matrix.
 ///
 /// # Errors
 /// As [`forward`].
