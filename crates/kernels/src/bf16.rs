@@ -2,8 +2,8 @@
 
 use crate::gradcheck::random;
 use crate::{
-    Mask, RopeTables, adaptive_avg_pool, attention, bias_gelu, cross_entropy, layer_norm, linear, rms_norm,
-    rope, swiglu,
+    Mask, RopeTables, adaptive_avg_pool, attention, bias_gelu, bias_gelu_tanh, cross_entropy, layer_norm,
+    linear, rms_norm, rope, swiglu,
 };
 use candle_core::{DType, Result, Tensor, Var};
 
@@ -53,7 +53,9 @@ fn operations_round_once() {
     check(&[q.clone(), k, v], same, |t| attention(&t[0], &t[1], &t[2], Mask::Causal));
     let tables = RopeTables::new(2, 9, 1e4);
     check(&[q], same, |t| rope(&t[0], &tables, 4));
-    check(&[x.clone(), input(&[6], 11)], same, |t| bias_gelu(&t[0], &t[1]));
+    let bias = input(&[6], 11);
+    check(&[x.clone(), bias.clone()], same, |t| bias_gelu(&t[0], &t[1]));
+    check(&[x.clone(), bias], same, |t| bias_gelu_tanh(&t[0], &t[1]));
     check(&[input(&[1, 9, 2], 10)], same, |t| adaptive_avg_pool(&t[0], 2));
     // A loss with three digits would be none.
     check(&[x], DType::F32, |t| cross_entropy(&t[0], &[0, 5, 2]));

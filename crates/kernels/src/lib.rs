@@ -10,7 +10,7 @@
 //! - [`linear`]: `x w^T + b`, with the weight gradient in the layout of the weight
 //! - [`rms_norm`], [`layer_norm`]
 //! - [`rope()`]: rotary position embedding, half-split layout
-//! - [`swiglu()`], and [`bias_gelu()`]: exact GELU of `x + b`
+//! - [`swiglu()`], and [`bias_gelu()`], [`bias_gelu_tanh`]: GELU of `x + b`, exact and in its tanh form
 //! - [`cross_entropy()`]: mean over rows, from logits
 //! - [`adaptive_avg_pool`]: the pooling of the projector (on a GPU in f32 too), and [`avg_pool_projector`]: the whole of it
 //!
@@ -68,7 +68,7 @@ pub mod swiglu;
 pub use attention::{CuSeqlens, Mask, attention, attention_varlen};
 pub use avg_pool::adaptive_avg_pool;
 pub use avg_pool_projector::avg_pool_projector;
-pub use bias_gelu::bias_gelu;
+pub use bias_gelu::{bias_gelu, bias_gelu_tanh};
 pub use cross_entropy::cross_entropy;
 pub use element::Element;
 pub use linear::linear;

@@ -8,7 +8,7 @@ use oqvl_kernels::Output;
 use oqvl_kernels::attention::{self, CuSeqlens, Mask, Operand, OperandMut, Sequences, Shape, Strides};
 use oqvl_kernels::avg_pool::launch as avg_pool;
 use oqvl_kernels::avg_pool::launch::Pooling;
-use oqvl_kernels::bias_gelu::launch as bias_gelu;
+use oqvl_kernels::bias_gelu::{Gelu, launch as bias_gelu};
 use oqvl_kernels::column_sum::{Rows, launch as column_sum};
 use oqvl_kernels::device::{Cuda, CudaBuffer};
 use oqvl_kernels::gemm::{self, Epilogue, Gemm};
@@ -130,7 +130,9 @@ pub(crate) fn run(
             figures.extend(pooling(cuda, &copy)?);
         }
         if wanted("bias_gelu") {
-            figures.extend(activation(cuda, &copy)?);
+            for kind in [Gelu::Exact, Gelu::Tanh] {
+                figures.extend(activation(cuda, kind, &copy)?);
+            }
         }
         if wanted("column_sum") {
             figures.push(sums(cuda, &copy)?);
@@ -351,23 +353,24 @@ fn pooling(cuda: &Cuda, copy: &Figure) -> anyhow::Result<[Figure; 2]> {
     Ok([figure("forward", forward), figure("backward", backward)])
 }
 
-fn activation(cuda: &Cuda, copy: &Figure) -> anyhow::Result<[Figure; 2]> {
+fn activation(cuda: &Cuda, kind: Gelu, copy: &Figure) -> anyhow::Result<[Figure; 2]> {
     let sizes = Rows { rows: 131_072, cols: 1536 };
-    println!("bias_gelu: {} x {}", sizes.rows, sizes.cols);
+    println!("bias_gelu: {} x {}, {kind:?}", sizes.rows, sizes.cols);
     let len = sizes.rows * sizes.cols;
     let (x, bias, dy) = (numbers(cuda, len)?, numbers(cuda, sizes.cols)?, numbers(cuda, len)?);
     let (mut y, mut dx, mut dbias) = (room(cuda, len)?, room(cuda, len)?, room(cuda, sizes.cols)?);
     let mut partials =
         cuda.filled::<f32>(column_sum::partials_len(sizes).context("the sizes fit")?, POISON)?;
-    let forward = time(cuda, || bias_gelu::forward(cuda, sizes, x.slice(), bias.slice(), y.slice_mut()))?;
+    let forward =
+        time(cuda, || bias_gelu::forward(cuda, sizes, kind, x.slice(), bias.slice(), y.slice_mut()))?;
     let backward = time(cuda, || {
         let inputs = (x.slice(), bias.slice(), dy.slice());
         let (partials, dbias) = (partials.slice_mut(), dbias.slice_mut());
         let to_dbias = column_sum::BiasGradient { partials, dbias, output: Output::Overwrite };
-        bias_gelu::backward(cuda, sizes, inputs, dx.slice_mut(), to_dbias)
+        bias_gelu::backward(cuda, sizes, kind, inputs, dx.slice_mut(), to_dbias)
     })?;
     let figure = |what: &str, runs, tensors: usize| {
-        let what = format!("{what}, {} x {}", sizes.rows, sizes.cols);
+        let what = format!("{what}, {} x {}, {kind:?}", sizes.rows, sizes.cols);
         let work = Work::Bytes((tensors * len * size_of::<bf16>()) as f64);
         beside_copy(Figure::new("bias_gelu", what, runs, work), copy, BANDWIDTH_BOUND)
     };

@@ -7,7 +7,7 @@ use half::bf16;
 use oqvl_kernels::attention::{self, CuSeqlens, Mask, Operand, OperandMut, Sequences, Shape, Strides};
 use oqvl_kernels::avg_pool::launch as avg_pool;
 use oqvl_kernels::avg_pool::launch::Pooling;
-use oqvl_kernels::bias_gelu::launch as bias_gelu;
+use oqvl_kernels::bias_gelu::{Gelu, launch as bias_gelu};
 use oqvl_kernels::column_sum::{Rows, launch as column_sum};
 use oqvl_kernels::gemm::{self, Epilogue, Form, Gemm};
 use oqvl_kernels::{Output, adaptive_avg_pool};
@@ -23,7 +23,7 @@ pub(crate) const OPS: [&str; 5] = ["attention", "avg_pool", "bias_gelu", "column
 pub(crate) enum Case {
     Attention(Shape),
     AvgPool(Pooling),
-    BiasGelu(Rows),
+    BiasGelu(Gelu, Rows),
     ColumnSum(Rows),
     /// To bf16; to f32 where it is added to what is there.
     Gemm(Gemm),
@@ -57,6 +57,8 @@ pub(crate) struct Description {
     /// Which inputs of a product are stored transposed, and whether GELU follows.
     pub(crate) transposed: [bool; 2],
     pub(crate) gelu: bool,
+    /// Which form of GELU, in PyTorch's words.
+    pub(crate) approximate: &'static str,
     /// Names of the results, in order.
     pub(crate) results: &'static [&'static str],
 }
@@ -91,7 +93,7 @@ impl Case {
         match self {
             Self::Attention(_) => "attention",
             Self::AvgPool(_) => "avg_pool",
-            Self::BiasGelu(_) => "bias_gelu",
+            Self::BiasGelu(..) => "bias_gelu",
             Self::ColumnSum(_) => "column_sum",
             Self::Gemm(_) => "gemm",
         }
@@ -121,7 +123,8 @@ impl Case {
                     sizes.batch, sizes.grid, sizes.pooled, sizes.channels
                 )
             }
-            Self::BiasGelu(rows) | Self::ColumnSum(rows) => format!("{} x {}", rows.rows, rows.cols),
+            Self::BiasGelu(kind, rows) => format!("{} x {}, {kind:?}", rows.rows, rows.cols),
+            Self::ColumnSum(rows) => format!("{} x {}", rows.rows, rows.cols),
             Self::Gemm(gemm) => {
                 let transposed =
                     |operand: gemm::Operand| if operand.form == Form::Transposed { "^T" } else { "" };
@@ -144,10 +147,11 @@ impl Case {
             pooled: 0,
             transposed: [false; 2],
             gelu: false,
+            approximate: "none",
             results: match self {
                 Self::Attention(_) => &["out", "dq", "dk", "dv"],
                 Self::AvgPool(_) => &["y", "dx"],
-                Self::BiasGelu(_) => &["y", "dx", "dbias"],
+                Self::BiasGelu(..) => &["y", "dx", "dbias"],
                 Self::ColumnSum(_) => &["sums"],
                 Self::Gemm(_) => &["d"],
             },
@@ -164,7 +168,8 @@ impl Case {
                 description.transposed = [gemm.a, gemm.b].map(|operand| operand.form == Form::Transposed);
                 description.gelu = matches!(gemm.epilogue, Epilogue::Gelu | Epilogue::GeluBias);
             }
-            Self::BiasGelu(_) | Self::ColumnSum(_) => {}
+            Self::BiasGelu(Gelu::Tanh, _) => description.approximate = "tanh",
+            Self::BiasGelu(Gelu::Exact, _) | Self::ColumnSum(_) => {}
         }
         description
     }
@@ -197,7 +202,7 @@ impl Case {
                 let dims = |edge: usize| vec![sizes.batch, edge * edge, sizes.channels];
                 vec![input("x", dims(sizes.grid)), input("dy", dims(sizes.pooled))]
             }
-            Self::BiasGelu(Rows { rows, cols }) => {
+            Self::BiasGelu(_, Rows { rows, cols }) => {
                 vec![
                     input("x", vec![*rows, *cols]),
                     input("bias", vec![*cols]),
@@ -259,7 +264,8 @@ impl Case {
                 (out, dout)
             }
             (Self::AvgPool(sizes), [x, dy]) => (adaptive_avg_pool(x, sizes.pooled)?, dy),
-            (Self::BiasGelu(_), [x, bias, dy]) => (oqvl_kernels::bias_gelu(x, bias)?, dy),
+            (Self::BiasGelu(Gelu::Exact, _), [x, bias, dy]) => (oqvl_kernels::bias_gelu(x, bias)?, dy),
+            (Self::BiasGelu(Gelu::Tanh, _), [x, bias, dy]) => (oqvl_kernels::bias_gelu_tanh(x, bias)?, dy),
             (Self::ColumnSum(_), [x]) => return Ok(vec![result("sums", &x.as_tensor().sum(0)?)?]),
             _ => anyhow::bail!("{} does not take {} inputs", self.op(), inputs.len()),
         };
@@ -341,12 +347,12 @@ impl Case {
                 keep(&y)?;
                 keep(&dx)?;
             }
-            Self::BiasGelu(rows) => {
+            Self::BiasGelu(kind, rows) => {
                 let [mut y, mut dx, mut dbias] =
                     [machine.poisoned(len(0))?, machine.poisoned(len(0))?, machine.poisoned(len(1))?];
                 let partials = column_sum::partials_len(*rows).context("too many rows")?;
                 let mut partials = machine.poisoned::<f32>(partials)?;
-                bias_gelu::forward(device, *rows, read(0), read(1), machine.slice_mut(&mut y))?;
+                bias_gelu::forward(device, *rows, *kind, read(0), read(1), machine.slice_mut(&mut y))?;
                 let to_dx = machine.slice_mut(&mut dx);
                 let inputs = (read(0), read(1), read(2));
                 let to_dbias = column_sum::BiasGradient {
@@ -354,7 +360,7 @@ impl Case {
                     dbias: machine.slice_mut(&mut dbias),
                     output: Output::Overwrite,
                 };
-                bias_gelu::backward(device, *rows, inputs, to_dx, to_dbias)?;
+                bias_gelu::backward(device, *rows, *kind, inputs, to_dx, to_dbias)?;
                 for buffer in [&y, &dx, &dbias] {
                     keep(buffer)?;
                 }

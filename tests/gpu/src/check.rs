@@ -6,6 +6,7 @@ use crate::torch::Torch;
 use candle_core::{DType, Device};
 use oqvl_kernels::attention::Mask;
 use oqvl_kernels::avg_pool::launch::Pooling;
+use oqvl_kernels::bias_gelu::Gelu;
 use oqvl_kernels::column_sum::Rows;
 use oqvl_kernels::device::Cuda;
 use oqvl_kernels::gemm::{Epilogue, Gemm};
@@ -108,8 +109,10 @@ fn cases() -> Vec<Case> {
         pooling(4, 27, 12, 1152),
         pooling(2, 27, 27, 1152),
         pooling(3, 12, 4, 1152),
-        Case::BiasGelu(rows(1296, 1536)),
-        Case::BiasGelu(rows(4097, 129)),
+        Case::BiasGelu(Gelu::Exact, rows(1296, 1536)),
+        Case::BiasGelu(Gelu::Exact, rows(4097, 129)),
+        Case::BiasGelu(Gelu::Tanh, rows(1458, 4304)),
+        Case::BiasGelu(Gelu::Tanh, rows(4097, 129)),
         Case::ColumnSum(rows(4096, 2048)),
         Case::ColumnSum(rows(4097, 129)),
         Case::Gemm(Gemm::new(1024, 2048, 1536).with_b_transposed().with_epilogue(Epilogue::Bias)),
@@ -145,8 +148,10 @@ pub(crate) fn small_cases() -> Vec<Case> {
         attention_case((4, 2), 128, Mask::Causal, packed(&[0, 5, 5, 70])),
         Case::AvgPool(Pooling { batch: 2, grid: 5, pooled: 3, channels: 16 }),
         Case::AvgPool(Pooling { batch: 1, grid: 3, pooled: 7, channels: 13 }),
-        Case::BiasGelu(rows(1, 1)),
-        Case::BiasGelu(rows(33, 24)),
+        Case::BiasGelu(Gelu::Exact, rows(1, 1)),
+        Case::BiasGelu(Gelu::Exact, rows(33, 24)),
+        Case::BiasGelu(Gelu::Tanh, rows(1, 1)),
+        Case::BiasGelu(Gelu::Tanh, rows(33, 24)),
         Case::ColumnSum(rows(70, 24)),
     ]);
     cases

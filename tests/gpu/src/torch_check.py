@@ -55,7 +55,7 @@ elif case["op"] == "avg_pool":
     results = [y, *torch.autograd.grad(y, [x], inputs["dy"])]
 elif case["op"] == "bias_gelu":
     leaves = [inputs["x"], inputs["bias"]]
-    y = F.gelu(leaves[0] + leaves[1])
+    y = F.gelu(leaves[0] + leaves[1], approximate=case["approximate"])
     results = [y, *torch.autograd.grad(y, leaves, inputs["dy"])]
 elif case["op"] == "column_sum":
     results = [inputs["x"].sum(0)]

@@ -1,6 +1,6 @@
 //! The operation on tensors of a GPU.
 
-use super::launch;
+use super::{Gelu, launch};
 use crate::column_sum::Rows;
 use crate::column_sum::launch::{BiasGradient, partials_len};
 use crate::device::{Cuda, tensors};
@@ -16,10 +16,9 @@ fn rows(num_elements: usize, cols: usize) -> Rows {
 }
 
 pub(super) fn forward(
-    x: &CudaStorage,
-    xl: &Layout,
-    bias: &CudaStorage,
-    bl: &Layout,
+    kind: Gelu,
+    (x, xl): (&CudaStorage, &Layout),
+    (bias, bl): (&CudaStorage, &Layout),
     cols: usize,
 ) -> Result<CudaStorage> {
     let cuda = Cuda::from_candle(x.device())?;
@@ -28,13 +27,15 @@ pub(super) fn forward(
     let len = xl.shape().elem_count();
     // SAFETY: the launch writes the output whole.
     let y = unsafe {
-        tensors::filled(&cuda, len, |y| launch::forward(&cuda, rows(len, cols), x.slice(), bias.slice(), y))?
+        tensors::filled(&cuda, len, |y| {
+            launch::forward(&cuda, rows(len, cols), kind, x.slice(), bias.slice(), y)
+        })?
     };
     Ok(tensors::storage(&cuda, y))
 }
 
 /// `dx` and `dbias`, from a contiguous `dy`.
-pub(super) fn backward(x: &Tensor, bias: &Tensor, dy: &Tensor) -> Result<(Tensor, Tensor)> {
+pub(super) fn backward(kind: Gelu, x: &Tensor, bias: &Tensor, dy: &Tensor) -> Result<(Tensor, Tensor)> {
     let cuda = Cuda::from_candle(x.device().as_cuda_device()?)?;
     let sizes = rows(x.elem_count(), bias.elem_count());
     let Some(num_partials) = partials_len(sizes) else { bail!("{NAME}: {sizes:?} are too large") };
@@ -53,13 +54,8 @@ pub(super) fn backward(x: &Tensor, bias: &Tensor, dy: &Tensor) -> Result<(Tensor
                     let dbias = tensors::filled::<bf16>(&cuda, sizes.cols, |dbias| {
                         dx = Some(tensors::filled(&cuda, inputs.0.len(), |dx| {
                             let (partials, output) = (partials.slice(), Output::Overwrite);
-                            launch::backward(
-                                &cuda,
-                                sizes,
-                                inputs,
-                                dx,
-                                BiasGradient { partials, dbias, output },
-                            )
+                            let to_dbias = BiasGradient { partials, dbias, output };
+                            launch::backward(&cuda, sizes, kind, inputs, dx, to_dbias)
                         })?);
                         Ok(())
                     })?;

@@ -1,6 +1,7 @@
 //! Starts the kernels of `bias_gelu.cu`.
 
-use super::sys::{BACKWARD, BiasGeluParams, FORWARD};
+use super::Gelu;
+use super::sys::{self, BiasGeluParams};
 use crate::column_sum::Rows;
 use crate::column_sum::launch::{
     BiasGradient, Element, check_element, check_lens, check_sizes, finish, rows_are_aligned, rows_per_chunk,
@@ -17,6 +18,7 @@ use half::bf16;
 pub fn forward<D: Device>(
     device: &D,
     sizes: Rows,
+    kind: Gelu,
     x: Slice<'_, D, bf16>,
     bias: Slice<'_, D, bf16>,
     y: SliceMut<'_, D, bf16>,
@@ -46,7 +48,7 @@ pub fn forward<D: Device>(
     // SAFETY: `x`, `bias` and `y` have the lengths of the sizes and addresses of their type (checked above): the kernel reads
     // and writes rows and columns below those, sixteen bytes at once only where every row starts at a multiple of them. It
     // touches neither `dy` nor `partials`.
-    unsafe { device.launch(&FORWARD, grid, &params) }
+    unsafe { device.launch(sys::forward(kind), grid, &params) }
 }
 
 /// The gradients of [`forward`]: `dx`, `(rows, cols)`, which is written whole, and that of the bias, `(cols)`, from `dy`,
@@ -57,6 +59,7 @@ pub fn forward<D: Device>(
 pub fn backward<D: Device, S: Element>(
     device: &D,
     sizes: Rows,
+    kind: Gelu,
     (x, bias, dy): (Slice<'_, D, bf16>, Slice<'_, D, bf16>, Slice<'_, D, bf16>),
     dx: SliceMut<'_, D, bf16>,
     BiasGradient { partials, dbias, output }: BiasGradient<'_, D, S>,
@@ -87,7 +90,7 @@ pub fn backward<D: Device, S: Element>(
         // SAFETY: `x`, `bias`, `dy`, `dx` and `partials` have the lengths of the sizes and addresses of their types (checked
         // above): the kernel reads and writes rows and columns below those, sixteen bytes at once only where every row starts
         // at a multiple of them, and a row of sums for each chunk.
-        unsafe { device.launch(&BACKWARD, grid, &params)? };
+        unsafe { device.launch(sys::backward(kind), grid, &params)? };
     }
     finish(device, sizes, partials.as_slice(), dbias, output)
 }

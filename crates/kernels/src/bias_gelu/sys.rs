@@ -1,5 +1,6 @@
 //! What `bias_gelu.cu` declares.
 
+use super::Gelu;
 use crate::column_sum::sys::{THREADS, shared_memory};
 use crate::device::{Kernel, Module, Params, module};
 use half::bf16;
@@ -24,6 +25,26 @@ unsafe impl Params for BiasGeluParams {}
 
 static MODULE: Module = module!("bias_gelu");
 
-pub(super) static FORWARD: Kernel<BiasGeluParams> = Kernel::new(&MODULE, "bias_gelu_forward", THREADS, 0);
-pub(super) static BACKWARD: Kernel<BiasGeluParams> =
-    Kernel::new(&MODULE, "bias_gelu_backward", THREADS, shared_memory(size_of::<bf16>()));
+const fn kernel(name: &'static str, shared_memory: u32) -> Kernel<BiasGeluParams> {
+    Kernel::new(&MODULE, name, THREADS, shared_memory)
+}
+
+static FORWARD: Kernel<BiasGeluParams> = kernel("bias_gelu_forward", 0);
+static TANH_FORWARD: Kernel<BiasGeluParams> = kernel("bias_gelu_tanh_forward", 0);
+static BACKWARD: Kernel<BiasGeluParams> = kernel("bias_gelu_backward", shared_memory(size_of::<bf16>()));
+static TANH_BACKWARD: Kernel<BiasGeluParams> =
+    kernel("bias_gelu_tanh_backward", shared_memory(size_of::<bf16>()));
+
+pub(super) fn forward(kind: Gelu) -> &'static Kernel<BiasGeluParams> {
+    match kind {
+        Gelu::Exact => &FORWARD,
+        Gelu::Tanh => &TANH_FORWARD,
+    }
+}
+
+pub(super) fn backward(kind: Gelu) -> &'static Kernel<BiasGeluParams> {
+    match kind {
+        Gelu::Exact => &BACKWARD,
+        Gelu::Tanh => &TANH_BACKWARD,
+    }
+}

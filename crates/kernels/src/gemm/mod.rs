@@ -72,7 +72,7 @@ pub enum Epilogue {
     /// GELU in its tanh form: `x (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3))) / 2`.
     ///
     /// Source: what cuBLASLt computes (`CUBLASLT_EPILOGUE_GELU`; pytorch/pytorch#104061 met it), as `gelu_pytorch_tanh`.
-    /// For the exact form there is [`bias_gelu`](fn@crate::bias_gelu).
+    /// It has no backward; [`bias_gelu`](mod@crate::bias_gelu) has, for both forms.
     Gelu,
     /// The bias is added, then GELU in its tanh form.
     GeluBias,

@@ -1,10 +1,10 @@
 //! The products on a CPU.
 
 use super::{Epilogue, Form, Gemm, Lens, Operand};
-use crate::element::{Element, lit};
+use crate::bias_gelu::reference::gelu_tanh;
+use crate::element::Element;
 use crate::matmul::{Matrix, matmul};
 use candle_core::Result;
-use std::f64::consts::FRAC_2_PI;
 
 /// `d = epilogue(op(a) op(b) + old)` in f32 or f64, on this thread. Slices hold what the strides of `gemm` say, or more; `bias`
 /// has an element for each column, where the epilogue takes one. Only elements of the output are written, none between its rows.
@@ -37,11 +37,6 @@ pub fn reference<T: Element>(gemm: &Gemm, a: &[T], b: &[T], bias: Option<&[T]>, 
         }
     }
     Ok(())
-}
-
-fn gelu_tanh<T: Element>(x: T) -> T {
-    let inside = lit::<T>(FRAC_2_PI.sqrt()) * (x + lit::<T>(0.044715) * x * x * x);
-    lit::<T>(0.5) * x * (T::one() + inside.tanh())
 }
 
 #[cfg(test)]
