@@ -276,6 +276,7 @@ mod tests {
                 Some((at, Event::Stop)) if *at == step => return Err(Interrupted.into()),
                 Some((at, Event::InfiniteLoss)) if *at == step => loss = (loss * f64::INFINITY)?,
                 Some((at, Event::UndefinedGradient)) if *at == step => {
+                    // forward only: a root of nothing is wanted, whose gradient is no number.
                     let nothing = (&self.weight - self.weight.detach())?.sqr()?.sum_all()?.sqrt()?;
                     loss = (loss + nothing)?;
                 }

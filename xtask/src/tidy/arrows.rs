@@ -60,7 +60,7 @@ const CANDLE_FREE: [&str; 10] = [
 pub(super) fn check(packages: &[Package]) -> Vec<String> {
     let mut violations = Vec::new();
     for package in packages {
-        let Some(name) = package.name.strip_prefix(PREFIX).filter(|_| is_under_crates(package)) else {
+        let Some(name) = package.name.strip_prefix(PREFIX).filter(|_| package.crate_dir().is_some()) else {
             continue;
         };
         let Some((_, allowed)) = ARROWS.iter().find(|(known, _)| *known == name) else {
@@ -78,10 +78,6 @@ pub(super) fn check(packages: &[Package]) -> Vec<String> {
         }
     }
     violations
-}
-
-fn is_under_crates(package: &Package) -> bool {
-    package.manifest_path.iter().rev().nth(2).is_some_and(|directory| directory == "crates")
 }
 
 /// Whether test support itself stands on this crate.
@@ -120,20 +116,8 @@ pub(super) fn check_candle_free(
 
 #[cfg(test)]
 mod tests {
-    use super::super::packages::Dependency;
+    use super::super::packages::package;
     use super::*;
-
-    fn package(name: &str, dependencies: &[(&str, Option<Kind>)]) -> Package {
-        let dir = name.strip_prefix(PREFIX).unwrap_or(name);
-        let line = |(name, kind): &(&str, Option<Kind>)| Dependency { name: (*name).to_owned(), kind: *kind };
-        Package {
-            name: name.to_owned(),
-            description: None,
-            license: None,
-            manifest_path: format!("/repo/crates/{dir}/Cargo.toml").into(),
-            dependencies: dependencies.iter().map(line).collect(),
-        }
-    }
 
     #[test]
     fn arrows_down_pass_and_arrows_up_do_not() {

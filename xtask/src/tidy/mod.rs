@@ -27,6 +27,7 @@ pub(crate) fn run() -> anyhow::Result<()> {
     violations.extend(top_level::check(&root)?);
     violations.extend(arrows::check(&packages));
     violations.extend(arrows::check_candle_free(&packages, &packages::lock_graph(&root)?));
+    violations.extend(trainable::check_crates(&packages));
     violations.extend(manifests::check(&root, &packages)?);
     for source in &sources {
         violations.extend(sources::check(source));

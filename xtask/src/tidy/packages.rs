@@ -16,6 +16,15 @@ pub(super) struct Package {
     pub(super) dependencies: Vec<Dependency>,
 }
 
+impl Package {
+    /// Its directory below `crates/`, if it lies there.
+    pub(super) fn crate_dir(&self) -> Option<&str> {
+        let mut parts = self.manifest_path.iter().rev().skip(1);
+        let (dir, parent) = (parts.next()?, parts.next()?);
+        dir.to_str().filter(|_| parent == "crates")
+    }
+}
+
 /// One line of a dependency table.
 #[derive(Debug, Clone, Deserialize)]
 pub(super) struct Dependency {
@@ -72,6 +81,20 @@ fn parse_lock(text: &str) -> anyhow::Result<BTreeMap<String, BTreeSet<String>>> 
         graph.entry(locked.name).or_default().extend(names);
     }
     Ok(graph)
+}
+
+/// A crate of that name with these dependencies.
+#[cfg(test)]
+pub(super) fn package(name: &str, dependencies: &[(&str, Option<Kind>)]) -> Package {
+    let dir = name.strip_prefix("oqvl-").unwrap_or(name);
+    let line = |&(name, kind): &(&str, Option<Kind>)| Dependency { name: name.to_owned(), kind };
+    Package {
+        name: name.to_owned(),
+        description: None,
+        license: None,
+        manifest_path: format!("/repo/crates/{dir}/Cargo.toml").into(),
+        dependencies: dependencies.iter().map(line).collect(),
+    }
 }
 
 #[cfg(test)]

@@ -123,6 +123,7 @@ pub(super) fn backward(op: &Attention, shape: &Shape, tensors: [&Tensor; 5]) -> 
     }
     let tensor = |slice: CudaSlice<bf16>, like: &Tensor| {
         let storage = Storage::Cuda(CudaStorage::wrap_cuda_slice(slice, device.clone()));
+        // forward only: these are gradients, which have none of their own.
         Tensor::from_storage(storage, like.shape().clone(), BackpropOp::none(), false)
     };
     Ok([tensor(dq, q), tensor(dk, k), tensor(dv, v)])

@@ -61,6 +61,7 @@ pub(crate) unsafe fn filled<T: DeviceRepr>(
 /// A contiguous tensor, without a past, of what [`filled`] gives.
 pub(crate) fn tensor<T: Element>(cuda: &Cuda, memory: CudaSlice<T>, shape: impl Into<Shape>) -> Tensor {
     let storage = Storage::Cuda(storage(cuda, memory));
+    // forward only: these are gradients, which have none of their own.
     Tensor::from_storage(storage, shape, BackpropOp::none(), false)
 }
 

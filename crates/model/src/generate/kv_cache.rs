@@ -66,7 +66,9 @@ impl KvCache {
                 head.keys = grown(&head.keys, self.len, capacity)?;
                 head.values = grown(&head.values, self.len, capacity)?;
             }
+            // forward only: a cache serves generation, which learns nothing.
             head.keys.slice_set(&keys.narrow(1, head_idx, 1)?.contiguous()?, 2, self.len)?;
+            // forward only: as above.
             head.values.slice_set(&values.narrow(1, head_idx, 1)?.contiguous()?, 2, self.len)?;
         }
         Ok(())
@@ -108,6 +110,7 @@ impl KvCache {
 fn grown(tensor: &Tensor, len: usize, capacity: usize) -> Result<Tensor> {
     let larger = Tensor::zeros((1, 1, capacity.max(1), tensor.dim(3)?), tensor.dtype(), tensor.device())?;
     if len > 0 {
+        // forward only: a cache serves generation, which learns nothing.
         larger.slice_set(&tensor.narrow(2, 0, len)?, 2, 0)?;
     }
     Ok(larger)
