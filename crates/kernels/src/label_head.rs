@@ -12,7 +12,7 @@
 //! Nothing in it depends on how rows are divided into chunks but the rounding of products on a device.
 
 use crate::cross_entropy::reference::{Totals, cross_entropy};
-use crate::cross_entropy::{Loss, bytes_beside_logits};
+use crate::cross_entropy::{CHANNELS, Loss, bytes_beside_logits};
 use crate::element::Element;
 use crate::{gather_rows, rows};
 use candle_core::{Result, bail};
@@ -147,7 +147,8 @@ pub fn label_head<T: Element>(
         bail!("label_head: gradients of {lens:?} elements, not of {} and {}", states.len(), weight.len());
     }
     let labelled = LabelRows::new(labels, loss.ignore_index);
-    let gathered = gather_rows::reference(states, hidden, labelled.rows())?;
+    let mut gathered = vec![T::zero(); labelled.rows().len() * hidden];
+    gather_rows::reference(states, hidden, labelled.rows(), &mut gathered)?;
     let mut gradient = vec![T::zero(); gathered.len()];
     let mut totals = Totals::default();
     let chunks = labelled.labels().chunks(chunk_rows).zip(gathered.chunks(chunk_rows.saturating_mul(hidden)));
@@ -157,7 +158,9 @@ pub fn label_head<T: Element>(
         for state in states.chunks_exact(hidden) {
             logits.extend(weight.chunks_exact(hidden).map(|of_token| rows::dot(state, of_token)));
         }
-        cross_entropy(&mut logits, vocab, labels, loss, &mut totals)?;
+        let mut stats = vec![T::zero(); CHANNELS * labels.len()];
+        cross_entropy(&mut logits, vocab, labels, loss, T::one(), &mut stats)?;
+        totals.add(&stats);
         let of_rows = logits.chunks_exact(vocab.max(1)).zip(states.chunks_exact(hidden));
         for ((logits, state), to) in of_rows.zip(to.chunks_exact_mut(hidden)) {
             let tokens = logits.iter().zip(weight.chunks_exact(hidden));
@@ -168,7 +171,7 @@ pub fn label_head<T: Element>(
             }
         }
     }
-    gradients.states.copy_from_slice(&gather_rows::reference(&gradient, hidden, labelled.places())?);
+    gather_rows::reference(&gradient, hidden, labelled.places(), gradients.states)?;
     Ok(totals)
 }
 
@@ -222,7 +225,9 @@ mod tests {
                 logits.push(rows::dot(of_row, &weight[token * HIDDEN..(token + 1) * HIDDEN]));
             }
         }
-        cross_entropy(&mut logits, VOCAB, labels, LOSS, &mut totals).unwrap();
+        let mut stats = vec![0.0; CHANNELS * labels.len()];
+        cross_entropy(&mut logits, VOCAB, labels, LOSS, 1.0, &mut stats).unwrap();
+        totals.add(&stats);
         let mut dstates = vec![0.0; states.len()];
         for row in 0..labels.len() {
             for token in 0..VOCAB {

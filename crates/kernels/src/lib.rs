@@ -47,6 +47,7 @@ pub mod adamw;
 pub mod attention;
 pub mod avg_pool;
 mod avg_pool_projector;
+pub mod backend;
 pub mod bias_gelu;
 pub mod column_sum;
 pub mod cross_entropy;

@@ -1,8 +1,12 @@
 //! The device: checks a launch as CUDA would, and runs it.
 
+use crate::buffer::Buffer;
 use crate::compiler::{Compiler, Loaded, Mode, is_sanitizer_loaded, kernels_root, load, sources_below};
 use candle_core::{Result, bail};
-use oqvl_kernels::device::{Device, Grid, Kernel, Number, Params, Slice, SliceMut};
+use half::bf16;
+use oqvl_kernels::backend::Products;
+use oqvl_kernels::device::{Device, Grid, Kernel, Memory, Number, Params, Slice, SliceMut};
+use oqvl_kernels::gemm::{self, Gemm, GemmOutput};
 use std::collections::BTreeSet;
 use std::ffi::{CStr, CString, c_char, c_int, c_uint, c_void};
 use std::fs::File;
@@ -262,6 +266,78 @@ impl Launch<'_> {
         }
         Ok(())
     }
+}
+
+impl Memory for Emulation {
+    type Half = bf16;
+    type Full = f32;
+    type Buffer<T: Number> = Buffer<T>;
+
+    fn poisoned<T: Number>(&self, len: usize) -> Result<Buffer<T>> {
+        Ok(Buffer::poisoned(len))
+    }
+
+    fn copy_from_host<T: Number>(&self, from: &[T], to: SliceMut<'_, Self, T>) -> Result<()> {
+        if from.len() != to.len() {
+            bail!("{} elements cannot be copied to {}", from.len(), to.len());
+        }
+        elements_mut(to).copy_from_slice(from);
+        Ok(())
+    }
+
+    fn download<T: Number>(&self, buffer: &Buffer<T>) -> Result<Vec<T>> {
+        Ok(buffer.to_vec())
+    }
+
+    fn slice<'a, T: Number>(&self, buffer: &'a Buffer<T>) -> Slice<'a, Self, T> {
+        self.read(buffer)
+    }
+
+    fn slice_mut<'a, T: Number>(&self, buffer: &'a mut Buffer<T>) -> SliceMut<'a, Self, T> {
+        self.write(buffer)
+    }
+}
+
+/// By the reference in f32, rounded once, as a library's products would be.
+impl Products for Emulation {
+    fn product<O: GemmOutput>(
+        &self,
+        gemm: &Gemm,
+        (a, b): (Slice<'_, Self, bf16>, Slice<'_, Self, bf16>),
+        bias: Option<Slice<'_, Self, O>>,
+        d: SliceMut<'_, Self, O>,
+    ) -> Result<()> {
+        let (a, b, bias) = (wide(a), wide(b), bias.map(wide));
+        let mut sums = wide(d.as_slice());
+        gemm::reference(gemm, &a, &b, bias.as_deref(), &mut sums)?;
+        elements_mut(d).iter_mut().zip(sums).for_each(|(d, sum)| *d = O::from_f64(sum.into()));
+        Ok(())
+    }
+}
+
+/// Elements that nothing else reaches.
+fn elements_mut<T: Number>(slice: SliceMut<'_, Emulation, T>) -> &mut [T] {
+    if slice.is_empty() {
+        return &mut [];
+    }
+    let address = std::ptr::with_exposed_provenance_mut(slice.address() as usize);
+    // SAFETY: a slice of this process's memory, which `from_raw` was promised to be the only way to.
+    unsafe { std::slice::from_raw_parts_mut(address, slice.len()) }
+}
+
+/// The same numbers in f32.
+fn wide<T: GemmOutput>(elements: Slice<'_, Emulation, T>) -> Vec<f32> {
+    if elements.is_empty() {
+        return Vec::new();
+    }
+    // SAFETY: a slice of this process's memory, which nothing writes while it is borrowed.
+    let elements = unsafe {
+        std::slice::from_raw_parts(
+            std::ptr::with_exposed_provenance::<T>(elements.address() as usize),
+            elements.len(),
+        )
+    };
+    elements.iter().map(|element| element.to_f64() as f32).collect()
 }
 
 // SAFETY: a launch has ended when it returns, and runs the kernel of that name with the very parameters, whose size is

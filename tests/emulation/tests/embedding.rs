@@ -86,7 +86,8 @@ impl Case {
     fn check(&self, on: &Emulation) {
         let Self { hidden, table, visual, sources, dy, before } = self;
         let found = self.run(on);
-        let expected = reference::forward(&widen(table), &widen(visual), *hidden, sources).unwrap();
+        let mut expected = vec![f64::NAN; found.to.len()];
+        reference::forward(&widen(table), &widen(visual), *hidden, sources, &mut expected).unwrap();
         assert_eq!(widen(&found.to), expected);
         // Plain loops, row by row and number by number.
         let mut dtable: Vec<f64> = before.iter().map(|x| f64::from(*x)).collect();
@@ -103,7 +104,8 @@ impl Case {
         }
         assert_eq!(widen(&found.dvisual), dvisual);
         let mut by_reference: Vec<f64> = before.iter().map(|x| f64::from(*x)).collect();
-        reference::backward(&widen(dy), *hidden, sources, Some(PADDING), &mut by_reference).unwrap();
+        let buckets = Buckets::new(sources, Some(PADDING));
+        reference::backward(&widen(dy), *hidden, (&buckets).into(), &mut by_reference).unwrap();
         assert_eq!(by_reference, dtable);
         for (index, (found, expected)) in found.dtable.iter().zip(dtable).enumerate() {
             let error = (f64::from(*found) - expected).abs();

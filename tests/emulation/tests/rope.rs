@@ -104,8 +104,13 @@ impl Case {
         let found = self.run(on);
         let bias = bias.as_ref().map(|bias| widen(bias));
         let (mut y, mut dqkv) = (widen(qkv), widen(dy));
-        reference::forward(*sizes, &mut y, bias.as_deref(), positions, tables).unwrap();
-        let dbias = reference::backward(*sizes, &mut dqkv, positions, tables).unwrap();
+        let (cos, sin) = tables.cos_sin();
+        let angles = reference::Angles { positions, cos: &cos, sin: &sin };
+        reference::forward(*sizes, &mut y, bias.as_deref(), angles).unwrap();
+        reference::backward(*sizes, &mut dqkv, angles).unwrap();
+        let cols = sizes.sizes().unwrap().cols;
+        let mut dbias = vec![0.0; cols];
+        dqkv.iter().enumerate().for_each(|(index, dqkv)| dbias[index % cols] += dqkv);
         assert_rounded("y", &found.y, &y);
         assert_rounded("dqkv", &found.dqkv, &dqkv);
         for (index, found) in found.dbias.iter().enumerate() {

@@ -1,6 +1,5 @@
 //! How long operations take, beside PyTorch on the same GPU.
 
-use crate::machine::POISON;
 use crate::torch::Torch;
 use anyhow::Context as _;
 use half::bf16;
@@ -10,7 +9,7 @@ use oqvl_kernels::avg_pool::launch as avg_pool;
 use oqvl_kernels::avg_pool::launch::Pooling;
 use oqvl_kernels::bias_gelu::{Gelu, launch as bias_gelu};
 use oqvl_kernels::column_sum::{Rows, launch as column_sum};
-use oqvl_kernels::device::{Cuda, CudaBuffer};
+use oqvl_kernels::device::{Cuda, CudaBuffer, Memory as _};
 use oqvl_kernels::gemm::{self, Epilogue, Gemm};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -156,7 +155,7 @@ fn numbers(cuda: &Cuda, len: usize) -> anyhow::Result<CudaBuffer<bf16>> {
 }
 
 fn room(cuda: &Cuda, len: usize) -> anyhow::Result<CudaBuffer<bf16>> {
-    Ok(cuda.filled(len, POISON)?)
+    Ok(cuda.poisoned(len)?)
 }
 
 fn attention(cuda: &Cuda, torch: Option<&Torch>) -> anyhow::Result<Vec<Figure>> {
@@ -210,34 +209,34 @@ fn attention_call(cuda: &Cuda, call: &AttentionCall) -> anyhow::Result<[Figure; 
         [numbers(cuda, q_len)?, numbers(cuda, kv_len)?, numbers(cuda, kv_len)?, numbers(cuda, q_len)?];
     let [mut out, mut dq, mut dk, mut dv] =
         [room(cuda, q_len)?, room(cuda, q_len)?, room(cuda, kv_len)?, room(cuda, kv_len)?];
-    let mut lse = cuda.filled::<f32>(shape.num_query_rows()?, POISON)?;
-    let mut workspace = cuda.filled::<f32>(attention::backward_workspace_len(&shape)?, POISON)?;
+    let mut lse = cuda.poisoned::<f32>(shape.num_query_rows()?)?;
+    let mut workspace = cuda.poisoned::<f32>(attention::backward_workspace_len(&shape)?)?;
     let of_q = Strides::rows_first(batch * len, heads, head_dim);
     let of_kv = Strides::rows_first(batch * len, kv_heads, head_dim);
     let forward = time(cuda, || {
         let args = attention::Forward {
-            q: Operand { data: q.slice(), strides: of_q },
-            k: Operand { data: k.slice(), strides: of_kv },
-            v: Operand { data: v.slice(), strides: of_kv },
-            cu_seqlens: Some(cu_seqlens.slice()),
-            out: OperandMut { data: out.slice_mut(), strides: of_q },
-            lse: lse.slice_mut(),
+            q: Operand { data: cuda.slice(&q), strides: of_q },
+            k: Operand { data: cuda.slice(&k), strides: of_kv },
+            v: Operand { data: cuda.slice(&v), strides: of_kv },
+            cu_seqlens: Some(cuda.slice(&cu_seqlens)),
+            out: OperandMut { data: cuda.slice_mut(&mut out), strides: of_q },
+            lse: cuda.slice_mut(&mut lse),
         };
         attention::forward(cuda, &shape, args)
     })?;
     let backward = time(cuda, || {
         let args = attention::Backward {
-            q: Operand { data: q.slice(), strides: of_q },
-            k: Operand { data: k.slice(), strides: of_kv },
-            v: Operand { data: v.slice(), strides: of_kv },
-            cu_seqlens: Some(cu_seqlens.slice()),
-            out: Operand { data: out.slice(), strides: of_q },
-            lse: lse.slice(),
-            dout: Operand { data: dout.slice(), strides: of_q },
-            dq: OperandMut { data: dq.slice_mut(), strides: of_q },
-            dk: OperandMut { data: dk.slice_mut(), strides: of_kv },
-            dv: OperandMut { data: dv.slice_mut(), strides: of_kv },
-            workspace: workspace.slice_mut(),
+            q: Operand { data: cuda.slice(&q), strides: of_q },
+            k: Operand { data: cuda.slice(&k), strides: of_kv },
+            v: Operand { data: cuda.slice(&v), strides: of_kv },
+            cu_seqlens: Some(cuda.slice(&cu_seqlens)),
+            out: Operand { data: cuda.slice(&out), strides: of_q },
+            lse: cuda.slice(&lse),
+            dout: Operand { data: cuda.slice(&dout), strides: of_q },
+            dq: OperandMut { data: cuda.slice_mut(&mut dq), strides: of_q },
+            dk: OperandMut { data: cuda.slice_mut(&mut dk), strides: of_kv },
+            dv: OperandMut { data: cuda.slice_mut(&mut dv), strides: of_kv },
+            workspace: cuda.slice_mut(&mut workspace),
         };
         attention::backward(cuda, &shape, args)
     })?;
@@ -286,14 +285,18 @@ fn gemms(cuda: &Cuda, torch: Option<&Torch>) -> anyhow::Result<Vec<Figure>> {
         let (a, b) = (numbers(cuda, m * k)?, numbers(cuda, n * k)?);
         let runs = if weight_gradient {
             let gemm = Gemm::new(m, n, k).with_a_transposed().accumulating();
-            let mut d = cuda.filled::<f32>(m * n, 0)?;
-            time(cuda, || gemm::gemm(cuda, &gemm, a.slice(), b.slice(), None, d.slice_mut()))?
+            let mut d = cuda.upload(&vec![0f32; m * n])?;
+            time(cuda, || {
+                gemm::gemm(cuda, &gemm, cuda.slice(&a), cuda.slice(&b), None, cuda.slice_mut(&mut d))
+            })?
         } else {
             let epilogue = if bias { Epilogue::Bias } else { Epilogue::None };
             let gemm = Gemm::new(m, n, k).with_b_transposed().with_epilogue(epilogue);
             let (of_bias, mut d) = (numbers(cuda, n)?, room(cuda, m * n)?);
-            let of_bias = || bias.then(|| of_bias.slice());
-            time(cuda, || gemm::gemm(cuda, &gemm, a.slice(), b.slice(), of_bias(), d.slice_mut()))?
+            let of_bias = || bias.then(|| cuda.slice(&of_bias));
+            time(cuda, || {
+                gemm::gemm(cuda, &gemm, cuda.slice(&a), cuda.slice(&b), of_bias(), cuda.slice_mut(&mut d))
+            })?
         };
         let kind = if weight_gradient { ", weight gradient added in f32" } else { "" };
         let work = Work::Operations(2.0 * (m * n * k) as f64);
@@ -318,8 +321,8 @@ fn gemms(cuda: &Cuda, torch: Option<&Torch>) -> anyhow::Result<Vec<Figure>> {
 /// The bandwidth that others are held against: a copy within the memory of the GPU.
 fn copy(cuda: &Cuda) -> anyhow::Result<Figure> {
     println!("a copy within the GPU");
-    let from = cuda.filled::<u8>(COPY_BYTES, 1)?;
-    let mut to = cuda.filled::<u8>(COPY_BYTES, 0)?;
+    let from = cuda.poisoned::<u8>(COPY_BYTES)?;
+    let mut to = cuda.poisoned::<u8>(COPY_BYTES)?;
     let runs = time(cuda, || cuda.copy(&from, &mut to))?;
     Ok(Figure::new(COPY, "1 GiB within the GPU".to_owned(), runs, Work::Bytes(2.0 * COPY_BYTES as f64)))
 }
@@ -343,8 +346,8 @@ fn pooling(cuda: &Cuda, copy: &Figure) -> anyhow::Result<[Figure; 2]> {
     let (input_len, output_len) = (len(sizes.input_len())?, len(sizes.output_len())?);
     let (x, dy) = (numbers(cuda, input_len)?, numbers(cuda, output_len)?);
     let (mut y, mut dx) = (room(cuda, output_len)?, room(cuda, input_len)?);
-    let forward = time(cuda, || avg_pool::forward(cuda, sizes, x.slice(), y.slice_mut()))?;
-    let backward = time(cuda, || avg_pool::backward(cuda, sizes, dy.slice(), dx.slice_mut()))?;
+    let forward = time(cuda, || avg_pool::forward(cuda, sizes, cuda.slice(&x), cuda.slice_mut(&mut y)))?;
+    let backward = time(cuda, || avg_pool::backward(cuda, sizes, cuda.slice(&dy), cuda.slice_mut(&mut dx)))?;
     let work = Work::Bytes(2.0 * (input_len + output_len) as f64);
     let figure = |what: &str, runs| {
         let what = format!("{what}, {} grids, 27 to 12, {} channels", sizes.batch, sizes.channels);
@@ -359,15 +362,15 @@ fn activation(cuda: &Cuda, kind: Gelu, copy: &Figure) -> anyhow::Result<[Figure;
     let len = sizes.rows * sizes.cols;
     let (x, bias, dy) = (numbers(cuda, len)?, numbers(cuda, sizes.cols)?, numbers(cuda, len)?);
     let (mut y, mut dx, mut dbias) = (room(cuda, len)?, room(cuda, len)?, room(cuda, sizes.cols)?);
-    let mut partials =
-        cuda.filled::<f32>(column_sum::partials_len(sizes).context("the sizes fit")?, POISON)?;
-    let forward =
-        time(cuda, || bias_gelu::forward(cuda, sizes, kind, x.slice(), bias.slice(), y.slice_mut()))?;
+    let mut partials = cuda.poisoned::<f32>(column_sum::partials_len(sizes).context("the sizes fit")?)?;
+    let forward = time(cuda, || {
+        bias_gelu::forward(cuda, sizes, kind, cuda.slice(&x), cuda.slice(&bias), cuda.slice_mut(&mut y))
+    })?;
     let backward = time(cuda, || {
-        let inputs = (x.slice(), bias.slice(), dy.slice());
-        let (partials, dbias) = (partials.slice_mut(), dbias.slice_mut());
+        let inputs = (cuda.slice(&x), cuda.slice(&bias), cuda.slice(&dy));
+        let (partials, dbias) = (cuda.slice_mut(&mut partials), cuda.slice_mut(&mut dbias));
         let to_dbias = column_sum::BiasGradient { partials, dbias, output: Output::Overwrite };
-        bias_gelu::backward(cuda, sizes, kind, inputs, dx.slice_mut(), to_dbias)
+        bias_gelu::backward(cuda, sizes, kind, inputs, cuda.slice_mut(&mut dx), to_dbias)
     })?;
     let figure = |what: &str, runs, tensors: usize| {
         let what = format!("{what}, {} x {}, {kind:?}", sizes.rows, sizes.cols);
@@ -383,11 +386,10 @@ fn sums(cuda: &Cuda, copy: &Figure) -> anyhow::Result<Figure> {
     let len = sizes.rows * sizes.cols;
     let x = numbers(cuda, len)?;
     let mut to = room(cuda, sizes.cols)?;
-    let mut partials =
-        cuda.filled::<f32>(column_sum::partials_len(sizes).context("the sizes fit")?, POISON)?;
+    let mut partials = cuda.poisoned::<f32>(column_sum::partials_len(sizes).context("the sizes fit")?)?;
     let runs = time(cuda, || {
-        let (partials, to) = (partials.slice_mut(), to.slice_mut());
-        column_sum::column_sum(cuda, sizes, x.slice(), partials, to, Output::Overwrite)
+        let (partials, to) = (cuda.slice_mut(&mut partials), cuda.slice_mut(&mut to));
+        column_sum::column_sum(cuda, sizes, cuda.slice(&x), partials, to, Output::Overwrite)
     })?;
     let work = Work::Bytes((len * size_of::<bf16>()) as f64);
     let what = format!("{} x {}", sizes.rows, sizes.cols);

@@ -1,12 +1,12 @@
 //! One call of an operation: its inputs, its reference in f64 on the CPU, and the same on a device.
 
-use crate::machine::Machine;
 use anyhow::Context as _;
 use candle_core::{DType, Device, Tensor, Var};
 use half::bf16;
 use oqvl_kernels::attention::{self, CuSeqlens, Mask, Operand, OperandMut, Sequences, Shape, Strides};
 use oqvl_kernels::avg_pool::launch as avg_pool;
 use oqvl_kernels::avg_pool::launch::Pooling;
+use oqvl_kernels::backend::Products;
 use oqvl_kernels::bias_gelu::{Gelu, launch as bias_gelu};
 use oqvl_kernels::column_sum::{Rows, launch as column_sum};
 use oqvl_kernels::gemm::{self, Epilogue, Form, Gemm};
@@ -280,15 +280,14 @@ impl Case {
     }
 
     /// What the kernels make of the inputs, by the launch functions, into memory that is poisoned before.
-    pub(crate) fn on<M: Machine>(&self, machine: &M, inputs: &[Input]) -> anyhow::Result<Vec<Result>> {
-        let uploaded = inputs.iter().map(|input| machine.upload(&input.values));
+    pub(crate) fn on<D: Products>(&self, device: &D, inputs: &[Input]) -> anyhow::Result<Vec<Result>> {
+        let uploaded = inputs.iter().map(|input| device.upload(&input.values));
         let uploaded = uploaded.collect::<candle_core::Result<Vec<_>>>()?;
-        let device = machine.device();
-        let read = |index: usize| machine.slice(&uploaded[index]);
+        let read = |index: usize| device.slice(&uploaded[index]);
         let len = |index: usize| inputs[index].values.len();
         let mut results = Vec::new();
-        let mut keep = |buffer: &M::Buffer<bf16>| -> anyhow::Result<()> {
-            let values = machine.download(buffer)?.into_iter().map(f64::from).collect();
+        let mut keep = |buffer: &D::Buffer<bf16>| -> anyhow::Result<()> {
+            let values = device.download(buffer)?.into_iter().map(f64::from).collect();
             results.push(Result { name: self.description().results[results.len()], values });
             Ok(())
         };
@@ -302,24 +301,24 @@ impl Case {
                 let operand = |index: usize| Operand { data: read(index), strides: strides(index) };
                 let cu_seqlens = match &shape.sequences {
                     Sequences::Batch { .. } => None,
-                    Sequences::Packed(packed) => Some(machine.upload(packed.boundaries())?),
+                    Sequences::Packed(packed) => Some(device.upload(packed.boundaries())?),
                 };
-                let cu_seqlens = cu_seqlens.as_ref().map(|buffer| machine.slice(buffer));
-                let mut lse = machine.poisoned::<f32>(shape.num_query_rows()?)?;
-                let mut workspace = machine.poisoned::<f32>(attention::backward_workspace_len(shape)?)?;
+                let cu_seqlens = cu_seqlens.as_ref().map(|buffer| device.slice(buffer));
+                let mut lse = device.poisoned::<f32>(shape.num_query_rows()?)?;
+                let mut workspace = device.poisoned::<f32>(attention::backward_workspace_len(shape)?)?;
                 let [mut out, mut dq, mut dk, mut dv] = [
-                    machine.poisoned(len(0))?,
-                    machine.poisoned(len(0))?,
-                    machine.poisoned(len(1))?,
-                    machine.poisoned(len(2))?,
+                    device.poisoned(len(0))?,
+                    device.poisoned(len(0))?,
+                    device.poisoned(len(1))?,
+                    device.poisoned(len(2))?,
                 ];
                 let forward = attention::Forward {
                     q: operand(0),
                     k: operand(1),
                     v: operand(2),
                     cu_seqlens,
-                    out: OperandMut { data: machine.slice_mut(&mut out), strides: strides(0) },
-                    lse: machine.slice_mut(&mut lse),
+                    out: OperandMut { data: device.slice_mut(&mut out), strides: strides(0) },
+                    lse: device.slice_mut(&mut lse),
                 };
                 attention::forward(device, shape, forward)?;
                 let backward = attention::Backward {
@@ -327,13 +326,13 @@ impl Case {
                     k: operand(1),
                     v: operand(2),
                     cu_seqlens,
-                    out: Operand { data: machine.slice(&out), strides: strides(0) },
-                    lse: machine.slice(&lse),
+                    out: Operand { data: device.slice(&out), strides: strides(0) },
+                    lse: device.slice(&lse),
                     dout: operand(3),
-                    dq: OperandMut { data: machine.slice_mut(&mut dq), strides: strides(0) },
-                    dk: OperandMut { data: machine.slice_mut(&mut dk), strides: strides(1) },
-                    dv: OperandMut { data: machine.slice_mut(&mut dv), strides: strides(2) },
-                    workspace: machine.slice_mut(&mut workspace),
+                    dq: OperandMut { data: device.slice_mut(&mut dq), strides: strides(0) },
+                    dk: OperandMut { data: device.slice_mut(&mut dk), strides: strides(1) },
+                    dv: OperandMut { data: device.slice_mut(&mut dv), strides: strides(2) },
+                    workspace: device.slice_mut(&mut workspace),
                 };
                 attention::backward(device, shape, backward)?;
                 for buffer in [&out, &dq, &dk, &dv] {
@@ -341,23 +340,23 @@ impl Case {
                 }
             }
             Self::AvgPool(sizes) => {
-                let [mut y, mut dx] = [machine.poisoned(len(1))?, machine.poisoned(len(0))?];
-                avg_pool::forward(device, *sizes, read(0), machine.slice_mut(&mut y))?;
-                avg_pool::backward(device, *sizes, read(1), machine.slice_mut(&mut dx))?;
+                let [mut y, mut dx] = [device.poisoned(len(1))?, device.poisoned(len(0))?];
+                avg_pool::forward(device, *sizes, read(0), device.slice_mut(&mut y))?;
+                avg_pool::backward(device, *sizes, read(1), device.slice_mut(&mut dx))?;
                 keep(&y)?;
                 keep(&dx)?;
             }
             Self::BiasGelu(kind, rows) => {
                 let [mut y, mut dx, mut dbias] =
-                    [machine.poisoned(len(0))?, machine.poisoned(len(0))?, machine.poisoned(len(1))?];
+                    [device.poisoned(len(0))?, device.poisoned(len(0))?, device.poisoned(len(1))?];
                 let partials = column_sum::partials_len(*rows).context("too many rows")?;
-                let mut partials = machine.poisoned::<f32>(partials)?;
-                bias_gelu::forward(device, *rows, *kind, read(0), read(1), machine.slice_mut(&mut y))?;
-                let to_dx = machine.slice_mut(&mut dx);
+                let mut partials = device.poisoned::<f32>(partials)?;
+                bias_gelu::forward(device, *rows, *kind, read(0), read(1), device.slice_mut(&mut y))?;
+                let to_dx = device.slice_mut(&mut dx);
                 let inputs = (read(0), read(1), read(2));
                 let to_dbias = column_sum::BiasGradient {
-                    partials: machine.slice_mut(&mut partials),
-                    dbias: machine.slice_mut(&mut dbias),
+                    partials: device.slice_mut(&mut partials),
+                    dbias: device.slice_mut(&mut dbias),
                     output: Output::Overwrite,
                 };
                 bias_gelu::backward(device, *rows, *kind, inputs, to_dx, to_dbias)?;
@@ -366,15 +365,15 @@ impl Case {
                 }
             }
             Self::ColumnSum(rows) => {
-                let mut sums = machine.poisoned::<bf16>(rows.cols)?;
+                let mut sums = device.poisoned::<bf16>(rows.cols)?;
                 let partials = column_sum::partials_len(*rows).context("too many rows")?;
-                let mut partials = machine.poisoned::<f32>(partials)?;
-                let to = machine.slice_mut(&mut sums);
+                let mut partials = device.poisoned::<f32>(partials)?;
+                let to = device.slice_mut(&mut sums);
                 column_sum::column_sum(
                     device,
                     *rows,
                     read(0),
-                    machine.slice_mut(&mut partials),
+                    device.slice_mut(&mut partials),
                     to,
                     Output::Overwrite,
                 )?;
@@ -383,17 +382,17 @@ impl Case {
             Self::Gemm(gemm) => {
                 let values = match gemm.output {
                     Output::Overwrite => {
-                        let mut d = machine.poisoned::<bf16>(gemm.m * gemm.n)?;
+                        let mut d = device.poisoned::<bf16>(gemm.m * gemm.n)?;
                         let bias = gemm.epilogue.has_bias().then(|| read(2));
-                        machine.gemm(gemm, (read(0), read(1)), bias, machine.slice_mut(&mut d))?;
-                        machine.download(&d)?.into_iter().map(f64::from).collect()
+                        device.product(gemm, (read(0), read(1)), bias, device.slice_mut(&mut d))?;
+                        device.download(&d)?.into_iter().map(f64::from).collect()
                     }
                     Output::Accumulate => {
                         anyhow::ensure!(!gemm.epilogue.has_bias(), "what is added to has no bias here");
                         let old: Vec<f32> = inputs[2].values.iter().map(|value| value.to_f32()).collect();
-                        let mut d = machine.upload(&old)?;
-                        machine.gemm(gemm, (read(0), read(1)), None, machine.slice_mut(&mut d))?;
-                        machine.download(&d)?.into_iter().map(f64::from).collect()
+                        let mut d = device.upload(&old)?;
+                        device.product(gemm, (read(0), read(1)), None, device.slice_mut(&mut d))?;
+                        device.download(&d)?.into_iter().map(f64::from).collect()
                     }
                 };
                 return Ok(vec![Result { name: "d", values }]);

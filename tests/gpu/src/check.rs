@@ -1,11 +1,11 @@
 //! Every operation against its reference, beside PyTorch.
 
 use crate::case::{Case, Result, attention_case, batch, packed};
-use crate::machine::Machine;
 use crate::torch::Torch;
 use candle_core::{DType, Device};
 use oqvl_kernels::attention::Mask;
 use oqvl_kernels::avg_pool::launch::Pooling;
+use oqvl_kernels::backend::Products;
 use oqvl_kernels::bias_gelu::Gelu;
 use oqvl_kernels::column_sum::Rows;
 use oqvl_kernels::device::Cuda;
@@ -176,8 +176,8 @@ pub(crate) fn run(
 }
 
 /// Checks one call.
-fn check<M: Machine>(
-    machine: &M,
+fn check<D: Products>(
+    on: &D,
     candle: Option<&Device>,
     torch: Option<&Torch>,
     case: &Case,
@@ -185,12 +185,10 @@ fn check<M: Machine>(
     let inputs = case.inputs(SEED);
     let expected = case.reference(&inputs)?;
     let pytorch = torch.map(|torch| torch.results(case, &inputs)).transpose()?;
-    let first = case.on(machine, &inputs)?;
+    let first = case.on(on, &inputs)?;
     let mut deterministic = vec![true; first.len()];
     for _ in 1..RUNS {
-        for (same, (again, first)) in
-            deterministic.iter_mut().zip(case.on(machine, &inputs)?.iter().zip(&first))
-        {
+        for (same, (again, first)) in deterministic.iter_mut().zip(case.on(on, &inputs)?.iter().zip(&first)) {
             *same &= bits(again).eq(bits(first));
         }
     }
@@ -282,9 +280,6 @@ pub(crate) fn table(checks: &[Check]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use half::bf16;
-    use oqvl_kernels::device::{Number, Slice, SliceMut};
-    use oqvl_kernels::gemm::GemmOutput;
 
     #[test]
     fn errors_are_those_of_the_numbers() {
@@ -316,56 +311,13 @@ mod tests {
         assert_eq!(lines[1], "| gemm | 1 x 1 | out | 5.0e-1 |  | 1.0e-3 |  | yes |  | passed |");
     }
 
-    /// The emulation of a GPU: what is checked there is checked the same way as on one.
-    struct Emulated(oqvl_emulation::Emulation);
-
-    impl Machine for Emulated {
-        type Device = oqvl_emulation::Emulation;
-        type Buffer<T: Number> = oqvl_emulation::Buffer<T>;
-
-        fn device(&self) -> &Self::Device {
-            &self.0
-        }
-
-        fn upload<T: Number>(&self, elements: &[T]) -> candle_core::Result<Self::Buffer<T>> {
-            Ok(elements.into())
-        }
-
-        fn poisoned<T: Number>(&self, len: usize) -> candle_core::Result<Self::Buffer<T>> {
-            Ok(oqvl_emulation::Buffer::poisoned(len))
-        }
-
-        fn download<T: Number>(&self, buffer: &Self::Buffer<T>) -> candle_core::Result<Vec<T>> {
-            Ok(buffer.to_vec())
-        }
-
-        fn slice<'a, T: Number>(&self, buffer: &'a Self::Buffer<T>) -> Slice<'a, Self::Device, T> {
-            self.0.read(buffer)
-        }
-
-        fn slice_mut<'a, T: Number>(&self, buffer: &'a mut Self::Buffer<T>) -> SliceMut<'a, Self::Device, T> {
-            self.0.write(buffer)
-        }
-
-        fn gemm<O: GemmOutput>(
-            &self,
-            _: &Gemm,
-            _: (Slice<'_, Self::Device, bf16>, Slice<'_, Self::Device, bf16>),
-            _: Option<Slice<'_, Self::Device, O>>,
-            _: SliceMut<'_, Self::Device, O>,
-        ) -> candle_core::Result<()> {
-            candle_core::bail!("products are a library's")
-        }
-    }
-
     #[test]
     fn calls_pass_in_emulation_all_but_the_judgement_beside_pytorch() {
         let Some(emulation) = oqvl_emulation::Emulation::new(oqvl_emulation::Mode::Plain).unwrap() else {
             return;
         };
-        let machine = Emulated(emulation);
         for case in small_cases() {
-            for check in check(&machine, None, None, &case).unwrap() {
+            for check in check(&emulation, None, None, &case).unwrap() {
                 let errors = check.errors.unwrap();
                 assert!(errors.relative < 0.02 && check.deterministic, "{check:?}");
                 assert_eq!(check.note, "not judged without PyTorch", "{check:?}");

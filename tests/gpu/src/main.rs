@@ -6,7 +6,6 @@ mod bench;
 mod case;
 mod check;
 mod date;
-mod machine;
 mod results;
 mod torch;
 

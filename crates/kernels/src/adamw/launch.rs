@@ -4,41 +4,40 @@ use super::sys::{
     AdamwUpdate, CHUNK, GradientNorm, GradientNormFinish, NORM_FINISH, NORM_PARTIAL, THREADS, UPDATE,
 };
 use super::{AdamW, CONTROL_LEN, DecayRanges, UNIT};
-use crate::device::{Device, Grid, Slice, SliceMut, check_alignment};
+use crate::device::{Device, Grid, Memory, Slice, SliceMut, check_alignment};
 use candle_core::{Result, bail};
-use half::bf16;
 
 /// What the norm writes and the update reads, in the memory of the device.
-pub struct Control<'a, D> {
+pub struct Control<'a, D: Memory> {
     /// [`CONTROL_LEN`] numbers: the norm, what gradients are multiplied by, whether the step is skipped (1) or not (0), and the
     /// two bias corrections.
-    pub numbers: SliceMut<'a, D, f32>,
+    pub numbers: SliceMut<'a, D, D::Full>,
     /// One number: the steps that were made, counted on by [`gradient_norm`]. 0 before the first.
     pub step: SliceMut<'a, D, i32>,
 }
 
 /// The buffers of [`update`], each of the same length, a multiple of 8.
-pub struct Buffers<'a, D> {
+pub struct Buffers<'a, D: Memory> {
     /// Weights in full precision.
-    pub w: SliceMut<'a, D, f32>,
+    pub w: SliceMut<'a, D, D::Full>,
     /// Their gradients; 0 afterwards.
-    pub grad: SliceMut<'a, D, f32>,
+    pub grad: SliceMut<'a, D, D::Full>,
     /// First moments.
-    pub m: SliceMut<'a, D, f32>,
+    pub m: SliceMut<'a, D, D::Full>,
     /// Second moments.
-    pub v: SliceMut<'a, D, f32>,
+    pub v: SliceMut<'a, D, D::Full>,
     /// The weights in bf16, if there is such a copy.
-    pub copy: Option<SliceMut<'a, D, bf16>>,
+    pub copy: Option<SliceMut<'a, D, D::Half>>,
     /// A running mean of the weights, if there is one, and how much of it stays.
-    pub ema: Option<(SliceMut<'a, D, f32>, f32)>,
+    pub ema: Option<(SliceMut<'a, D, D::Full>, f32)>,
 }
 
 /// [`DecayRanges`] in the memory of the device.
-pub struct Decay<'a, D> {
+pub struct Decay<'a, D: Memory> {
     /// One more than there are ranges.
     pub boundaries: Slice<'a, D, i64>,
     /// One for each range.
-    pub decays: Slice<'a, D, f32>,
+    pub decays: Slice<'a, D, D::Full>,
 }
 
 /// Sums between the stages of [`gradient_norm`].
@@ -157,7 +156,7 @@ pub fn update<D: Device>(
     unsafe { device.launch(&UPDATE, grid, &params) }
 }
 
-fn check_control<D>(control: &Control<'_, D>) -> Result<()> {
+fn check_control<D: Memory>(control: &Control<'_, D>) -> Result<()> {
     if control.numbers.len() != CONTROL_LEN || control.step.len() != 1 {
         let (numbers, steps) = (control.numbers.len(), control.step.len());
         bail!("adamw: control has {numbers} numbers and {steps} steps, not {CONTROL_LEN} and 1");

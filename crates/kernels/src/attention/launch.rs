@@ -5,39 +5,38 @@ use super::sys::{
     self, AttentionBackward, AttentionDelta, AttentionForward, AttentionGroupSum, DELTA_ROWS, DKDV_KEYS,
     DQ_ROWS, FORWARD_ROWS, GROUP_SUM_UNITS, Kernels, Rows, Strides,
 };
-use crate::device::{Device, Grid, Slice, SliceMut, check_alignment};
+use crate::device::{Device, Grid, Memory, Slice, SliceMut, check_alignment};
 use candle_core::{Result, bail};
-use half::bf16;
 
 /// bf16 elements that the kernels move at once.
 const VECTOR: i64 = 8;
 
 /// A tensor to read.
-pub struct Operand<'a, D> {
+pub struct Operand<'a, D: Memory> {
     /// Its elements, from the first on.
-    pub data: Slice<'a, D, bf16>,
+    pub data: Slice<'a, D, D::Half>,
     /// Where rows lie; multiples of 8.
     pub strides: Strides,
 }
 
-impl<D> Clone for Operand<'_, D> {
+impl<D: Memory> Clone for Operand<'_, D> {
     fn clone(&self) -> Self {
         *self
     }
 }
 
-impl<D> Copy for Operand<'_, D> {}
+impl<D: Memory> Copy for Operand<'_, D> {}
 
 /// A tensor to write.
-pub struct OperandMut<'a, D> {
+pub struct OperandMut<'a, D: Memory> {
     /// Its elements, from the first on.
-    pub data: SliceMut<'a, D, bf16>,
+    pub data: SliceMut<'a, D, D::Half>,
     /// Where rows lie; multiples of 8.
     pub strides: Strides,
 }
 
 /// What [`forward`] reads and writes.
-pub struct Forward<'a, D> {
+pub struct Forward<'a, D: Memory> {
     /// Queries.
     pub q: Operand<'a, D>,
     /// Keys.
@@ -49,11 +48,11 @@ pub struct Forward<'a, D> {
     /// The result, written whole.
     pub out: OperandMut<'a, D>,
     /// The logarithm of the sum of each row's exponentials, `(batch, heads, queries)`, written whole.
-    pub lse: SliceMut<'a, D, f32>,
+    pub lse: SliceMut<'a, D, D::Full>,
 }
 
 /// What [`backward`] reads and writes.
-pub struct Backward<'a, D> {
+pub struct Backward<'a, D: Memory> {
     /// Queries.
     pub q: Operand<'a, D>,
     /// Keys.
@@ -65,7 +64,7 @@ pub struct Backward<'a, D> {
     /// The result of [`forward`].
     pub out: Operand<'a, D>,
     /// The log-sum-exp of [`forward`].
-    pub lse: Slice<'a, D, f32>,
+    pub lse: Slice<'a, D, D::Full>,
     /// The gradient of the result.
     pub dout: Operand<'a, D>,
     /// The gradient of the queries, written whole.
@@ -75,7 +74,7 @@ pub struct Backward<'a, D> {
     /// The gradient of the values, written whole.
     pub dv: OperandMut<'a, D>,
     /// [`backward_workspace_len`] numbers, 16 bytes aligned.
-    pub workspace: SliceMut<'a, D, f32>,
+    pub workspace: SliceMut<'a, D, D::Full>,
 }
 
 /// Sizes and parameters that all kernels of a call share.
@@ -170,14 +169,19 @@ fn check_vectors(what: &str, address: u64, len: usize, strides: Strides) -> Resu
     Ok(())
 }
 
-fn check_input<D>(shape: &Shape, what: &str, is_query: bool, operand: &Operand<'_, D>) -> Result<()> {
+fn check_input<D: Memory>(shape: &Shape, what: &str, is_query: bool, operand: &Operand<'_, D>) -> Result<()> {
     let sizes =
         if is_query { (shape.num_heads, shape.q_rows()) } else { (shape.num_kv_heads, shape.kv_rows()) };
     shape.check_extent(what, sizes, operand.strides, operand.data.len())?;
     check_vectors(what, operand.data.address(), operand.data.len(), operand.strides)
 }
 
-fn check_output<D>(shape: &Shape, what: &str, is_query: bool, operand: &OperandMut<'_, D>) -> Result<()> {
+fn check_output<D: Memory>(
+    shape: &Shape,
+    what: &str,
+    is_query: bool,
+    operand: &OperandMut<'_, D>,
+) -> Result<()> {
     let sizes =
         if is_query { (shape.num_heads, shape.q_rows()) } else { (shape.num_kv_heads, shape.kv_rows()) };
     shape.check_output(what, sizes, operand.strides, operand.data.len())?;

@@ -6,12 +6,14 @@
 
 #[cfg(feature = "cuda")]
 mod cuda;
+pub(crate) mod fused;
 mod launch;
 mod op;
 pub mod reference;
 mod shape;
 mod sys;
 
+pub use fused::{FusedBackward, FusedForward, backward_fused, forward_fused};
 pub use launch::{Backward, Forward, Operand, OperandMut, backward, backward_workspace_len, forward};
 pub use op::{attention, attention_varlen};
 pub use shape::{CuSeqlens, Mask, Sequences, Shape};

@@ -3,7 +3,7 @@
 #[cfg(feature = "cuda")]
 mod cuda;
 pub mod launch;
-mod reference;
+pub(crate) mod reference;
 mod sys;
 
 pub use launch::Pooling;
@@ -62,7 +62,9 @@ impl CustomOp1 for AdaptiveAvgPool {
         let sizes = self.sizes(layout.dims())?;
         let shape = Shape::from((sizes.batch, sizes.pooled * sizes.pooled, sizes.channels));
         let y = dispatch!(x.dtype(), "adaptive_avg_pool", T => {
-            T::to_cpu_storage_owned(reference::forward::<T>(elements(x, layout)?, sizes))
+            let mut y = vec![T::default(); shape.elem_count()];
+            reference::forward::<T>(elements(x, layout)?, sizes, &mut y);
+            T::to_cpu_storage_owned(y)
         });
         Ok((y, shape))
     }
@@ -81,7 +83,11 @@ impl CustomOp1 for AdaptiveAvgPool {
             return cuda::backward(x, &dense(grad)?, sizes).map(Some);
         }
         dispatch!(x.dtype(), "adaptive_avg_pool", T => {
-            let dx = with_elements(grad, |grad| Ok(reference::backward::<T>(grad, sizes)))?;
+            let mut dx = vec![T::default(); x.elem_count()];
+            with_elements(grad, |grad| {
+                reference::backward::<T>(grad, sizes, &mut dx);
+                Ok(())
+            })?;
             Ok(Some(Tensor::from_vec(dx, x.shape(), x.device())?))
         })
     }

@@ -31,9 +31,10 @@ fn for_each_pair(sizes: Pooling, mut visit: impl FnMut(usize, usize, usize)) {
     }
 }
 
-pub(super) fn forward<T: Element>(x: &[T], sizes: Pooling) -> Vec<T> {
+/// Writes the means of `x` to `y`.
+pub(crate) fn forward<T: Element>(x: &[T], sizes: Pooling, y: &mut [T]) {
     let Pooling { batch, pooled, channels, .. } = sizes;
-    let mut y = vec![T::zero(); batch * pooled * pooled * channels];
+    y.fill(T::zero());
     let mut window_sizes = vec![0; batch * pooled * pooled];
     for_each_pair(sizes, |output, input, size| {
         let from = &x[input..input + channels];
@@ -45,18 +46,17 @@ pub(super) fn forward<T: Element>(x: &[T], sizes: Pooling) -> Vec<T> {
         let size = lit::<T>(size as f64);
         pixel.iter_mut().for_each(|sum| *sum /= size);
     }
-    y
 }
 
-pub(super) fn backward<T: Element>(dy: &[T], sizes: Pooling) -> Vec<T> {
-    let Pooling { batch, grid, channels, .. } = sizes;
-    let mut dx = vec![T::zero(); batch * grid * grid * channels];
+/// Writes the gradient of the inputs to `dx`.
+pub(crate) fn backward<T: Element>(dy: &[T], sizes: Pooling, dx: &mut [T]) {
+    let channels = sizes.channels;
+    dx.fill(T::zero());
     for_each_pair(sizes, |output, input, size| {
         let share = lit::<T>(size as f64).recip();
         let to = dx[input..input + channels].iter_mut();
         to.zip(&dy[output..output + channels]).for_each(|(sum, dy)| *sum += *dy * share);
     });
-    dx
 }
 
 #[cfg(test)]

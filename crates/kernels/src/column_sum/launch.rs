@@ -3,7 +3,7 @@
 use super::Rows;
 pub use super::sys::Element;
 use super::sys::{ColumnSumParams, tile_columns};
-use crate::device::{ALIGNMENT, Device, Grid, Kernel, Slice, SliceMut};
+use crate::device::{ALIGNMENT, Device, Grid, Kernel, Memory, Slice, SliceMut};
 use crate::matmul::Output;
 use candle_core::{Result, bail};
 
@@ -23,9 +23,9 @@ pub fn partials_len(sizes: Rows) -> Option<usize> {
 }
 
 /// Where the gradient of a bias goes: the sum of the columns of a gradient, `(rows, cols)`, that a kernel makes.
-pub struct BiasGradient<'a, D, S> {
+pub struct BiasGradient<'a, D: Memory, S> {
     /// Of [`partials_len`] elements; overwritten.
-    pub partials: SliceMut<'a, D, f32>,
+    pub partials: SliceMut<'a, D, D::Full>,
     /// `(cols)`, bf16 or f32.
     pub dbias: SliceMut<'a, D, S>,
     /// What happens to its old content.

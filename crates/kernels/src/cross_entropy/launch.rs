@@ -4,27 +4,27 @@ use super::sys::{CrossEntropyParams, TOTALS, TotalsParams, kernel};
 use super::{CHANNELS, Loss};
 use crate::column_sum::Rows;
 use crate::column_sum::launch::{check_element, check_sizes, rows_are_aligned};
-use crate::device::{Device, Grid, Slice, SliceMut, check_alignment};
+use crate::device::{Device, Grid, Memory, Slice, SliceMut, check_alignment};
 use crate::matmul::Output;
 use candle_core::{Result, bail};
 use half::bf16;
 
 /// What [`cross_entropy`] works on. A chunk of the rows of a step is as good as all of them.
-pub struct Arguments<'a, D> {
+pub struct Arguments<'a, D: Memory> {
     /// `(rows, vocab)`; overwritten by their gradient.
-    pub logits: SliceMut<'a, D, bf16>,
+    pub logits: SliceMut<'a, D, D::Half>,
     /// `(rows)`. One that is neither below the vocabulary nor ignored makes its row and the loss NaN.
     pub labels: Slice<'a, D, i32>,
     /// One number that the gradient is multiplied by besides [`Loss::scale`]: one over the labels of the whole step.
-    pub scale: Option<Slice<'a, D, f32>>,
+    pub scale: Option<Slice<'a, D, D::Full>>,
     /// `(rows, 4)`: loss, z-loss, 1 for a label, 1 for a hit, of each row. Written whole.
-    pub stats: SliceMut<'a, D, f32>,
+    pub stats: SliceMut<'a, D, D::Full>,
 }
 
 /// What [`totals`] writes.
-pub struct Totals<'a, D> {
+pub struct Totals<'a, D: Memory> {
     /// The sums of losses and of z-losses.
-    pub sums: SliceMut<'a, D, f32>,
+    pub sums: SliceMut<'a, D, D::Full>,
     /// The numbers of labels and of hits.
     pub counts: SliceMut<'a, D, i32>,
     /// Whether their old content is kept: all chunks of a step but the first add to it.

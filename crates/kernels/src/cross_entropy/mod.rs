@@ -15,7 +15,7 @@ use candle_core::{CpuStorage, CustomOp1, DType, Layout, Result, Shape, Tensor, W
 use std::sync::Arc;
 
 /// Numbers that the kernel leaves of each row: loss, z-loss, whether there is a label, whether it is the largest logit.
-const CHANNELS: usize = 4;
+pub const CHANNELS: usize = 4;
 
 /// Bytes that [`launch::cross_entropy`] takes and leaves besides the logits, for so many rows: a label and the stats.
 #[must_use]

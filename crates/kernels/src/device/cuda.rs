@@ -1,7 +1,7 @@
 //! A CUDA stream as a [`Device`].
 
 use super::capability::{Code, driver_is_too_old};
-use super::{Description, Device, Grid, Kernel, Module, Number, Params, Slice, SliceMut};
+use super::{Description, Device, Grid, Kernel, Memory, Module, Number, POISON, Params, Slice, SliceMut};
 use candle_core::cuda_backend::CudaDType;
 use candle_core::{CudaDevice, CudaStorage, Layout, Result, bail};
 use cudarc::driver::result::{self, DriverError};
@@ -9,6 +9,7 @@ use cudarc::driver::sys::{self, CUdevice_attribute, CUfunction_attribute_enum as
 use cudarc::driver::{CudaContext, CudaFunction, CudaModule, CudaSlice, CudaStream, CudaView};
 use cudarc::driver::{DevicePtr, DevicePtrMut, SyncOnDrop};
 use cudarc::nvrtc::Ptx;
+use half::bf16;
 use std::collections::HashMap;
 use std::ffi::c_void;
 use std::fmt;
@@ -107,62 +108,6 @@ impl Cuda {
         Ok(())
     }
 
-    /// Elements of this program, copied to the GPU.
-    ///
-    /// # Errors
-    /// If the memory of the GPU does not suffice.
-    pub fn upload<T: Number>(&self, elements: &[T]) -> Result<CudaBuffer<T>> {
-        // SAFETY: numbers are bytes.
-        let bytes =
-            unsafe { std::slice::from_raw_parts(elements.as_ptr().cast::<u8>(), size_of_val(elements)) };
-        let mut buffer = self.filled(elements.len(), 0)?;
-        let copied = self.stream.memcpy_htod(bytes, &mut buffer.bytes);
-        copied.or_else(|error| bail!("cannot copy to the GPU: {}", text(error)))?;
-        // The source may go away when this returns.
-        self.synchronize()?;
-        Ok(buffer)
-    }
-
-    /// `len` elements whose every byte is `byte`.
-    ///
-    /// # Errors
-    /// If the memory of the GPU does not suffice.
-    pub fn filled<T: Number>(&self, len: usize, byte: u8) -> Result<CudaBuffer<T>> {
-        let Some(num_bytes) = len.checked_mul(size_of::<T>()) else {
-            bail!("{len} elements are more than can be counted")
-        };
-        // One byte for nothing: the driver refuses allocations of no bytes.
-        // SAFETY: written before anything reads it, just below.
-        let bytes = unsafe { self.stream.alloc::<u8>(num_bytes.max(1)) };
-        let mut bytes =
-            bytes.or_else(|error| bail!("cannot allocate {num_bytes} bytes on the GPU: {}", text(error)))?;
-        let size = bytes.len();
-        let (address, guard) = bytes.device_ptr_mut(&self.stream);
-        // SAFETY: as many bytes were just allocated there.
-        let filled = unsafe { result::memset_d8_async(address, byte, size, self.stream.cu_stream()) };
-        drop(guard);
-        filled.or_else(|error| bail!("cannot fill {num_bytes} bytes of the GPU: {}", text(error)))?;
-        Ok(CudaBuffer { bytes, address, len, element: PhantomData })
-    }
-
-    /// Elements of the GPU, copied to this program, when all that was launched before has run.
-    ///
-    /// # Errors
-    /// If something that was launched before has failed.
-    pub fn download<T: Number>(&self, buffer: &CudaBuffer<T>) -> Result<Vec<T>> {
-        let bytes = self.stream.clone_dtoh(&buffer.bytes);
-        let bytes = bytes.or_else(|error| bail!("cannot copy from the GPU: {}", text(error)))?;
-        self.synchronize()?;
-        let mut elements = Vec::<T>::with_capacity(buffer.len);
-        // SAFETY: there is room for `len` elements and there are as many bytes, and any bytes are a number.
-        unsafe {
-            let size = buffer.len * size_of::<T>();
-            elements.as_mut_ptr().cast::<u8>().copy_from_nonoverlapping(bytes.as_ptr(), size);
-            elements.set_len(buffer.len);
-        }
-        Ok(elements)
-    }
-
     /// Copies elements within the GPU.
     ///
     /// # Errors
@@ -252,17 +197,66 @@ pub struct CudaBuffer<T> {
     element: PhantomData<T>,
 }
 
-impl<T: Number> CudaBuffer<T> {
-    /// To read.
-    pub fn slice(&self) -> Slice<'_, Cuda, T> {
-        // SAFETY: it has as many, all written, and is borrowed.
-        unsafe { Slice::from_raw(self.address, self.len) }
+impl Memory for Cuda {
+    type Half = bf16;
+    type Full = f32;
+    type Buffer<T: Number> = CudaBuffer<T>;
+
+    fn poisoned<T: Number>(&self, len: usize) -> Result<CudaBuffer<T>> {
+        let Some(num_bytes) = len.checked_mul(size_of::<T>()) else {
+            bail!("{len} elements are more than can be counted")
+        };
+        // One byte for nothing: the driver refuses allocations of no bytes.
+        // SAFETY: written before anything reads it, just below.
+        let bytes = unsafe { self.stream.alloc::<u8>(num_bytes.max(1)) };
+        let mut bytes =
+            bytes.or_else(|error| bail!("cannot allocate {num_bytes} bytes on the GPU: {}", text(error)))?;
+        let size = bytes.len();
+        let (address, guard) = bytes.device_ptr_mut(&self.stream);
+        // SAFETY: as many bytes were just allocated there.
+        let filled = unsafe { result::memset_d8_async(address, POISON, size, self.stream.cu_stream()) };
+        drop(guard);
+        filled.or_else(|error| bail!("cannot fill {num_bytes} bytes of the GPU: {}", text(error)))?;
+        Ok(CudaBuffer { bytes, address, len, element: PhantomData })
     }
 
-    /// To write.
-    pub fn slice_mut(&mut self) -> SliceMut<'_, Cuda, T> {
+    /// Of memory that is not pinned, which the driver has copied when this returns; the stream is not waited for.
+    fn copy_from_host<T: Number>(&self, from: &[T], to: SliceMut<'_, Self, T>) -> Result<()> {
+        if from.len() != to.len() {
+            bail!("{} elements cannot be copied to {} on the GPU", from.len(), to.len());
+        }
+        if from.is_empty() {
+            return Ok(());
+        }
+        let bound = self.stream.context().bind_to_thread();
+        // SAFETY: as many elements are there, which nothing else reaches.
+        let copied = bound
+            .and_then(|()| unsafe { result::memcpy_htod_async(to.address(), from, self.stream.cu_stream()) });
+        copied.or_else(|error| bail!("cannot copy to the GPU: {}", text(error)))
+    }
+
+    fn download<T: Number>(&self, buffer: &CudaBuffer<T>) -> Result<Vec<T>> {
+        let bytes = self.stream.clone_dtoh(&buffer.bytes);
+        let bytes = bytes.or_else(|error| bail!("cannot copy from the GPU: {}", text(error)))?;
+        self.synchronize()?;
+        let mut elements = Vec::<T>::with_capacity(buffer.len);
+        // SAFETY: there is room for `len` elements and there are as many bytes, and any bytes are a number.
+        unsafe {
+            let size = buffer.len * size_of::<T>();
+            elements.as_mut_ptr().cast::<u8>().copy_from_nonoverlapping(bytes.as_ptr(), size);
+            elements.set_len(buffer.len);
+        }
+        Ok(elements)
+    }
+
+    fn slice<'a, T: Number>(&self, buffer: &'a CudaBuffer<T>) -> Slice<'a, Self, T> {
+        // SAFETY: it has as many, all written, and is borrowed.
+        unsafe { Slice::from_raw(buffer.address, buffer.len) }
+    }
+
+    fn slice_mut<'a, T: Number>(&self, buffer: &'a mut CudaBuffer<T>) -> SliceMut<'a, Self, T> {
         // SAFETY: it has as many, and is borrowed by this alone.
-        unsafe { SliceMut::from_raw(self.address, self.len) }
+        unsafe { SliceMut::from_raw(buffer.address, buffer.len) }
     }
 }
 

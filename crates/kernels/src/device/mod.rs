@@ -7,6 +7,7 @@
 mod capability;
 #[cfg(feature = "cuda")]
 mod cuda;
+mod memory;
 #[cfg(not(feature = "cuda"))]
 mod no_cuda;
 #[cfg(feature = "cuda")]
@@ -14,17 +15,19 @@ pub(crate) mod tensors;
 
 #[cfg(feature = "cuda")]
 pub use cuda::{Cuda, CudaBuffer, Reading, Writing, contiguous};
+pub use memory::{Float, Memory, Number, POISON, Slice, SliceMut};
 #[cfg(not(feature = "cuda"))]
 pub use no_cuda::{Cuda, CudaBuffer};
 
 use candle_core::{Result, bail};
+use half::bf16;
 use std::marker::PhantomData;
 
-/// Runs kernels, in the order they are given.
+/// Runs kernels, in the order they are given, on bf16 and f32.
 ///
 /// # Safety
 /// `launch` runs exactly the named kernel with exactly these parameters, after everything launched before it.
-pub unsafe trait Device {
+pub unsafe trait Device: Memory<Half = bf16, Full = f32> {
     /// Starts `kernel` on every block of `grid`; it may still run when this returns.
     ///
     /// # Errors
@@ -93,22 +96,6 @@ macro_rules! module {
 }
 pub(crate) use module;
 
-/// Numbers that a GPU's memory is filled with.
-///
-/// # Safety
-/// Any bytes are a value, and every byte of a value is initialised.
-pub unsafe trait Number: Copy + Send + Sync + 'static {}
-
-macro_rules! numbers {
-    ($($number:ty),*) => {
-        $(
-            // SAFETY: a plain number.
-            unsafe impl Number for $number {}
-        )*
-    };
-}
-numbers!(u8, i8, u16, i16, u32, i32, u64, i64, f32, f64, half::bf16, half::f16);
-
 /// What a GPU and its driver are.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Description {
@@ -149,87 +136,6 @@ impl Grid {
             bail!("{what}: a grid of {x} x {y} x {z} blocks is beyond CUDA's {MAX_X} x {MAX_YZ} x {MAX_YZ}");
         }
         Ok((x > 0 && y > 0 && z > 0).then_some(Self { x: x as u32, y: y as u32, z: z as u32 }))
-    }
-}
-
-/// Ties elements to the device they are on, without holding one.
-type On<D> = PhantomData<fn() -> D>;
-
-/// Elements in the memory of a device, to read.
-pub struct Slice<'a, D, T> {
-    address: u64,
-    len: usize,
-    owner: PhantomData<(&'a [T], On<D>)>,
-}
-
-impl<D, T> Clone for Slice<'_, D, T> {
-    fn clone(&self) -> Self {
-        *self
-    }
-}
-
-impl<D, T> Copy for Slice<'_, D, T> {}
-
-impl<D, T> Slice<'_, D, T> {
-    /// The elements at an address.
-    ///
-    /// # Safety
-    /// `len` initialised elements are there, in memory of `D`, and nothing writes them for `'a`.
-    pub unsafe fn from_raw(address: u64, len: usize) -> Self {
-        Self { address, len, owner: PhantomData }
-    }
-
-    /// Number of elements.
-    pub fn len(&self) -> usize {
-        self.len
-    }
-
-    /// Whether there are none.
-    pub fn is_empty(&self) -> bool {
-        self.len == 0
-    }
-
-    /// For the parameters of a kernel.
-    pub(crate) fn address(&self) -> u64 {
-        self.address
-    }
-}
-
-/// Elements in the memory of a device, to write.
-pub struct SliceMut<'a, D, T> {
-    address: u64,
-    len: usize,
-    owner: PhantomData<(&'a mut [T], On<D>)>,
-}
-
-impl<D, T> SliceMut<'_, D, T> {
-    /// The elements at an address.
-    ///
-    /// # Safety
-    /// Memory of `D` for `len` elements is there, and nothing else reads or writes it for `'a`. What a launch function
-    /// says that it writes whole needs no content before.
-    pub unsafe fn from_raw(address: u64, len: usize) -> Self {
-        Self { address, len, owner: PhantomData }
-    }
-
-    /// Number of elements.
-    pub fn len(&self) -> usize {
-        self.len
-    }
-
-    /// Whether there are none.
-    pub fn is_empty(&self) -> bool {
-        self.len == 0
-    }
-
-    /// For the parameters of a kernel.
-    pub(crate) fn address(&self) -> u64 {
-        self.address
-    }
-
-    /// The same elements to read, while this is borrowed.
-    pub fn as_slice(&self) -> Slice<'_, D, T> {
-        Slice { address: self.address, len: self.len, owner: PhantomData }
     }
 }
 

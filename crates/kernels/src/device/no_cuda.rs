@@ -1,8 +1,9 @@
 //! What [`Cuda`] is in a program that was built without the feature `cuda`: something that cannot be had, so that programs
 //! which use GPUs need not ask how they were built.
 
-use super::{Description, Device, Grid, Kernel, Number, Params, Slice, SliceMut};
+use super::{Description, Device, Grid, Kernel, Memory, Number, Params, Slice, SliceMut};
 use candle_core::{CudaDevice, Result, bail};
+use half::bf16;
 use std::marker::PhantomData;
 
 /// A stream of an NVIDIA GPU; there is none in this build.
@@ -12,7 +13,7 @@ pub enum Cuda {}
 /// Elements in the memory of a GPU; there are none in this build.
 #[derive(Debug)]
 pub struct CudaBuffer<T> {
-    gpu: Cuda,
+    _gpu: Cuda,
     element: PhantomData<T>,
 }
 
@@ -27,30 +28,6 @@ impl Cuda {
 
     /// The device for candle's tensors.
     pub fn candle(&self) -> &CudaDevice {
-        match *self {}
-    }
-
-    /// Elements of this program, copied to the GPU.
-    ///
-    /// # Errors
-    /// None: there is no GPU to call this with.
-    pub fn upload<T: Number>(&self, _elements: &[T]) -> Result<CudaBuffer<T>> {
-        match *self {}
-    }
-
-    /// `len` elements whose every byte is `byte`.
-    ///
-    /// # Errors
-    /// None: there is no GPU to call this with.
-    pub fn filled<T: Number>(&self, _len: usize, _byte: u8) -> Result<CudaBuffer<T>> {
-        match *self {}
-    }
-
-    /// Elements of the GPU, copied to this program.
-    ///
-    /// # Errors
-    /// None: there is no GPU to call this with.
-    pub fn download<T: Number>(&self, _buffer: &CudaBuffer<T>) -> Result<Vec<T>> {
         match *self {}
     }
 
@@ -87,15 +64,29 @@ impl Cuda {
     }
 }
 
-impl<T: Number> CudaBuffer<T> {
-    /// To read.
-    pub fn slice(&self) -> Slice<'_, Cuda, T> {
-        match self.gpu {}
+impl Memory for Cuda {
+    type Half = bf16;
+    type Full = f32;
+    type Buffer<T: Number> = CudaBuffer<T>;
+
+    fn poisoned<T: Number>(&self, _len: usize) -> Result<CudaBuffer<T>> {
+        match *self {}
     }
 
-    /// To write.
-    pub fn slice_mut(&mut self) -> SliceMut<'_, Cuda, T> {
-        match self.gpu {}
+    fn copy_from_host<T: Number>(&self, _from: &[T], _to: SliceMut<'_, Self, T>) -> Result<()> {
+        match *self {}
+    }
+
+    fn download<T: Number>(&self, _buffer: &CudaBuffer<T>) -> Result<Vec<T>> {
+        match *self {}
+    }
+
+    fn slice<'a, T: Number>(&self, _buffer: &'a CudaBuffer<T>) -> Slice<'a, Self, T> {
+        match *self {}
+    }
+
+    fn slice_mut<'a, T: Number>(&self, _buffer: &'a mut CudaBuffer<T>) -> SliceMut<'a, Self, T> {
+        match *self {}
     }
 }
 

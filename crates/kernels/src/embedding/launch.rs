@@ -3,7 +3,7 @@
 use super::sys::{BACKWARD, EmbeddingBackward, EmbeddingForward, FORWARD, TILE};
 use crate::column_sum::Rows;
 use crate::column_sum::launch::{check_element, check_sizes, rows_are_aligned};
-use crate::device::{Device, Grid, Slice, SliceMut};
+use crate::device::{Device, Grid, Memory, Slice, SliceMut};
 use crate::gather_rows::launch::num_rows;
 use crate::gather_rows::sys::ROWS;
 use candle_core::{Result, bail};
@@ -11,11 +11,11 @@ use half::bf16;
 
 /// What [`forward`] takes rows of.
 #[derive(Clone, Copy)]
-pub struct Embeddings<'a, D> {
+pub struct Embeddings<'a, D: Memory> {
     /// `(vocab, hidden)`.
-    pub table: Slice<'a, D, bf16>,
+    pub table: Slice<'a, D, D::Half>,
     /// `(_, hidden)`; may be empty.
-    pub visual: Slice<'a, D, bf16>,
+    pub visual: Slice<'a, D, D::Half>,
 }
 
 /// The rows of every token, of [`Buckets`](super::Buckets).

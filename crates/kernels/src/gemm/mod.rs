@@ -18,6 +18,7 @@ pub use cublaslt::gemm;
 pub use no_cuda::gemm;
 pub use reference::reference;
 
+use crate::device::Float;
 use crate::matmul::Output;
 use candle_core::{Result, bail};
 use half::bf16;
@@ -86,7 +87,7 @@ impl Epilogue {
 }
 
 /// An output type of products on a GPU: bf16 or f32.
-pub trait GemmOutput: sealed::Output + Copy + 'static {}
+pub trait GemmOutput: sealed::Output + Float {}
 
 impl GemmOutput for bf16 {}
 impl GemmOutput for f32 {}

@@ -1,12 +1,11 @@
 //! RMSNorm and LayerNorm on a [`Device`]: checks, grids and parameters of the kernels of `norm.cu`.
 
 use super::sys::{self, MAX_HIDDEN, NormBackward, NormForward, WARPS};
-use crate::device::{Device, Grid, Slice, SliceMut, check_alignment};
+use crate::device::{Device, Grid, Memory, Slice, SliceMut, check_alignment};
 use candle_core::{Result, bail};
-use half::bf16;
 
 /// Rows whose gradients of the gains one block adds: four for each of its warps.
-const ROWS_PER_BLOCK: usize = 4 * WARPS;
+pub(crate) const ROWS_PER_BLOCK: usize = 4 * WARPS;
 
 /// What is normalised: `rows` rows of `hidden` channels.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -20,61 +19,61 @@ pub struct Norm {
 }
 
 /// The residual stream that is added before the norm.
-pub struct Residual<'a, D> {
+pub struct Residual<'a, D: Memory> {
     /// What is added, `(rows, hidden)`.
-    pub residual: Slice<'a, D, bf16>,
+    pub residual: Slice<'a, D, D::Half>,
     /// `x + residual`, rounded, `(rows, hidden)`; written whole.
-    pub sum: SliceMut<'a, D, bf16>,
+    pub sum: SliceMut<'a, D, D::Half>,
 }
 
 /// What LayerNorm has beyond RMSNorm.
-pub struct Centre<'a, D> {
+pub struct Centre<'a, D: Memory> {
     /// Added to every row, `(hidden)`.
-    pub bias: Slice<'a, D, bf16>,
+    pub bias: Slice<'a, D, D::Half>,
     /// Mean of each row, `(rows)`; written whole.
-    pub mean: SliceMut<'a, D, f32>,
+    pub mean: SliceMut<'a, D, D::Full>,
 }
 
 /// What [`forward`] reads and writes.
-pub struct Forward<'a, D> {
+pub struct Forward<'a, D: Memory> {
     /// `(rows, hidden)`.
-    pub x: Slice<'a, D, bf16>,
+    pub x: Slice<'a, D, D::Half>,
     /// Added to `x` first, if there is one.
     pub residual: Option<Residual<'a, D>>,
     /// Gains, `(hidden)`.
-    pub weight: Slice<'a, D, bf16>,
+    pub weight: Slice<'a, D, D::Half>,
     /// LayerNorm if there is one, RMSNorm if not.
     pub centre: Option<Centre<'a, D>>,
     /// `(rows, hidden)`; written whole.
-    pub y: SliceMut<'a, D, bf16>,
+    pub y: SliceMut<'a, D, D::Half>,
     /// `1 / sqrt(mean of squares + eps)` of each row, `(rows)`; written whole.
-    pub inverse: SliceMut<'a, D, f32>,
+    pub inverse: SliceMut<'a, D, D::Full>,
 }
 
 /// What LayerNorm's backward has beyond RMSNorm's.
-pub struct CentreBackward<'a, D> {
+pub struct CentreBackward<'a, D: Memory> {
     /// Of the forward.
-    pub mean: Slice<'a, D, f32>,
+    pub mean: Slice<'a, D, D::Full>,
     /// Partial sums of the gradient of the bias, [`partials_len`]; written whole.
-    pub dbias_partials: SliceMut<'a, D, f32>,
+    pub dbias_partials: SliceMut<'a, D, D::Full>,
 }
 
 /// What [`backward`] reads and writes.
-pub struct Backward<'a, D> {
+pub struct Backward<'a, D: Memory> {
     /// What was normalised: `sum`, or `x` if nothing was added.
-    pub s: Slice<'a, D, bf16>,
+    pub s: Slice<'a, D, D::Half>,
     /// Gains, `(hidden)`.
-    pub weight: Slice<'a, D, bf16>,
+    pub weight: Slice<'a, D, D::Half>,
     /// Gradient of the result.
-    pub dy: Slice<'a, D, bf16>,
+    pub dy: Slice<'a, D, D::Half>,
     /// Gradient that reaches `s` past the norm, if there is one.
-    pub dresidual: Option<Slice<'a, D, bf16>>,
+    pub dresidual: Option<Slice<'a, D, D::Half>>,
     /// Of the forward.
-    pub inverse: Slice<'a, D, f32>,
+    pub inverse: Slice<'a, D, D::Full>,
     /// Gradient of `s`; written whole.
-    pub ds: SliceMut<'a, D, bf16>,
+    pub ds: SliceMut<'a, D, D::Half>,
     /// Partial sums of the gradient of the gains, [`partials_len`]; written whole.
-    pub dweight_partials: SliceMut<'a, D, f32>,
+    pub dweight_partials: SliceMut<'a, D, D::Full>,
     /// LayerNorm if there is one, RMSNorm if not.
     pub centre: Option<CentreBackward<'a, D>>,
 }
@@ -98,15 +97,24 @@ pub fn partials_len(norm: Norm) -> Result<usize> {
 
 impl Norm {
     fn check(&self) -> Result<(&'static sys::Kernels, usize)> {
-        let Self { rows, hidden, eps } = *self;
+        let hidden = self.hidden;
         let Some(kernels) = sys::kernels(hidden).filter(|_| hidden > 0 && hidden.is_multiple_of(8)) else {
             bail!("norm: rows of {hidden} channels; the kernels take multiples of 8 up to {MAX_HIDDEN}")
         };
+        Ok((kernels, self.check_sizes()?))
+    }
+
+    /// Refuses what is no norm. Returns the number of elements.
+    pub(crate) fn check_sizes(&self) -> Result<usize> {
+        let Self { rows, hidden, eps } = *self;
+        if hidden == 0 {
+            bail!("norm: rows of no channels");
+        }
         if !(eps as f32).is_finite() || eps < 0.0 {
             bail!("norm: eps is {eps}");
         }
         match rows.checked_mul(hidden) {
-            Some(len) if i64::try_from(len).is_ok() => Ok((kernels, len)),
+            Some(len) if i64::try_from(len).is_ok() => Ok(len),
             _ => bail!("norm: {self:?} is too large"),
         }
     }

@@ -1,7 +1,7 @@
 //! Layer normalisation.
 
+use super::reference;
 use crate::element::{Element, dense, dispatch, elements, lit, widened, with_elements};
-use crate::rows;
 #[cfg(feature = "cuda")]
 use candle_core::CudaStorage;
 use candle_core::backend::BackendStorage as _;
@@ -38,46 +38,24 @@ impl LayerNorm {
     }
 }
 
-/// Mean and inverse standard deviation of a row.
-fn moments<T: Element>(row: &[T], eps: T) -> (T, T) {
-    let count = lit(row.len() as f64);
-    let mean = rows::sum(row, |x| x) / count;
-    let variance = rows::sum(row, |x| (x - mean) * (x - mean)) / count;
-    (mean, (variance + eps).sqrt().recip())
+/// `y`, with the mean and the inverse deviation of each row.
+fn forward<T: Element>(x: &[T], weight: &[T], bias: &[T], eps: T) -> (Vec<T>, Vec<T>, Vec<T>) {
+    let num_rows = x.len() / weight.len();
+    let (mut mean, mut inverse) = (vec![T::zero(); num_rows], vec![T::zero(); num_rows]);
+    let mut y = vec![T::zero(); x.len()];
+    let centre = reference::Centre { bias, mean: &mut mean };
+    reference::forward(x, weight, eps, Some(centre), &mut y, &mut inverse);
+    (y, mean, inverse)
 }
 
-fn forward<T: Element>(x: &[T], weight: &[T], bias: &[T], eps: T) -> Vec<T> {
-    let mut y = Vec::with_capacity(x.len());
-    for row in x.chunks_exact(weight.len()) {
-        let (mean, scale) = moments(row, eps);
-        y.extend(row.iter().zip(weight).zip(bias).map(|((x, w), b)| (*x - mean) * scale * *w + *b));
-    }
-    y
-}
-
-/// Gradients of `(x, weight, bias)`. With `n = (x - mean) * scale` and `h = g w`:
-/// `dx = scale (h - mean(h) - n mean(h n))`.
-fn backward<T: Element>(x: &[T], weight: &[T], grad: &[T], eps: T) -> (Vec<T>, Vec<T>, Vec<T>) {
-    let hidden = weight.len();
-    let count = lit::<T>(hidden as f64);
-    let mut dx = Vec::with_capacity(x.len());
-    let (mut dw, mut db) = (vec![T::zero(); hidden], vec![T::zero(); hidden]);
-    let (mut normal, mut weighted) = (vec![T::zero(); hidden], vec![T::zero(); hidden]);
-    for (row, grad) in x.chunks_exact(hidden).zip(grad.chunks_exact(hidden)) {
-        let (mean, scale) = moments(row, eps);
-        normal.iter_mut().zip(row).for_each(|(normal, x)| *normal = (*x - mean) * scale);
-        for ((weighted, g), w) in weighted.iter_mut().zip(grad).zip(weight) {
-            *weighted = *g * *w;
-        }
-        let (sum, dot) = (rows::dot(grad, weight) / count, rows::dot(&weighted, &normal) / count);
-        let parts = weighted.iter().zip(&normal);
-        dx.extend(parts.map(|(weighted, normal)| scale * (*weighted - sum - *normal * dot)));
-        for ((dw, normal), g) in dw.iter_mut().zip(&normal).zip(grad) {
-            *dw += *g * *normal;
-        }
-        rows::add_to(&mut db, grad);
-    }
-    (dx, dw, db)
+/// Gradients of `(x, weight, bias)`.
+fn backward<T: Element>(x: &[T], weight: &[T], dy: &[T], eps: T) -> (Vec<T>, Vec<T>, Vec<T>) {
+    let (mut dx, mean, inverse) = forward(x, weight, weight, eps);
+    let (mut dweight, mut dbias) = (vec![T::zero(); weight.len()], vec![T::zero(); weight.len()]);
+    let inputs = reference::Inputs { s: x, weight, dy, inverse: &inverse };
+    let centre = reference::CentreBackward { mean: &mean, dbias: &mut dbias };
+    reference::backward(inputs, inverse.len(), Some(centre), &mut dx, &mut dweight);
+    (dx, dweight, dbias)
 }
 
 fn check(x: &Layout, weight: &Layout, bias: &Layout) -> Result<()> {
@@ -105,7 +83,7 @@ impl CustomOp3 for LayerNorm {
         check(xl, wl, bl)?;
         let y = dispatch!(x.dtype(), "layer_norm", T => {
             let (x, w, b) = (elements(x, xl)?, elements(w, wl)?, elements(b, bl)?);
-            T::to_cpu_storage_owned(forward::<T>(x, w, b, lit(self.eps)))
+            T::to_cpu_storage_owned(forward::<T>(x, w, b, lit(self.eps)).0)
         });
         Ok((y, xl.shape().clone()))
     }

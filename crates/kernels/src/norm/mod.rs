@@ -5,9 +5,11 @@
 mod cuda;
 mod launch;
 mod layer_norm;
+pub(crate) mod reference;
 mod rms_norm;
 mod sys;
 
+pub(crate) use launch::ROWS_PER_BLOCK;
 pub use launch::{
     Backward, Centre, CentreBackward, Forward, Norm, Residual, backward, forward, num_partials, partials_len,
 };

@@ -1,7 +1,7 @@
 //! Root-mean-square normalisation.
 
+use super::reference;
 use crate::element::{Element, dense, dispatch, elements, lit, widened, with_elements};
-use crate::rows;
 #[cfg(feature = "cuda")]
 use candle_core::CudaStorage;
 use candle_core::backend::BackendStorage as _;
@@ -35,36 +35,21 @@ impl RmsNorm {
     }
 }
 
-fn inverse_rms<T: Element>(row: &[T], eps: T) -> T {
-    (rows::dot(row, row) / lit(row.len() as f64) + eps).sqrt().recip()
-}
-
 fn forward<T: Element>(x: &[T], weight: &[T], eps: T) -> Vec<T> {
-    let mut y = Vec::with_capacity(x.len());
-    for row in x.chunks_exact(weight.len()) {
-        let scale = inverse_rms(row, eps);
-        y.extend(row.iter().zip(weight).map(|(x, w)| *x * scale * *w));
-    }
+    let (mut y, mut inverse) = (vec![T::zero(); x.len()], vec![T::zero(); x.len() / weight.len()]);
+    reference::forward(x, weight, eps, None, &mut y, &mut inverse);
     y
 }
 
-/// With `r = 1 / rms`: `dx = r (g w) - x r^3 mean(x (g w))`, `dw = sum over rows of g x r`.
-fn backward<T: Element>(x: &[T], weight: &[T], grad: &[T], eps: T) -> (Vec<T>, Vec<T>) {
-    let hidden = weight.len();
-    let (mut dx, mut dw) = (Vec::with_capacity(x.len()), vec![T::zero(); hidden]);
-    let mut weighted = vec![T::zero(); hidden];
-    for (row, grad) in x.chunks_exact(hidden).zip(grad.chunks_exact(hidden)) {
-        let scale = inverse_rms(row, eps);
-        for ((weighted, g), w) in weighted.iter_mut().zip(grad).zip(weight) {
-            *weighted = *g * *w;
-        }
-        let shrink = rows::dot(row, &weighted) * scale * scale * scale / lit(hidden as f64);
-        dx.extend(row.iter().zip(&weighted).map(|(x, weighted)| *weighted * scale - *x * shrink));
-        for ((dw, x), g) in dw.iter_mut().zip(row).zip(grad) {
-            *dw += *g * *x * scale;
-        }
-    }
-    (dx, dw)
+/// Gradients of `(x, weight)`.
+fn backward<T: Element>(x: &[T], weight: &[T], dy: &[T], eps: T) -> (Vec<T>, Vec<T>) {
+    let num_rows = x.len() / weight.len();
+    let (mut dx, mut inverse) = (vec![T::zero(); x.len()], vec![T::zero(); num_rows]);
+    reference::forward(x, weight, eps, None, &mut dx, &mut inverse);
+    let mut dweight = vec![T::zero(); weight.len()];
+    let inputs = reference::Inputs { s: x, weight, dy, inverse: &inverse };
+    reference::backward(inputs, num_rows, None, &mut dx, &mut dweight);
+    (dx, dweight)
 }
 
 fn check(x: &Layout, weight: &Layout) -> Result<()> {

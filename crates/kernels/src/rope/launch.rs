@@ -5,7 +5,7 @@ use crate::column_sum::Rows;
 use crate::column_sum::launch::{
     BiasGradient, Element, check_element, check_lens, check_sizes, finish, rows_per_chunk,
 };
-use crate::device::{ALIGNMENT, Device, Grid, Kernel, Slice, SliceMut};
+use crate::device::{ALIGNMENT, Device, Grid, Kernel, Memory, Slice, SliceMut};
 use candle_core::{Result, bail};
 use half::bf16;
 
@@ -32,14 +32,14 @@ impl Qkv {
 }
 
 /// Where the rows are in their sequences, and what angles that means.
-pub struct Angles<'a, D> {
+pub struct Angles<'a, D: Memory> {
     /// `(rows)`: what [`positions`](super::positions) makes. One beyond the tables takes their last row; that there is none such is
     /// for the host to check, with [`check_positions`](super::check_positions), before they go to the device.
     pub positions: Slice<'a, D, i32>,
     /// `(num_positions, head_dim / 2)`, of [`RopeTables::cos_sin`](super::RopeTables::cos_sin).
-    pub cos: Slice<'a, D, f32>,
+    pub cos: Slice<'a, D, D::Full>,
     /// As `cos`.
-    pub sin: Slice<'a, D, f32>,
+    pub sin: Slice<'a, D, D::Full>,
 }
 
 /// Adds `bias`, a row of `qkv`, to every row of `qkv`, `(rows, (num_heads + 2 * num_kv_heads) * head_dim)`, and rotates its queries
@@ -106,7 +106,7 @@ fn rotated_heads(sizes: Qkv) -> usize {
 }
 
 /// Refuses what the kernels cannot take. Returns the sizes of the matrix.
-fn check<D>(what: &str, sizes: Qkv, len: usize, angles: &Angles<'_, D>) -> Result<Rows> {
+fn check<D: Memory>(what: &str, sizes: Qkv, len: usize, angles: &Angles<'_, D>) -> Result<Rows> {
     let matrix = sizes.sizes().filter(|matrix| Some(len) == matrix.num_elements());
     let Some(matrix) = matrix else {
         bail!("{what}: the matrix has {len} elements: not those of {sizes:?}");
@@ -137,7 +137,7 @@ fn check<D>(what: &str, sizes: Qkv, len: usize, angles: &Angles<'_, D>) -> Resul
     Ok(matrix)
 }
 
-fn params<D>(
+fn params<D: Device>(
     sizes: Qkv,
     (qkv, bias): (&SliceMut<'_, D, bf16>, u64),
     angles: &Angles<'_, D>,

@@ -7,6 +7,7 @@ pub mod reference;
 mod sys;
 
 use crate::attention::CuSeqlens;
+use crate::device::Float;
 use crate::element::{Element, dense, dispatch, elements, lit, widened, with_elements};
 #[cfg(feature = "cuda")]
 use candle_core::CudaStorage;
@@ -62,9 +63,9 @@ impl RopeTables {
 
     /// Cosines and sines, `(num_positions, head_dim / 2)` each, as [`launch`] takes them.
     #[must_use]
-    pub fn cos_sin(&self) -> (Vec<f32>, Vec<f32>) {
+    pub fn cos_sin<T: Float>(&self) -> (Vec<T>, Vec<T>) {
         let Values { cos, sin } = self.values();
-        let narrow = |values: &[f64]| values.iter().map(|value| *value as f32).collect();
+        let narrow = |values: &[f64]| values.iter().map(|value| T::from_f64(*value)).collect();
         (narrow(cos), narrow(sin))
     }
 

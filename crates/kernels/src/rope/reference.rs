@@ -1,10 +1,20 @@
 //! The kernels of `rope.cu` on a CPU, in f32 and f64.
 
+use super::check_positions;
 use super::launch::Qkv;
-use super::{RopeTables, Values, check_positions};
-use crate::column_sum;
-use crate::element::{Element, lit};
+use crate::element::Element;
 use candle_core::{Result, bail};
+
+/// Where the rows are in their sequences, and what angles that means.
+#[derive(Debug, Clone, Copy)]
+pub struct Angles<'a, T> {
+    /// `(rows)`: what [`positions`](super::positions) makes.
+    pub positions: &'a [i32],
+    /// `(num_positions, head_dim / 2)`, of [`RopeTables::cos_sin`](super::RopeTables::cos_sin).
+    pub cos: &'a [T],
+    /// As `cos`.
+    pub sin: &'a [T],
+}
 
 /// Adds `bias` to every row of `qkv`, `(rows, (num_heads + 2 * num_kv_heads) * head_dim)`, and rotates queries and keys.
 ///
@@ -14,10 +24,9 @@ pub fn forward<T: Element>(
     sizes: Qkv,
     qkv: &mut [T],
     bias: Option<&[T]>,
-    positions: &[i32],
-    tables: &RopeTables,
+    angles: Angles<'_, T>,
 ) -> Result<()> {
-    let cols = check(sizes, qkv.len(), positions, tables)?;
+    let cols = check(sizes, qkv.len(), angles)?;
     if let Some(bias) = bias {
         if bias.len() != cols {
             bail!("rope: the bias has {} elements: not those of a row of {sizes:?}", bias.len());
@@ -26,51 +35,50 @@ pub fn forward<T: Element>(
             row.iter_mut().zip(bias).for_each(|(x, bias)| *x += *bias);
         }
     }
-    rotate(sizes, qkv, positions, tables, T::one());
+    rotate(sizes, qkv, angles, T::one());
     Ok(())
 }
 
-/// Overwrites `dqkv`, the gradient of the result of [`forward`], by that of its input. Returns that of the bias, a row.
+/// Overwrites `dqkv`, the gradient of the result of [`forward`], by that of its input, whose column sums are that of the bias.
 ///
 /// # Errors
 /// As [`forward`].
-pub fn backward<T: Element>(
-    sizes: Qkv,
-    dqkv: &mut [T],
-    positions: &[i32],
-    tables: &RopeTables,
-) -> Result<Vec<T>> {
-    let cols = check(sizes, dqkv.len(), positions, tables)?;
-    rotate(sizes, dqkv, positions, tables, -T::one());
-    Ok(column_sum::reference(dqkv, cols))
+pub fn backward<T: Element>(sizes: Qkv, dqkv: &mut [T], angles: Angles<'_, T>) -> Result<()> {
+    check(sizes, dqkv.len(), angles)?;
+    rotate(sizes, dqkv, angles, -T::one());
+    Ok(())
 }
 
-fn check(sizes: Qkv, len: usize, positions: &[i32], tables: &RopeTables) -> Result<usize> {
+fn check<T>(sizes: Qkv, len: usize, angles: Angles<'_, T>) -> Result<usize> {
+    let Angles { positions, cos, sin } = angles;
     let matrix = sizes.sizes().filter(|matrix| Some(len) == matrix.num_elements());
     let Some(matrix) = matrix else {
         bail!("rope: the matrix has {len} elements: not those of {sizes:?}");
     };
-    if sizes.head_dim != 2 * tables.half {
-        bail!("rope: head_dim is {}, the tables are for {}", sizes.head_dim, 2 * tables.half);
+    let half = sizes.head_dim / 2;
+    let num_positions = cos.len() / half.max(1);
+    if !sizes.head_dim.is_multiple_of(2) || cos.len() != sin.len() || num_positions * half != cos.len() {
+        let (head_dim, lens) = (sizes.head_dim, [cos.len(), sin.len()]);
+        bail!("rope: head_dim is {head_dim}, and cosines and sines have {lens:?} elements");
     }
     if positions.len() != sizes.rows {
         bail!("rope: there are {} positions for the rows of {sizes:?}", positions.len());
     }
-    check_positions(positions, tables.num_positions)?;
+    check_positions(positions, num_positions)?;
     Ok(matrix.cols)
 }
 
-fn rotate<T: Element>(sizes: Qkv, qkv: &mut [T], positions: &[i32], tables: &RopeTables, direction: T) {
-    let half = tables.half;
+fn rotate<T: Element>(sizes: Qkv, qkv: &mut [T], angles: Angles<'_, T>, direction: T) {
+    let Angles { positions, cos, sin } = angles;
+    let half = sizes.head_dim / 2;
     let cols = qkv.len() / sizes.rows.max(1);
-    let Values { cos, sin } = tables.values();
     for (row, position) in qkv.chunks_exact_mut(cols.max(1)).zip(positions) {
         let start = *position as usize * half;
         let rotated = (sizes.num_heads + sizes.num_kv_heads) * sizes.head_dim;
         for head in row[..rotated].chunks_exact_mut((2 * half).max(1)) {
             let (left, right) = head.split_at_mut(half);
             for pair in 0..half {
-                let (cos, sin) = (lit::<T>(cos[start + pair]), direction * lit::<T>(sin[start + pair]));
+                let (cos, sin) = (cos[start + pair], direction * sin[start + pair]);
                 let (x, y) = (left[pair], right[pair]);
                 left[pair] = x * cos - y * sin;
                 right[pair] = y * cos + x * sin;
@@ -83,7 +91,7 @@ fn rotate<T: Element>(sizes: Qkv, qkv: &mut [T], positions: &[i32], tables: &Rop
 mod tests {
     use super::*;
     use crate::gradcheck::{assert_same, random};
-    use crate::{CuSeqlens, rope};
+    use crate::{CuSeqlens, RopeTables, column_sum, rope};
     use candle_core::{Device, Tensor, Var};
 
     const SIZES: Qkv = Qkv { rows: 7, num_heads: 3, num_kv_heads: 1, head_dim: 6 };
@@ -113,12 +121,15 @@ mod tests {
         let values = |tensor: &Var| tensor.flatten_all().unwrap().to_vec1::<f64>().unwrap();
         let tensor = |values: Vec<f64>, dims: &[usize]| Tensor::from_vec(values, dims, &Device::Cpu).unwrap();
         let mut found = values(&qkv);
-        forward(SIZES, &mut found, Some(&values(&bias)), &positions, &tables).unwrap();
+        let (cos, sin) = tables.cos_sin();
+        let angles = Angles { positions: &positions, cos: &cos, sin: &sin };
+        forward(SIZES, &mut found, Some(&values(&bias)), angles).unwrap();
         let expected = by_op(&qkv.broadcast_add(&bias).unwrap(), &tables, &[4, 2, 1]);
         assert_same(&tensor(found, &[7, COLS]), &expected, 1e-12);
         let gradients = (expected * dy.as_tensor()).unwrap().sum_all().unwrap().backward().unwrap();
         let mut dqkv = values(&dy);
-        let dbias = backward(SIZES, &mut dqkv, &positions, &tables).unwrap();
+        backward(SIZES, &mut dqkv, angles).unwrap();
+        let dbias = column_sum::reference(&dqkv, COLS);
         assert_same(&tensor(dqkv, &[7, COLS]), gradients.get(&qkv).unwrap(), 1e-12);
         assert_same(&tensor(dbias, &[COLS]), gradients.get(&bias).unwrap(), 1e-12);
     }
@@ -129,7 +140,9 @@ mod tests {
         let refusal = |len: usize, positions: &[i32], bias: usize| {
             let mut qkv = vec![0f32; len];
             let bias = vec![0.0; bias];
-            forward(SIZES, &mut qkv, Some(&bias), positions, &tables).unwrap_err().to_string()
+            let (cos, sin) = tables.cos_sin();
+            let angles = Angles { positions, cos: &cos, sin: &sin };
+            forward(SIZES, &mut qkv, Some(&bias), angles).unwrap_err().to_string()
         };
         assert!(refusal(7 * COLS - 1, &[0; 7], COLS).contains("the matrix has 209 elements"));
         assert!(refusal(7 * COLS, &[0; 6], COLS).contains("there are 6 positions"));

@@ -3,6 +3,7 @@
 #[cfg(feature = "cuda")]
 mod cuda;
 pub mod launch;
+pub(crate) mod reference;
 mod sys;
 
 use crate::element::{Element, dense, dispatch, elements, widened, with_elements};
@@ -26,23 +27,15 @@ pub fn swiglu(gate: &Tensor, up: &Tensor) -> Result<Tensor> {
 
 struct SwiGlu;
 
-fn sigmoid<T: Element>(x: T) -> T {
-    (T::one() + (-x).exponential()).recip()
-}
-
 fn forward<T: Element>(gate: &[T], up: &[T]) -> Vec<T> {
-    gate.iter().zip(up).map(|(gate, up)| *gate * sigmoid(*gate) * *up).collect()
+    let mut h = vec![T::zero(); gate.len()];
+    reference::forward(gate, up, &mut h);
+    h
 }
 
-fn backward<T: Element>(gate: &[T], up: &[T], grad: &[T]) -> (Vec<T>, Vec<T>) {
+fn backward<T: Element>(gate: &[T], up: &[T], dh: &[T]) -> (Vec<T>, Vec<T>) {
     let (mut dgate, mut dup) = (vec![T::zero(); gate.len()], vec![T::zero(); gate.len()]);
-    let inputs = gate.iter().zip(up).zip(grad);
-    for ((dgate, dup), ((gate, up), grad)) in dgate.iter_mut().zip(&mut dup).zip(inputs) {
-        let s = sigmoid(*gate);
-        let silu = *gate * s;
-        *dgate = *grad * *up * (s + silu * (T::one() - s));
-        *dup = *grad * silu;
-    }
+    reference::backward(gate, up, dh, &mut dgate, &mut dup);
     (dgate, dup)
 }
 

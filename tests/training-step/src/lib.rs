@@ -1,0 +1,34 @@
+//! The worked example of [`Backend`](oqvl_kernels::backend::Backend): a projector in front of a language model of Qwen2's shape,
+//! trained by AdamW, forward and backward written out as a sequence of its calls.
+//!
+//! - [`Sizes`] says how large everything is, and [`Layout`] where each parameter lies in one flat buffer.
+//! - [`Pack`] is what one step learns from: documents one after the other, tokens and image features.
+//! - [`Training`] owns all memory, which is taken when it is made: no step takes any. [`Training::step`] is the whole of one.
+//! - [`Example`] is a run of ten steps that PyTorch has made too, with its results.
+//!
+//! It is small but leaves nothing out: what it does for two layers on a CPU, an engine does for 28 on a GPU. Its tests hold ten
+//! steps of it against PyTorch, in f32 and f64; those of the emulation hold the kernels in bf16 against that.
+//!
+//! ```
+//! use oqvl_kernels::backend::CpuRef;
+//! use oqvl_training_step::{Activations, Example, Precision};
+//!
+//! let example = Example::load(Precision::F32)?;
+//! let mut training = example.training(CpuRef::<f32>::default(), Activations::Saved)?;
+//! let mut losses = Vec::new();
+//! for (pack, lr) in example.steps() {
+//!     losses.push(training.step(pack, lr)?.loss);
+//! }
+//! assert!(losses[9] < 0.6 * losses[0]);
+//! # Ok::<(), anyhow::Error>(())
+//! ```
+
+mod example;
+mod layout;
+mod pack;
+mod training;
+
+pub use example::{Example, Precision, Run};
+pub use layout::{Layout, Sizes};
+pub use pack::Pack;
+pub use training::{Activations, Report, Settings, Training};
