@@ -156,7 +156,9 @@ impl Example {
         let adamw = AdamW { beta1, beta2, eps, max_norm };
         let settings = Settings { adamw, weight_decay, activations };
         let [cos, sin] = &self.angles;
-        Training::new(backend, self.sizes, settings, &self.initial, [cos, sin])
+        let mut training = Training::new(backend, self.sizes, settings, [cos, sin])?;
+        training.set_parameters(&self.initial)?;
+        Ok(training)
     }
 
     /// What each step learns from, and at which rate.

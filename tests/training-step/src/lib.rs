@@ -4,6 +4,7 @@
 //! - [`Sizes`] says how large everything is, and [`Layout`] where each parameter lies in one flat buffer.
 //! - [`Pack`] is what one step learns from: documents one after the other, tokens and image features.
 //! - [`Training`] owns all memory, which is taken when it is made: no step takes any. [`Training::step`] is the whole of one.
+//! - [`Cost`] is what a step of the paper's sizes costs, counted without doing it.
 //! - [`Example`] is a run of ten steps that PyTorch has made too, with its results.
 //!
 //! It is small but leaves nothing out: what it does for two layers on a CPU, an engine does for 28 on a GPU. Its tests hold ten
@@ -23,11 +24,13 @@
 //! # Ok::<(), anyhow::Error>(())
 //! ```
 
+mod cost;
 mod example;
 mod layout;
 mod pack;
 mod training;
 
+pub use cost::{Cost, PAPER};
 pub use example::{Example, Precision, Run};
 pub use layout::{Layout, Sizes};
 pub use pack::Pack;

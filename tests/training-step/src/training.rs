@@ -161,8 +161,8 @@ pub struct Training<B: Backend> {
 }
 
 impl<B: Backend> Training<B> {
-    /// Takes all memory of the run. `initial`: the parameters, as `layout` has them. `angles`: cosines and sines, each
-    /// `(positions, head_dim / 2)`.
+    /// Takes all memory of the run, in which [`set_parameters`](Self::set_parameters) comes first. `cos` and `sin`, of every
+    /// position: `(positions, head_dim / 2)`.
     ///
     /// # Errors
     /// If a length is not that of the sizes, or there is not enough memory.
@@ -170,21 +170,23 @@ impl<B: Backend> Training<B> {
         backend: B,
         sizes: Sizes,
         settings: Settings,
-        initial: &[f64],
         [cos, sin]: [&[f64]; 2],
     ) -> anyhow::Result<Self> {
         let layout = Layout::new(&sizes, settings.weight_decay);
-        anyhow::ensure!(initial.len() == layout.len(), "{} parameters, not {}", initial.len(), layout.len());
         let ranges = layout.decay()?;
         let b = &backend;
         let decays: Vec<f64> = ranges.decays().iter().map(|decay| f64::from(*decay)).collect();
-        let zeros = vec![0.0; layout.len()];
+        let zeros = || {
+            let mut zeros = b.poisoned(layout.len())?;
+            b.fill(b.slice_mut(&mut zeros), 0.0)?;
+            anyhow::Ok(zeros)
+        };
         let parameters = Parameters {
-            weights: b.upload(&floats(initial))?,
-            masters: b.upload(&floats(initial))?,
-            gradients: b.upload(&floats(&zeros))?,
-            first_moments: b.upload(&floats(&zeros))?,
-            second_moments: b.upload(&floats(&zeros))?,
+            weights: b.poisoned(layout.len())?,
+            masters: b.poisoned(layout.len())?,
+            gradients: zeros()?,
+            first_moments: zeros()?,
+            second_moments: zeros()?,
             decay_boundaries: b.upload(ranges.boundaries())?,
             decays: b.upload(&floats(&decays))?,
             control: b.poisoned(CONTROL_LEN)?,
@@ -248,9 +250,19 @@ impl<B: Backend> Training<B> {
         })
     }
 
-    /// Where parameters lie.
-    pub fn layout(&self) -> &Layout {
-        &self.layout
+    /// What it runs on.
+    pub fn backend(&self) -> &B {
+        &self.backend
+    }
+
+    /// Sets all parameters, as [`Layout`] has them.
+    ///
+    /// # Errors
+    /// If there are not as many, or the backend fails.
+    pub fn set_parameters(&mut self, parameters: &[f64]) -> anyhow::Result<()> {
+        let Self { backend: b, parameters: Parameters { weights, masters, .. }, .. } = self;
+        b.copy_from_host(&floats(parameters), b.slice_mut(masters))?;
+        Ok(b.copy_from_host(&floats(parameters), b.slice_mut(weights))?)
     }
 
     /// The parameters in full precision, as the layout has them.

@@ -1,15 +1,17 @@
 //! Every operation of a training step, over memory that was taken before it.
 //!
 //! A [`Backend`] is where a training engine runs: a [`Cuda`](crate::device::Cuda) stream, or a [`CpuRef`] in f32 or f64, which
-//! is what the kernels are held against. An engine that is generic over it is the same code on both. Each operation reads and
+//! is what the kernels are held against; [`Counting`] does nothing but adds up what it would cost. An engine that is generic over it is the same code on both. Each operation reads and
 //! writes slices of buffers that its caller owns: none takes memory of the device, waits for it, or depends on the time. What it
 //! needs besides, partial sums and workspaces, is given to it.
 //!
 //! Operations are done in the order they are asked for. On a GPU they may still run when the call returns; what a download
 //! returns is complete.
 
+mod counting;
 mod cpu;
 
+pub use counting::{Count, CountedBuffer, Counting};
 pub use cpu::CpuRef;
 
 use crate::adamw::{AdamW, DecayRanges, launch as adamw};

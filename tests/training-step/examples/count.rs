@@ -1,0 +1,41 @@
+//! What a step of Open-Qwen2VL's pre-training costs, counted: `cargo run --release -p oqvl-training-step --example count`.
+//!
+//! Times are what an H200 would need for as many operations and bytes at the speeds that others have measured, 790 TFLOP/s in bf16
+//! and 4.3 TB/s. They are no measurement: kernels are slower than that, by what docs/gpu.md will say.
+
+use oqvl_kernels::backend::Count;
+use oqvl_training_step::{Activations, Cost};
+use std::io::Write as _;
+
+const OPERATIONS_PER_SECOND: f64 = 790e12;
+const BYTES_PER_SECOND: f64 = 4.3e12;
+
+fn main() -> anyhow::Result<()> {
+    let mut to = std::io::stdout().lock();
+    for activations in [Activations::Saved, Activations::CheapRecomputed] {
+        let Cost { parameters, memory_bytes, counts, .. } = Cost::of_paper(activations)?;
+        let gigabytes = memory_bytes as f64 / 1e9;
+        writeln!(
+            to,
+            "{activations:?}: {parameters} parameters, {gigabytes:.2} GB of memory with one pack\n"
+        )?;
+        writeln!(to, "| operation | calls | TFLOP | GB | ms |\n|---|---:|---:|---:|---:|")?;
+        let (mut total, mut total_time) = (Count::default(), 0.0);
+        for (operation, count) in &counts {
+            let time = 1e3 * (count.operations / OPERATIONS_PER_SECOND).max(count.bytes / BYTES_PER_SECOND);
+            write!(to, "{}", row(operation, count, time))?;
+            total.calls += count.calls;
+            total.operations += count.operations;
+            total.bytes += count.bytes;
+            total_time += time;
+        }
+        writeln!(to, "{}", row("all", &total, total_time))?;
+    }
+    Ok(())
+}
+
+fn row(operation: &str, count: &Count, milliseconds: f64) -> String {
+    let Count { calls, operations, bytes } = count;
+    let (tera, giga) = (operations / 1e12, bytes / 1e9);
+    format!("| {operation} | {calls} | {tera:.2} | {giga:.2} | {milliseconds:.2} |\n")
+}

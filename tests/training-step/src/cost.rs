@@ -1,0 +1,73 @@
+//! What a step of Open-Qwen2VL's pre-training costs, counted before any of it is done.
+
+use crate::{Activations, Layout, Pack, Settings, Sizes, Training};
+use oqvl_kernels::adamw::AdamW;
+use oqvl_kernels::backend::{Count, Counting};
+use oqvl_kernels::embedding::visual_source;
+use oqvl_kernels::{CuSeqlens, RopeTables};
+use std::collections::BTreeMap;
+
+/// Rows of a pack that carry a label, on average over the paper's data.
+const LABELS: usize = 746;
+
+/// One pack of 4096 tokens as the paper's data has them on average, Qwen2.5-1.5B, and the projector of SigLIP-SO400M.
+pub const PAPER: Sizes = Sizes {
+    rows: 4096,
+    images: 23,
+    vocab: 151_936,
+    hidden: 1536,
+    intermediate: 8960,
+    layers: 28,
+    heads: 12,
+    kv_heads: 2,
+    head_dim: 128,
+    positions: 4096,
+    rms_eps: 1e-6,
+    vision: 1152,
+    grid: 27,
+    pooled: 12,
+    chunk_rows: LABELS,
+};
+
+/// What a step on one pack costs, with the optimizer's.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Cost {
+    /// Parameters that are trained.
+    pub parameters: usize,
+    /// Bytes of memory of parameters, optimizer and activations: all that there is of the run.
+    pub memory_bytes: usize,
+    /// Of which the step itself has taken.
+    pub memory_of_step: usize,
+    /// What is computed, read and written, by operation.
+    pub counts: BTreeMap<&'static str, Count>,
+}
+
+impl Cost {
+    /// Counts a step of [`PAPER`]'s sizes.
+    ///
+    /// # Errors
+    /// None that is known: the sizes fit together.
+    pub fn of_paper(activations: Activations) -> anyhow::Result<Self> {
+        let adamw = AdamW { beta1: 0.9, beta2: 0.999, eps: 1e-8, max_norm: 1.0 };
+        let settings = Settings { adamw, weight_decay: 0.1, activations };
+        let (cos, sin) = RopeTables::new(PAPER.head_dim, PAPER.positions, 1e6).cos_sin::<f64>();
+        let mut training = Training::new(Counting::default(), PAPER, settings, [&cos, &sin])?;
+        let images = PAPER.visual_rows();
+        let sources = (0..PAPER.rows).map(|row| if row < images { visual_source(row) } else { row as i32 });
+        let labels = (0..PAPER.rows).map(|row| if row < PAPER.rows - LABELS { -1 } else { row as i32 });
+        let labels: Vec<i32> = labels.collect();
+        let cu_seqlens = CuSeqlens::new(vec![0, i32::try_from(PAPER.rows)?])?;
+        let vision = vec![0.0; PAPER.images * PAPER.grid * PAPER.grid * PAPER.vision];
+        let pack = Pack::new(&PAPER, sources.collect(), &labels, cu_seqlens, vision)?;
+        let memory_bytes = training.backend().memory_bytes();
+        training.load(&pack)?;
+        // What comes from the host, and what sets parameters to zero before the first step.
+        training.backend().take_counts();
+        training.forward(&pack)?;
+        training.backward(&pack)?;
+        training.update(5e-5)?;
+        let memory_of_step = training.backend().memory_bytes() - memory_bytes;
+        let counts = training.backend().take_counts();
+        Ok(Self { parameters: Layout::new(&PAPER, 0.1).len(), memory_bytes, memory_of_step, counts })
+    }
+}

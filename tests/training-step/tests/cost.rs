@@ -1,0 +1,49 @@
+//! The counted cost of a step against sizes that are known otherwise.
+
+use oqvl_training_step::{Activations, Cost};
+
+#[track_caller]
+fn assert_near(found: f64, expected: f64) {
+    assert!((found / expected - 1.0).abs() < 1e-3, "{found:e} is not {expected:e}");
+}
+
+#[test]
+fn a_step_of_the_paper_computes_what_its_sizes_say() {
+    let Cost { parameters, counts, .. } = Cost::of_paper(Activations::Saved).unwrap();
+    // Of Qwen2.5-1.5B, and of the projector.
+    assert_eq!(parameters, 1_543_714_304 + 4_131_840);
+    // Two for each weight of a layer and row forward, four backward; so the head, on rows with a label alone.
+    let of_layers = 6.0 * 4096.0 * 28.0 * (1536.0 * (2048.0 + 1536.0) + 3.0 * 1536.0 * 8960.0);
+    let of_head = 6.0 * 746.0 * 151_936.0 * 1536.0;
+    let visual = 23.0 * 144.0;
+    // The first layer of the projector has no gradient of its input.
+    let of_projector = visual * (4.0 * 1152.0 * 1536.0 + 6.0 * 1536.0 * 1536.0);
+    assert_near(counts["gemm"].operations, of_layers + of_head + of_projector);
+    let product = 28.0 * 2.0 * 12.0 * 128.0 * 4096.0 * 4096.0 / 2.0;
+    assert_near(counts["attention_forward"].operations, 2.0 * product);
+    assert_near(counts["attention_backward"].operations, 7.0 * product);
+    // Four buffers in f32 are read and written, and the weights in bf16.
+    assert_near(counts["adamw_update"].bytes, 34.0 * parameters as f64);
+}
+
+#[test]
+fn a_step_takes_no_memory_of_the_backend() {
+    for activations in [Activations::Saved, Activations::CheapRecomputed] {
+        let cost = Cost::of_paper(activations).unwrap();
+        assert_eq!(cost.memory_of_step, 0);
+        // Weights in bf16, and four buffers in f32; activations beside them.
+        assert!(cost.memory_bytes > 18 * cost.parameters && cost.memory_bytes < 25 * cost.parameters);
+    }
+}
+
+#[test]
+fn recomputing_costs_passes_over_memory_and_saves_their_results() {
+    let [saved, recomputed] =
+        [Activations::Saved, Activations::CheapRecomputed].map(|what| Cost::of_paper(what).unwrap());
+    // Two norms and one product of each layer but one.
+    let bytes = 27 * 4096 * (2 * 1536 + 8960) * 2;
+    assert_eq!(saved.memory_bytes - recomputed.memory_bytes, bytes);
+    let [before, after] = [&saved, &recomputed].map(|cost| cost.counts["norm_forward"].calls);
+    assert_eq!((before, after), (57, 57 + 56));
+    assert_eq!(saved.counts["gemm"], recomputed.counts["gemm"]);
+}
