@@ -64,6 +64,7 @@ pub mod norm;
 pub mod patchify;
 pub mod rope;
 mod rows;
+mod sizes;
 pub mod swiglu;
 
 pub use attention::{CuSeqlens, Mask, attention, attention_varlen};
@@ -76,6 +77,7 @@ pub use linear::linear;
 pub use matmul::Output;
 pub use norm::{layer_norm, rms_norm};
 pub use rope::{RopeTables, rope};
+pub use sizes::Rows;
 pub use swiglu::swiglu;
 
 #[cfg(test)]

@@ -3,7 +3,7 @@
 use half::bf16;
 use oqvl_emulation::{BlockOrder, Buffer, Emulation, Number};
 use oqvl_kernels::Output;
-use oqvl_kernels::column_sum::Rows;
+use oqvl_kernels::Rows;
 use oqvl_kernels::column_sum::launch::{Element, column_sum, partials_len};
 use proptest::prelude::*;
 use rand::SeedableRng as _;

@@ -4,7 +4,7 @@ use candle_core::{Device, Tensor, Var};
 use half::bf16;
 use oqvl_emulation::{BlockOrder, Buffer, Emulation, Mode};
 use oqvl_kernels::Output;
-use oqvl_kernels::column_sum::Rows;
+use oqvl_kernels::Rows;
 use oqvl_kernels::cross_entropy;
 use oqvl_kernels::cross_entropy::launch::{Arguments, Totals, cross_entropy as launch, totals};
 use oqvl_kernels::cross_entropy::{Loss, reference};

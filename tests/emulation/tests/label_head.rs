@@ -3,7 +3,7 @@
 use half::bf16;
 use oqvl_emulation::{Buffer, Emulation};
 use oqvl_kernels::Output;
-use oqvl_kernels::column_sum::Rows;
+use oqvl_kernels::Rows;
 use oqvl_kernels::cross_entropy::Loss;
 use oqvl_kernels::cross_entropy::launch::{Arguments, Totals, cross_entropy, totals};
 use oqvl_kernels::gather_rows::launch::gather_rows;

@@ -3,7 +3,7 @@
 use candle_core::{Device, Tensor, Var};
 use half::bf16;
 use oqvl_emulation::{Buffer, Emulation};
-use oqvl_kernels::column_sum::Rows;
+use oqvl_kernels::Rows;
 use oqvl_kernels::swiglu;
 use oqvl_kernels::swiglu::launch::{backward, backward_apart, forward, forward_apart};
 use proptest::prelude::*;

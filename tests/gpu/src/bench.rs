@@ -3,14 +3,14 @@
 use crate::torch::Torch;
 use anyhow::Context as _;
 use half::bf16;
-use oqvl_kernels::Output;
 use oqvl_kernels::attention::{self, CuSeqlens, Mask, Operand, OperandMut, Sequences, Shape, Strides};
 use oqvl_kernels::avg_pool::launch as avg_pool;
 use oqvl_kernels::avg_pool::launch::Pooling;
 use oqvl_kernels::bias_gelu::{Gelu, launch as bias_gelu};
-use oqvl_kernels::column_sum::{Rows, launch as column_sum};
+use oqvl_kernels::column_sum::launch as column_sum;
 use oqvl_kernels::device::{Cuda, CudaBuffer, Memory as _};
 use oqvl_kernels::gemm::{self, Epilogue, Gemm};
+use oqvl_kernels::{Output, Rows};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::fmt::Write as _;

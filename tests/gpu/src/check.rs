@@ -3,11 +3,11 @@
 use crate::case::{Case, Result, attention_case, batch, packed};
 use crate::torch::Torch;
 use candle_core::{DType, Device};
+use oqvl_kernels::Rows;
 use oqvl_kernels::attention::Mask;
 use oqvl_kernels::avg_pool::launch::Pooling;
 use oqvl_kernels::backend::Products;
 use oqvl_kernels::bias_gelu::Gelu;
-use oqvl_kernels::column_sum::Rows;
 use oqvl_kernels::device::Cuda;
 use oqvl_kernels::gemm::{Epilogue, Gemm};
 use serde::{Deserialize, Serialize};

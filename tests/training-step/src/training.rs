@@ -3,13 +3,13 @@
 use crate::pack::IGNORE;
 use crate::{Layout, Pack, Sizes};
 use anyhow::Context as _;
+use oqvl_kernels::Rows;
 use oqvl_kernels::adamw::launch as adamw;
 use oqvl_kernels::adamw::{AdamW, CONTROL_LEN, DecayRanges, NORM, SKIP};
 use oqvl_kernels::attention::{FusedBackward, FusedForward, Mask, Sequences, Shape, backward_workspace_len};
 use oqvl_kernels::avg_pool::Pooling;
 use oqvl_kernels::backend::{Backend, Full, FullMut, Half, HalfMut};
 use oqvl_kernels::bias_gelu::Gelu;
-use oqvl_kernels::column_sum::Rows;
 use oqvl_kernels::column_sum::launch::{BiasGradient, partials_len};
 use oqvl_kernels::cross_entropy::launch::{Arguments, Totals};
 use oqvl_kernels::cross_entropy::{CHANNELS, Loss};

@@ -1,11 +1,11 @@
 //! What a sequence of operations costs, before any of it is done.
 
 use super::{Backend, Full, FullMut, Half, HalfMut};
+use crate::Rows;
 use crate::adamw::{self, AdamW, DecayRanges};
 use crate::attention::{FusedBackward, FusedForward, Mask, Sequences, Shape};
 use crate::avg_pool::Pooling;
 use crate::bias_gelu::Gelu;
-use crate::column_sum::Rows;
 use crate::column_sum::launch::BiasGradient;
 use crate::cross_entropy::Loss;
 use crate::cross_entropy::launch::{Arguments, Totals};

@@ -7,7 +7,6 @@ use crate::attention::{FusedBackward, FusedForward, Shape, backward_workspace_le
 use crate::avg_pool::{Pooling, reference as avg_pool};
 use crate::bias_gelu::{Gelu, reference as bias_gelu};
 use crate::column_sum::launch::BiasGradient;
-use crate::column_sum::{self, Rows};
 use crate::cross_entropy::launch::{Arguments, Totals};
 use crate::cross_entropy::{self, Loss};
 use crate::device::{Float, Memory, Number, POISON, Slice, SliceMut};
@@ -24,6 +23,7 @@ use crate::rope::launch::{Angles, Qkv};
 use crate::rope::reference as rope;
 use crate::rows;
 use crate::swiglu::reference as swiglu;
+use crate::{Rows, column_sum};
 use candle_core::{Result, bail};
 use std::marker::PhantomData;
 

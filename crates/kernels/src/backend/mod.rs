@@ -14,11 +14,11 @@ mod cpu;
 pub use counting::{Count, CountedBuffer, Counting};
 pub use cpu::CpuRef;
 
+use crate::Rows;
 use crate::adamw::{AdamW, DecayRanges, launch as adamw};
 use crate::attention::{self, FusedBackward, FusedForward, Shape};
 use crate::avg_pool::{Pooling, launch as avg_pool};
 use crate::bias_gelu::{Gelu, launch as bias_gelu};
-use crate::column_sum::Rows;
 use crate::column_sum::launch::{self as column_sum, BiasGradient};
 use crate::cross_entropy::{Loss, launch as cross_entropy};
 use crate::device::{Device, Memory, Slice, SliceMut};

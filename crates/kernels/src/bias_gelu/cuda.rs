@@ -1,7 +1,7 @@
 //! The operation on tensors of a GPU.
 
 use super::{Gelu, launch};
-use crate::column_sum::Rows;
+use crate::Rows;
 use crate::column_sum::launch::{BiasGradient, partials_len};
 use crate::device::{Cuda, tensors};
 use crate::matmul::Output;

@@ -2,12 +2,10 @@
 
 use super::Gelu;
 use super::sys::{self, BiasGeluParams};
-use crate::column_sum::Rows;
-use crate::column_sum::launch::{
-    BiasGradient, Element, check_element, check_lens, check_sizes, finish, rows_are_aligned, rows_per_chunk,
-};
+use crate::Rows;
+use crate::column_sum::launch::{BiasGradient, Element, check_lens, finish, rows_per_chunk};
 use crate::column_sum::sys::tile_columns;
-use crate::device::{Device, Grid, Slice, SliceMut};
+use crate::device::{Device, Grid, Slice, SliceMut, check_element, check_sizes, rows_are_aligned};
 use candle_core::{Result, bail};
 use half::bf16;
 

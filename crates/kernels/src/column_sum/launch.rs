@@ -1,9 +1,11 @@
 //! Starts the kernels of `column_sum.cu`.
 
-use super::Rows;
 pub use super::sys::Element;
 use super::sys::{ColumnSumParams, tile_columns};
-use crate::device::{ALIGNMENT, Device, Grid, Kernel, Memory, Slice, SliceMut};
+use crate::Rows;
+use crate::device::{
+    Device, Grid, Kernel, Memory, Slice, SliceMut, check_element, check_sizes, rows_are_aligned,
+};
 use crate::matmul::Output;
 use candle_core::{Result, bail};
 
@@ -121,28 +123,4 @@ pub(crate) fn check_lens(
         );
     }
     Ok(())
-}
-
-/// Refuses sizes that numbers of 32 bits cannot hold.
-pub(crate) fn check_sizes(what: &str, sizes: Rows) -> Result<()> {
-    const MAX: usize = i32::MAX as usize;
-    if sizes.rows > MAX || sizes.cols > MAX {
-        bail!("{what}: rows and columns go up to {MAX}, got {sizes:?}");
-    }
-    Ok(())
-}
-
-/// Refuses an address that no element of the type can have.
-pub(crate) fn check_element<T>(what: &str, address: u64) -> Result<()> {
-    let size = size_of::<T>();
-    if !address.is_multiple_of(size as u64) {
-        bail!("{what}: the address {address:#x} is not a multiple of {size} bytes");
-    }
-    Ok(())
-}
-
-/// Whether each row of `cols` elements, of matrices at these addresses, is a whole number of aligned sixteen bytes.
-pub(crate) fn rows_are_aligned<T>(cols: usize, addresses: &[u64]) -> bool {
-    (cols * size_of::<T>()).is_multiple_of(ALIGNMENT as usize)
-        && addresses.iter().all(|address| address.is_multiple_of(ALIGNMENT))
 }

@@ -6,22 +6,6 @@ pub(crate) mod sys;
 use crate::element::Element;
 use crate::rows;
 
-/// Sizes of a matrix, row-major and without gaps.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Rows {
-    /// Number of rows.
-    pub rows: usize,
-    /// Elements of a row.
-    pub cols: usize,
-}
-
-impl Rows {
-    /// Number of elements. `None` if there is no such number.
-    pub fn num_elements(&self) -> Option<usize> {
-        self.rows.checked_mul(self.cols)
-    }
-}
-
 /// Sums the columns of `x`, `(_, cols)`, row after row.
 pub(crate) fn reference<T: Element>(x: &[T], cols: usize) -> Vec<T> {
     let mut sums = vec![T::zero(); cols];
@@ -45,6 +29,5 @@ mod tests {
         }
         assert_eq!(reference::<f32>(&[], 3), [0.0; 3]);
         assert!(reference::<f32>(&[], 0).is_empty());
-        assert_eq!(Rows { rows: usize::MAX, cols: 2 }.num_elements(), None);
     }
 }

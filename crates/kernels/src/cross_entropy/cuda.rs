@@ -2,7 +2,7 @@
 
 use super::launch::{self, Arguments};
 use super::{CHANNELS, Loss};
-use crate::column_sum::Rows;
+use crate::Rows;
 use crate::device::{Cuda, tensors};
 use crate::matmul::Output;
 use candle_core::backend::BackendStorage as _;

@@ -2,9 +2,10 @@
 
 use super::sys::{CrossEntropyParams, TOTALS, TotalsParams, kernel};
 use super::{CHANNELS, Loss};
-use crate::column_sum::Rows;
-use crate::column_sum::launch::{check_element, check_sizes, rows_are_aligned};
-use crate::device::{Device, Grid, Memory, Slice, SliceMut, check_alignment};
+use crate::Rows;
+use crate::device::{
+    Device, Grid, Memory, Slice, SliceMut, check_alignment, check_element, check_sizes, rows_are_aligned,
+};
 use crate::matmul::Output;
 use candle_core::{Result, bail};
 use half::bf16;

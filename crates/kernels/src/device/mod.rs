@@ -5,6 +5,7 @@
 
 #[cfg(any(test, feature = "cuda"))]
 mod capability;
+mod checks;
 #[cfg(feature = "cuda")]
 mod cuda;
 mod memory;
@@ -13,6 +14,7 @@ mod no_cuda;
 #[cfg(feature = "cuda")]
 pub(crate) mod tensors;
 
+pub(crate) use checks::{ALIGNMENT, check_alignment, check_element, check_sizes, num_rows, rows_are_aligned};
 #[cfg(feature = "cuda")]
 pub use cuda::{Cuda, CudaBuffer, Reading, Writing, contiguous};
 pub use memory::{Float, Memory, Number, POISON, Slice, SliceMut};
@@ -137,15 +139,4 @@ impl Grid {
         }
         Ok((x > 0 && y > 0 && z > 0).then_some(Self { x: x as u32, y: y as u32, z: z as u32 }))
     }
-}
-
-/// Kernels read and write 16 bytes at once.
-pub(crate) const ALIGNMENT: u64 = 16;
-
-/// Refuses an address that 16 bytes cannot be read from at once. An empty slice may lie anywhere.
-pub(crate) fn check_alignment(what: &str, address: u64, len: usize) -> Result<()> {
-    if len > 0 && !address.is_multiple_of(ALIGNMENT) {
-        bail!("{what}: the address {address:#x} is not a multiple of {ALIGNMENT} bytes");
-    }
-    Ok(())
 }

@@ -1,10 +1,10 @@
 //! Starts the kernels of `embedding.cu`.
 
 use super::sys::{BACKWARD, EmbeddingBackward, EmbeddingForward, FORWARD, TILE};
-use crate::column_sum::Rows;
-use crate::column_sum::launch::{check_element, check_sizes, rows_are_aligned};
-use crate::device::{Device, Grid, Memory, Slice, SliceMut};
-use crate::gather_rows::launch::num_rows;
+use crate::Rows;
+use crate::device::{
+    Device, Grid, Memory, Slice, SliceMut, check_element, check_sizes, num_rows, rows_are_aligned,
+};
 use crate::gather_rows::sys::ROWS;
 use candle_core::{Result, bail};
 use half::bf16;

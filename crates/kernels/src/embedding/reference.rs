@@ -1,8 +1,8 @@
 //! The kernels of `embedding.cu` on a CPU, in f32 and f64.
 
 use super::{Buckets, check_sources, visual_row};
+use crate::device::num_rows;
 use crate::element::Element;
-use crate::gather_rows::launch::num_rows;
 use crate::rows;
 use candle_core::{Result, bail};
 

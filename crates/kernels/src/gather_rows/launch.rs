@@ -1,9 +1,8 @@
 //! Starts the kernel of `gather_rows.cu`.
 
 use super::sys::{GATHER_ROWS, GatherRowsParams, ROWS};
-use crate::column_sum::Rows;
-use crate::column_sum::launch::{check_element, check_sizes, rows_are_aligned};
-use crate::device::{Device, Grid, Slice, SliceMut};
+use crate::Rows;
+use crate::device::{Device, Grid, Slice, SliceMut, check_element, check_sizes, num_rows, rows_are_aligned};
 use candle_core::{Result, bail};
 use half::bf16;
 
@@ -48,14 +47,4 @@ pub fn gather_rows<D: Device>(
     // above): the kernel reads one row of `from`, or none, for each row of `to`, which it writes, and moves indices into
     // `from`. It touches sixteen bytes at once only where every row starts at a multiple of them.
     unsafe { device.launch(&GATHER_ROWS, grid, &params) }
-}
-
-/// Rows of `cols` elements in so many. Refuses a part of a row, and more rows than numbers of 32 bits hold.
-pub(crate) fn num_rows(what: &str, name: &str, len: usize, cols: usize) -> Result<usize> {
-    let rows = len / cols.max(1);
-    if rows * cols != len {
-        bail!("{what}: {name} has {len} elements, which are no rows of {cols}");
-    }
-    check_sizes(what, Rows { rows, cols })?;
-    Ok(rows)
 }

@@ -3,6 +3,7 @@
 pub mod launch;
 pub(crate) mod sys;
 
+use crate::device::num_rows;
 use crate::element::Element;
 use candle_core::{Result, bail};
 
@@ -24,7 +25,7 @@ pub fn check_indices(indices: &[i32], rows: usize) -> Result<()> {
 /// # Errors
 /// If a length is not that of the sizes, or an index is beyond `from`.
 pub fn reference<T: Element>(from: &[T], cols: usize, indices: &[i32], to: &mut [T]) -> Result<()> {
-    check_indices(indices, launch::num_rows("gather_rows", "the matrix", from.len(), cols)?)?;
+    check_indices(indices, num_rows("gather_rows", "the matrix", from.len(), cols)?)?;
     if Some(to.len()) != indices.len().checked_mul(cols) {
         let rows = indices.len();
         bail!("gather_rows: the output has {} elements, not {cols} for each of {rows} rows", to.len());

@@ -1,6 +1,6 @@
 //! The operation on tensors of a GPU: bf16, by cuBLASLt.
 
-use crate::column_sum::Rows;
+use crate::Rows;
 use crate::column_sum::launch::{column_sum, partials_len};
 use crate::device::{Cuda, tensors};
 use crate::gemm::{Epilogue, Gemm, gemm};

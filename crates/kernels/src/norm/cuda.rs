@@ -125,7 +125,7 @@ fn with_bf16<R>(what: &str, tensor: &Tensor, f: impl FnOnce(CudaView<'_, bf16>) 
 
 /// The gradient of a gain from its partial sums.
 fn column_sums(cuda: &Cuda, norm: Norm, sums: &CudaSlice<f32>) -> Result<CudaSlice<bf16>> {
-    let sizes = column_sum::Rows { rows: num_partials(norm), cols: norm.hidden };
+    let sizes = crate::Rows { rows: num_partials(norm), cols: norm.hidden };
     let Some(len) = column_sum::launch::partials_len(sizes) else { bail!("norm: {norm:?} is too large") };
     let sums = sums.slice(..partials_len(norm)?);
     let sums = cuda.read(&sums)?;

@@ -1,11 +1,9 @@
 //! Starts the kernels of `rope.cu`.
 
 use super::sys::{BACKWARD, FORWARD, RopeParams, TILE, UNIT};
-use crate::column_sum::Rows;
-use crate::column_sum::launch::{
-    BiasGradient, Element, check_element, check_lens, check_sizes, finish, rows_per_chunk,
-};
-use crate::device::{ALIGNMENT, Device, Grid, Kernel, Memory, Slice, SliceMut};
+use crate::Rows;
+use crate::column_sum::launch::{BiasGradient, Element, check_lens, finish, rows_per_chunk};
+use crate::device::{ALIGNMENT, Device, Grid, Kernel, Memory, Slice, SliceMut, check_element, check_sizes};
 use candle_core::{Result, bail};
 use half::bf16;
 

@@ -1,7 +1,7 @@
 //! SwiGLU on a [`Device`]: checks, grids and parameters of the kernels of `swiglu.cu`.
 
 use super::sys::{BACKWARD, FORWARD, SwigluParams, THREADS};
-use crate::column_sum::Rows;
+use crate::Rows;
 use crate::device::{Device, Grid, Kernel, Slice, SliceMut, check_alignment};
 use candle_core::{Result, bail};
 use half::bf16;
