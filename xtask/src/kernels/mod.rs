@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 use std::fs;
-use suites::{EMULATION, KERNELS, Tally, Test};
+use suites::{EMULATION, KERNELS, Tally, Test, WORKED_EXAMPLE};
 
 /// What was seen on a GPU; see docs/gpu.md.
 const GPU_RESULTS: &str = "docs/gpu.json";
@@ -46,7 +46,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     }
 }
 
-/// What is proven of one operation: `None` is what was not tried, and for a library what cannot be.
+/// What is proven of one operation: `None` is what was not tried, and for a library or a sequence what cannot be.
 #[derive(Debug, Serialize)]
 struct Row {
     op: &'static str,
@@ -116,6 +116,7 @@ pub(crate) fn check() -> anyhow::Result<Vec<String>> {
     let programs = suites::build()?;
     let names: Vec<&str> = OPS.iter().map(|op| op.name).collect();
     let mut evidence = Evidence { cpu: suites::run(&programs, KERNELS, &names, &[])?, ..Evidence::default() };
+    evidence.cpu.extend(suites::run(&programs, WORKED_EXAMPLE, &[], &[])?);
     let launches = cargo::target_dir()?.join("emulation/launches.txt");
     fs::create_dir_all(launches.parent().expect("joined above"))?;
     if launches.exists() {
@@ -180,20 +181,23 @@ pub(crate) fn check() -> anyhow::Result<Vec<String>> {
 }
 
 fn row(op: &Op, evidence: &Evidence) -> Row {
-    let of_ours = |module: &'static str| {
-        let emulated = evidence
+    let emulated = || {
+        let tallies = evidence
             .emulated
             .iter()
             .map(|(mode, tests)| (*mode, tests.as_ref().map(|tests| suites::tally(tests, op.name))));
+        Some(tallies.collect())
+    };
+    let compiled = |module: &'static str| {
         let is_compiled = |target: &str| {
             let usages = evidence.usages.as_ref()?;
             Some(usages.iter().any(|usage| usage.module == module && usage.target == target))
         };
-        let compiled = TARGETS.iter().map(|target| (*target, is_compiled(target)));
-        (Some(emulated.collect()), Some(compiled.collect()))
+        Some(TARGETS.iter().map(|target| (*target, is_compiled(target))).collect())
     };
     let (emulated, compiled) = match op.source {
-        Source::Ours { module, .. } => of_ours(module),
+        Source::Ours { module, .. } => (emulated(), compiled(module)),
+        Source::Sequence => (emulated(), None),
         Source::Library => (None, None),
     };
     let checks = evidence.gpu.as_ref().map(|results| {
@@ -236,15 +240,17 @@ fn broken(evidence: &Evidence) -> Vec<String> {
         if suites::tally(&evidence.cpu, op.name).passed == 0 {
             broken.push(format!("{} has no test that passes on a CPU", op.name));
         }
-        let Source::Ours { module, hot } = op.source else { continue };
+        if matches!(op.source, Source::Library) {
+            continue;
+        }
         for (mode, tests) in &evidence.emulated {
             let tally = tests.as_ref().map(|tests| suites::tally(tests, op.name));
             if tally.is_some_and(|tally| tally.passed + tally.skipped == 0) {
                 broken.push(format!("{} has no test that passes in emulation ({mode})", op.name));
             }
         }
-        let Some(usages) = &evidence.usages else { continue };
-        let of_op = || usages.iter().filter(|usage| usage.module == module);
+        let (Source::Ours { module, hot }, Some(usages)) = (&op.source, &evidence.usages) else { continue };
+        let of_op = || usages.iter().filter(|usage| usage.module == *module);
         for target in TARGETS {
             if !of_op().any(|usage| usage.target == target) {
                 broken.push(format!("{module}.cu has no kernel for {target}"));
@@ -257,7 +263,7 @@ fn broken(evidence: &Evidence) -> Vec<String> {
                 .collect();
             broken.extend(never.iter().map(|kernel| format!("{kernel} was never run on the CPU")));
         }
-        for (beginning, max_spill_bytes) in hot {
+        for (beginning, max_spill_bytes) in *hot {
             let kernels: Vec<&Usage> = of_op().filter(|usage| usage.kernel.starts_with(*beginning)).collect();
             if kernels.is_empty() {
                 broken.push(format!("{module}.cu has no kernel named {beginning}*, which is said to be hot"));
@@ -303,13 +309,13 @@ fn table(rows: &[Row], gpu: Option<&GpuResults>) -> String {
             let _ = write!(text, " {cell} |");
         }
         for target in TARGETS {
-            let cell = row.compiled.as_ref().map_or(LIBRARY, |targets| {
-                match targets.get(target).copied().flatten() {
+            let none = if row.emulated.is_some() { "its parts" } else { LIBRARY };
+            let cell =
+                row.compiled.as_ref().map_or(none, |targets| match targets.get(target).copied().flatten() {
                     Some(true) => "yes",
                     Some(false) => "**no**",
                     None => "not run",
-                }
-            });
+                });
             let _ = write!(text, " {cell} |");
         }
         let checked = if gpu.is_some() { tally_text(row.gpu_checked) } else { "no GPU".to_owned() };
@@ -329,7 +335,7 @@ fn usage_table(usages: &[Usage]) -> String {
             Source::Ours { module, hot } => {
                 module == usage.module && hot.iter().any(|(name, _)| usage.kernel.starts_with(*name))
             }
-            Source::Library => false,
+            Source::Library | Source::Sequence => false,
         })
     };
     let mut text = "| kernel | for | registers | shared bytes | stack | spill stores | spill loads | |\n\

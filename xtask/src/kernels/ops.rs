@@ -3,7 +3,7 @@
 /// An operation.
 #[derive(Debug)]
 pub(super) struct Op {
-    /// In the names of its tests: `<name>::` in the kernels' crate, `tests/<name>.rs` in the emulation's.
+    /// In the names of its tests: `<name>::` in the kernels' crate, `tests/<name>.rs` in the emulation's and the worked example's.
     pub(super) name: &'static str,
     /// Where its kernels come from.
     pub(super) source: Source,
@@ -22,10 +22,12 @@ pub(super) enum Source {
     },
     /// A library of NVIDIA: there is nothing to compile and nothing to emulate.
     Library,
+    /// The operations above it, one after the other: there is nothing to compile.
+    Sequence,
 }
 
 /// All of them.
-pub(super) const OPS: [Op; 14] = [
+pub(super) const OPS: [Op; 15] = [
     Op {
         name: "attention",
         source: Source::Ours {
@@ -66,4 +68,5 @@ pub(super) const OPS: [Op; 14] = [
     Op { name: "rope", source: Source::Ours { module: "rope", hot: &[("rope", 0)] } },
     Op { name: "gather_rows", source: Source::Ours { module: "gather_rows", hot: &[("gather_rows", 0)] } },
     Op { name: "embedding", source: Source::Ours { module: "embedding", hot: &[("embedding", 0)] } },
+    Op { name: "training_step", source: Source::Sequence },
 ];

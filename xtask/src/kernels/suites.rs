@@ -11,6 +11,10 @@ use std::process::{Command, Stdio};
 /// Packages with the tests.
 pub(super) const KERNELS: &str = "oqvl-kernels";
 pub(super) const EMULATION: &str = "oqvl-emulation";
+pub(super) const WORKED_EXAMPLE: &str = "oqvl-training-step";
+/// Where they are.
+const PACKAGES: [(&str, &str); 3] =
+    [(KERNELS, "crates/kernels"), (EMULATION, "tests/emulation"), (WORKED_EXAMPLE, "tests/training-step")];
 
 /// A program full of tests.
 #[derive(Debug)]
@@ -47,7 +51,7 @@ pub(super) struct Tally {
     pub(super) skipped: usize,
 }
 
-/// Builds the test programs of both packages, with the features that all other tests have.
+/// Builds the test programs of these packages, with the features that all other tests have.
 pub(super) fn build() -> anyhow::Result<Vec<Program>> {
     let args =
         ["test", "--release", "--workspace", "--no-run", "--message-format", "json-render-diagnostics"];
@@ -87,7 +91,7 @@ fn program(line: &str) -> Option<Program> {
         return None;
     }
     let is_of = |package: &&str| message.package_id.contains(&format!("#{package}@"));
-    let package = [KERNELS, EMULATION].into_iter().find(is_of)?;
+    let package = PACKAGES.map(|(package, _)| package).into_iter().find(is_of)?;
     Some(Program { package, target: message.target.name, path: message.executable? })
 }
 
@@ -99,13 +103,13 @@ pub(super) fn run(
     environment: &[(&str, String)],
 ) -> anyhow::Result<Vec<Test>> {
     let mut tests = Vec::new();
+    let (_, folder) = PACKAGES.iter().find(|(name, _)| *name == package).context("no such package")?;
     for program in programs.iter().filter(|program| program.package == package) {
         let mut command = Command::new(&program.path);
         command
             .args(filters)
             .arg("--show-output")
             .envs(environment.iter().map(|(name, value)| (name, value)));
-        let folder = if package == KERNELS { "crates/kernels" } else { "tests/emulation" };
         command.current_dir(cargo::workspace_root().join(folder)).env("RUST_BACKTRACE", "0");
         command.env("CARGO_MANIFEST_DIR", cargo::workspace_root().join(folder));
         let output = command.stdin(Stdio::null()).stderr(Stdio::inherit()).output();
