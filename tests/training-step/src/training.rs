@@ -281,7 +281,7 @@ impl<B: Backend> Training<B> {
         Ok(self.backend.download(&self.parameters.gradients)?.into_iter().map(Float::to_f64).collect())
     }
 
-    /// One step on one pack: nothing in it waits for the backend, but the report at its end.
+    /// One step on one pack. Nothing between the loading of the pack and the report waits for the backend.
     ///
     /// # Errors
     /// If the pack is of other sizes, or the backend fails.

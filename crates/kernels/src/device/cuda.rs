@@ -220,7 +220,7 @@ impl Memory for Cuda {
         Ok(CudaBuffer { bytes, address, len, element: PhantomData })
     }
 
-    /// Of memory that is not pinned, which the driver has copied when this returns; the stream is not waited for.
+    /// From memory that is not pinned: the driver takes a copy first, for which it may wait for the stream.
     fn copy_from_host<T: Number>(&self, from: &[T], to: SliceMut<'_, Self, T>) -> Result<()> {
         if from.len() != to.len() {
             bail!("{} elements cannot be copied to {} on the GPU", from.len(), to.len());
