@@ -5,6 +5,7 @@ use oqvl_training_step::{Activations, Example, Precision, Run};
 
 fn largest_difference(found: &[f64], expected: &[f64]) -> f64 {
     assert_eq!(found.len(), expected.len());
+    assert!(found.iter().all(|value| value.is_finite()), "not all are numbers");
     found.iter().zip(expected).map(|(found, expected)| (found - expected).abs()).fold(0.0, f64::max)
 }
 
