@@ -227,7 +227,7 @@ fn angles(sizes: &Sizes, theta: f64, precision: Precision) -> [Vec<f64>; 2] {
     [pairs().map(|at| angle(at).cos()).collect(), pairs().map(|at| angle(at).sin()).collect()]
 }
 
-fn floats(file: &SafeTensors<'_>, name: &str) -> anyhow::Result<Vec<f64>> {
+pub(crate) fn floats(file: &SafeTensors<'_>, name: &str) -> anyhow::Result<Vec<f64>> {
     let tensor = file.tensor(name).with_context(|| name.to_owned())?;
     match tensor.dtype() {
         Dtype::F32 => Ok(numbers(tensor.data(), |bytes| f64::from(f32::from_le_bytes(bytes)))),

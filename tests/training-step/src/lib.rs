@@ -7,8 +7,13 @@
 //! - [`Cost`] is what a step of the paper's sizes costs, counted without doing it.
 //! - [`Example`] is a run of ten steps that PyTorch has made too, with its results.
 //!
-//! It is small but leaves nothing out: what it does for two layers on a CPU, an engine does for 28 on a GPU. Its tests hold ten
-//! steps of it against PyTorch, in f32 and f64; those of the emulation hold the kernels in bf16 against that.
+//! Beside it is the forward of the frozen [`VisionTower`], whose features a pack's images are: from pixels to the output of the last
+//! block that is run, with heads and MLP of the sizes of the checkpoint or filled up to sizes that suit a GPU, which
+//! [`VisionSizes`] says. [`VisionExample`] is a tower that transformers has run too.
+//!
+//! Both are small but leave nothing out: what the step does for two layers on a CPU, an engine does for 28 on a GPU. Tests hold
+//! ten steps of it against PyTorch, in f32 and f64, and every block of the tower against transformers, filled up and not; those of
+//! the emulation hold the kernels in bf16 against that.
 //!
 //! ```
 //! use oqvl_kernels::backend::CpuRef;
@@ -29,9 +34,13 @@ mod example;
 mod layout;
 mod pack;
 mod training;
+mod vision;
+mod vision_example;
 
 pub use cost::{Cost, PAPER};
 pub use example::{Example, Precision, Run};
 pub use layout::{Layout, Sizes};
 pub use pack::Pack;
 pub use training::{Activations, Report, Settings, Training};
+pub use vision::{NamedWeights, VisionSizes, VisionTower};
+pub use vision_example::{VisionExample, VisionInput};

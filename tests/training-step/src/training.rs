@@ -747,15 +747,15 @@ impl<B: Backend> Work<B> {
 }
 
 /// A product with a weight `(outputs, inputs)`.
-struct Linear {
-    rows: usize,
-    inputs: usize,
-    outputs: usize,
+pub(crate) struct Linear {
+    pub(crate) rows: usize,
+    pub(crate) inputs: usize,
+    pub(crate) outputs: usize,
 }
 
 impl Linear {
     /// `y = x weight^T + bias`.
-    fn forward<B: Backend>(
+    pub(crate) fn forward<B: Backend>(
         &self,
         b: &B,
         x: Half<'_, B>,
@@ -869,6 +869,6 @@ fn pooling(sizes: &Sizes) -> Pooling {
     Pooling { batch: sizes.images, grid: sizes.grid, pooled: sizes.pooled, channels: sizes.vision }
 }
 
-fn floats<T: Float + Number>(values: &[f64]) -> Vec<T> {
+pub(crate) fn floats<T: Float + Number>(values: &[f64]) -> Vec<T> {
     values.iter().map(|value| T::from_f64(*value)).collect()
 }
