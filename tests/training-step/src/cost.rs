@@ -1,8 +1,9 @@
 //! What a step of Open-Qwen2VL's pre-training costs, counted before any of it is done.
 
-use crate::{Activations, Layout, Pack, Settings, Sizes, Training};
+use crate::{Activations, Pack, Settings, Sizes, Training, VisionSizes, VisionTower};
 use oqvl_kernels::adamw::AdamW;
 use oqvl_kernels::backend::{Count, Counting};
+use oqvl_kernels::bias_gelu::Gelu;
 use oqvl_kernels::embedding::visual_source;
 use oqvl_kernels::{CuSeqlens, RopeTables};
 use std::collections::BTreeMap;
@@ -29,15 +30,31 @@ pub const PAPER: Sizes = Sizes {
     chunk_rows: LABELS,
 };
 
-/// What a step on one pack costs, with the optimizer's.
+/// SigLIP-SO400M over the images of one pack, filled up to sizes that suit a GPU, and the 26 of its 27 blocks that are used.
+pub const PAPER_TOWER: VisionSizes = VisionSizes {
+    batch: PAPER.images,
+    grid: 27,
+    patch_edge: 14,
+    hidden: 1152,
+    layers: 26,
+    heads: 16,
+    head_dim: 72,
+    padded_head_dim: 80,
+    intermediate: 4304,
+    padded_intermediate: 4352,
+    layer_norm_eps: 1e-6,
+    activation: Gelu::Exact,
+    mean: [0.5; 3],
+    deviation: [0.5; 3],
+};
+
+/// What a step on one pack costs, with the optimizer's; or what features of its images cost.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Cost {
-    /// Parameters that are trained.
-    pub parameters: usize,
-    /// Bytes of memory of parameters, optimizer and activations: all that there is of the run.
+    /// Bytes of memory of parameters, optimizer and activations: all that is taken.
     pub memory_bytes: usize,
-    /// Of which the step itself has taken.
-    pub memory_of_step: usize,
+    /// Of which the work itself has taken.
+    pub memory_of_work: usize,
     /// What is computed, read and written, by operation.
     pub counts: BTreeMap<&'static str, Count>,
 }
@@ -66,8 +83,26 @@ impl Cost {
         training.forward(&pack)?;
         training.backward(&pack)?;
         training.update(5e-5)?;
-        let memory_of_step = training.backend().memory_bytes() - memory_bytes;
-        let counts = training.backend().take_counts();
-        Ok(Self { parameters: Layout::new(&PAPER, 0.1).len(), memory_bytes, memory_of_step, counts })
+        Ok(Self::since(memory_bytes, training.backend()))
+    }
+
+    /// Counts the features of a pack's images by a tower of these sizes.
+    ///
+    /// # Errors
+    /// If the sizes do not fit together.
+    pub fn of_tower(sizes: VisionSizes) -> anyhow::Result<Self> {
+        let mut tower = VisionTower::new(Counting::default(), sizes)?;
+        let memory_bytes = tower.backend().memory_bytes();
+        let edge = sizes.image_edge();
+        tower.forward(&vec![0; sizes.batch * edge * edge * 3])?;
+        let mut cost = Self::since(memory_bytes, tower.backend());
+        // Pixels come from the host.
+        cost.counts.remove("copy_from_host");
+        Ok(cost)
+    }
+
+    fn since(memory_bytes: usize, backend: &Counting) -> Self {
+        let memory_of_work = backend.memory_bytes() - memory_bytes;
+        Self { memory_bytes, memory_of_work, counts: backend.take_counts() }
     }
 }

@@ -37,7 +37,7 @@ mod training;
 mod vision;
 mod vision_example;
 
-pub use cost::{Cost, PAPER};
+pub use cost::{Cost, PAPER, PAPER_TOWER};
 pub use example::{Example, Precision, Run};
 pub use layout::{Layout, Sizes};
 pub use pack::Pack;

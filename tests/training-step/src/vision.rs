@@ -7,10 +7,10 @@
 
 use crate::training::{Linear, floats};
 use anyhow::Context as _;
+use oqvl_kernels::Rows;
 use oqvl_kernels::attention::{FusedForward, Mask, Sequences, Shape};
 use oqvl_kernels::backend::{Backend, Half, HalfMut};
 use oqvl_kernels::bias_gelu::Gelu;
-use oqvl_kernels::column_sum::Rows;
 use oqvl_kernels::device::{Float as _, Memory};
 use oqvl_kernels::norm::{self, Norm};
 use oqvl_kernels::patchify::Patches;
@@ -318,19 +318,14 @@ pub struct VisionTower<B: Backend> {
 }
 
 impl<B: Backend> VisionTower<B> {
-    /// Takes all memory of the tower, and fills weights up with zeros where the sizes ask for it. Other weights of the checkpoint
-    /// are passed over.
+    /// Takes all memory of the tower, in which [`load`](Self::load) comes first.
     ///
     /// # Errors
-    /// If a weight is not there or has another length, sizes do not fit together, or there is not enough memory.
-    pub fn new(backend: B, sizes: VisionSizes, checkpoint: &NamedWeights) -> anyhow::Result<Self> {
+    /// If sizes do not fit together, or there is not enough memory.
+    pub fn new(backend: B, sizes: VisionSizes) -> anyhow::Result<Self> {
         let layout = Layout::new(&sizes)?;
         let b = &backend;
-        let mut weights = b.poisoned(layout.len)?;
-        for tensor in &layout.tensors {
-            let elements = floats(&tensor.elements(checkpoint)?);
-            b.copy_from_host(&elements, b.slice_mut(&mut weights).range(tensor.range()))?;
-        }
+        let weights = b.poisoned(layout.len)?;
         let (rows, of_stream) = (sizes.rows(), sizes.rows() * sizes.hidden);
         let edge = sizes.image_edge();
         let work = Work {
@@ -348,6 +343,24 @@ impl<B: Backend> VisionTower<B> {
         };
         let (input, middle) = (b.poisoned(of_stream)?, b.poisoned(of_stream)?);
         Ok(Self { attention: sizes.attention()?, backend, sizes, layout, weights, work, input, middle })
+    }
+
+    /// Loads the weights, and fills them up with zeros where the sizes ask for it. Others in the checkpoint are passed over.
+    ///
+    /// # Errors
+    /// If a weight is not there or has another length, or the backend fails.
+    pub fn load(&mut self, checkpoint: &NamedWeights) -> anyhow::Result<()> {
+        let Self { backend: b, layout, weights, .. } = self;
+        for tensor in &layout.tensors {
+            let elements = floats(&tensor.elements(checkpoint)?);
+            b.copy_from_host(&elements, b.slice_mut(weights).range(tensor.range()))?;
+        }
+        Ok(())
+    }
+
+    /// What it runs on.
+    pub fn backend(&self) -> &B {
+        &self.backend
     }
 
     /// From pixels, `(batch, image_edge, image_edge, 3)`, to features, `(rows, hidden)`: the output of the last block that is

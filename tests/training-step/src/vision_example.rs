@@ -54,7 +54,8 @@ impl VisionInput {
     /// # Errors
     /// If there is none, or the backend fails.
     pub fn features<B: Backend>(&self, backend: B, sizes: VisionSizes) -> anyhow::Result<Vec<f64>> {
-        let mut tower = VisionTower::new(backend, sizes, &self.weights)?;
+        let mut tower = VisionTower::new(backend, sizes)?;
+        tower.load(&self.weights)?;
         tower.forward(&self.pixels)?;
         tower.features()
     }

@@ -27,7 +27,7 @@ pub(super) enum Source {
 }
 
 /// All of them.
-pub(super) const OPS: [Op; 15] = [
+pub(super) const OPS: [Op; 16] = [
     Op {
         name: "attention",
         source: Source::Ours {
@@ -69,4 +69,5 @@ pub(super) const OPS: [Op; 15] = [
     Op { name: "gather_rows", source: Source::Ours { module: "gather_rows", hot: &[("gather_rows", 0)] } },
     Op { name: "embedding", source: Source::Ours { module: "embedding", hot: &[("embedding", 0)] } },
     Op { name: "training_step", source: Source::Sequence },
+    Op { name: "vision_tower", source: Source::Sequence },
 ];

@@ -153,7 +153,8 @@ fn images_have_the_same_features_again_and_alone() {
     let backend = CpuRef::<f32>::default();
     let expected = input.features(backend, sizes).unwrap();
     let alone = VisionSizes { batch: 1, ..sizes };
-    let mut tower = VisionTower::new(backend, alone, &input.weights).unwrap();
+    let mut tower = VisionTower::new(backend, alone).unwrap();
+    tower.load(&input.weights).unwrap();
     let images: Vec<&[u8]> = input.pixels.chunks_exact(input.pixels.len() / sizes.batch).collect();
     let expected: Vec<&[f64]> = expected.chunks_exact(expected.len() / sizes.batch).collect();
     for image in [1, 0, 1] {
