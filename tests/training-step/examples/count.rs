@@ -28,18 +28,19 @@ fn table(name: &str, cost: &Cost) -> String {
     text += "| operation | calls | TFLOP | GB | ms |\n|---|---:|---:|---:|---:|\n";
     let (mut total, mut total_time) = (Count::default(), 0.0);
     for (operation, count) in &cost.counts {
-        let time = 1e3 * (count.operations / OPERATIONS_PER_SECOND).max(count.bytes / BYTES_PER_SECOND);
+        let time =
+            1e3 * (count.cost.operations / OPERATIONS_PER_SECOND).max(count.cost.bytes / BYTES_PER_SECOND);
         text += &row(operation, count, time);
         total.calls += count.calls;
-        total.operations += count.operations;
-        total.bytes += count.bytes;
+        total.cost.operations += count.cost.operations;
+        total.cost.bytes += count.cost.bytes;
         total_time += time;
     }
     text + &row("all", &total, total_time)
 }
 
 fn row(operation: &str, count: &Count, milliseconds: f64) -> String {
-    let Count { calls, operations, bytes } = count;
-    let (tera, giga) = (operations / 1e12, bytes / 1e9);
+    let Count { calls, cost } = count;
+    let (tera, giga) = (cost.operations / 1e12, cost.bytes / 1e9);
     format!("| {operation} | {calls} | {tera:.2} | {giga:.2} | {milliseconds:.2} |\n")
 }

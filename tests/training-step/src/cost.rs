@@ -51,7 +51,8 @@ pub const PAPER_TOWER: VisionSizes = VisionSizes {
 /// What a step on one pack costs, with the optimizer's; or what features of its images cost.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Cost {
-    /// Bytes of memory of parameters, optimizer and activations: all that is taken.
+    /// Bytes of memory of parameters, optimizer and activations: all that is taken of the backend. A library's workspace for
+    /// products (32 MiB for each stream) comes on top.
     pub memory_bytes: usize,
     /// Of which the work itself has taken.
     pub memory_of_work: usize,
@@ -78,7 +79,7 @@ impl Cost {
         let pack = Pack::new(&PAPER, sources.collect(), &labels, cu_seqlens, vision)?;
         let memory_bytes = training.backend().memory_bytes();
         training.load(&pack)?;
-        // What comes from the host, and what sets parameters to zero before the first step.
+        // What sets moments to zero before the first step.
         training.backend().take_counts();
         training.forward(&pack)?;
         training.backward(&pack)?;
@@ -95,10 +96,7 @@ impl Cost {
         let memory_bytes = tower.backend().memory_bytes();
         let edge = sizes.image_edge();
         tower.forward(&vec![0; sizes.batch * edge * edge * 3])?;
-        let mut cost = Self::since(memory_bytes, tower.backend());
-        // Pixels come from the host.
-        cost.counts.remove("copy_from_host");
-        Ok(cost)
+        Ok(Self::since(memory_bytes, tower.backend()))
     }
 
     fn since(memory_bytes: usize, backend: &Counting) -> Self {

@@ -6,8 +6,8 @@ use oqvl_kernels::embedding::{Buckets, check_sources, visual_indices};
 use oqvl_kernels::label_head::LabelRows;
 use oqvl_kernels::rope::{check_positions, positions};
 
-/// The label of rows that have none, as the kernels are told.
-pub(crate) const IGNORE: i32 = -1;
+/// The label of rows that have none, as the kernels are told. Memory that nobody has written holds another.
+pub(crate) const IGNORE_INDEX: i32 = i32::MIN;
 
 /// Documents one after the other, none of which sees another.
 #[derive(Debug, Clone)]
@@ -42,12 +42,13 @@ impl Pack {
         check_sources(&sources, sizes.vocab, sizes.visual_rows())?;
         let positions = positions(&cu_seqlens);
         check_positions(&positions, sizes.positions)?;
-        let labels: Vec<i32> = labels.iter().map(|label| (*label).max(IGNORE)).collect();
+        let labels: Vec<i32> =
+            labels.iter().map(|label| if *label < 0 { IGNORE_INDEX } else { *label }).collect();
         let unknown =
             labels.iter().find(|label| usize::try_from(**label).is_ok_and(|label| label >= sizes.vocab));
         anyhow::ensure!(unknown.is_none(), "label {unknown:?} is not in the vocabulary of {}", sizes.vocab);
         Ok(Self {
-            labelled: LabelRows::new(&labels, IGNORE),
+            labelled: LabelRows::new(&labels, IGNORE_INDEX),
             buckets: Buckets::new(&sources, None),
             visual_indices: visual_indices(&sources, sizes.visual_rows())?,
             sources,

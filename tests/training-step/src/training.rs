@@ -1,6 +1,6 @@
 //! The step.
 
-use crate::pack::IGNORE;
+use crate::pack::IGNORE_INDEX;
 use crate::{Layout, Pack, Sizes};
 use anyhow::Context as _;
 use oqvl_kernels::Rows;
@@ -450,7 +450,7 @@ impl<B: Backend> Training<B> {
         let indices = b.slice(&inputs.label_rows).range(0..num_labels);
         let mut gathered = b.slice_mut(&mut work.gathered);
         b.gather_rows(hidden, b.slice(&work.output_normed), indices, gathered.range(0..num_labels * hidden))?;
-        let loss = Loss { ignore_index: IGNORE, scale: 1.0, z_loss: 0.0 };
+        let loss = Loss { ignore_index: IGNORE_INDEX, scale: 1.0, z_loss: 0.0 };
         let mut output = Output::Overwrite;
         for start in (0..num_labels.max(1)).step_by(sizes.chunk_rows) {
             let chunk = start..(start + sizes.chunk_rows).min(num_labels);

@@ -108,6 +108,12 @@ impl Cuda {
         Ok(())
     }
 
+    fn check_stream<T>(&self, buffer: &CudaBuffer<T>) {
+        let stream = buffer.bytes.stream();
+        let same = stream.context() == self.stream.context() && stream.cu_stream() == self.stream.cu_stream();
+        assert!(same, "the elements belong to another GPU or stream than the one that is to use them");
+    }
+
     /// Copies elements within the GPU.
     ///
     /// # Errors
@@ -220,7 +226,7 @@ impl Memory for Cuda {
         Ok(CudaBuffer { bytes, address, len, element: PhantomData })
     }
 
-    /// From memory that is not pinned: the driver takes a copy first, for which it may wait for the stream.
+    /// Waits for the stream: the driver does not promise to be done with the source before that.
     fn copy_from_host<T: Number>(&self, from: &[T], to: SliceMut<'_, Self, T>) -> Result<()> {
         if from.len() != to.len() {
             bail!("{} elements cannot be copied to {} on the GPU", from.len(), to.len());
@@ -229,10 +235,11 @@ impl Memory for Cuda {
             return Ok(());
         }
         let bound = self.stream.context().bind_to_thread();
-        // SAFETY: as many elements are there, which nothing else reaches.
+        // SAFETY: as many elements are there, which nothing else reaches; the source is borrowed until the copy is made, just below.
         let copied = bound
             .and_then(|()| unsafe { result::memcpy_htod_async(to.address(), from, self.stream.cu_stream()) });
-        copied.or_else(|error| bail!("cannot copy to the GPU: {}", text(error)))
+        copied.or_else(|error| bail!("cannot copy to the GPU: {}", text(error)))?;
+        self.synchronize()
     }
 
     fn download<T: Number>(&self, buffer: &CudaBuffer<T>) -> Result<Vec<T>> {
@@ -249,12 +256,18 @@ impl Memory for Cuda {
         Ok(elements)
     }
 
+    /// # Panics
+    /// If the buffer is of another stream: nothing would order what the two do with it.
     fn slice<'a, T: Number>(&self, buffer: &'a CudaBuffer<T>) -> Slice<'a, Self, T> {
+        self.check_stream(buffer);
         // SAFETY: it has as many, all written, and is borrowed.
         unsafe { Slice::from_raw(buffer.address, buffer.len) }
     }
 
+    /// # Panics
+    /// As `slice`.
     fn slice_mut<'a, T: Number>(&self, buffer: &'a mut CudaBuffer<T>) -> SliceMut<'a, Self, T> {
+        self.check_stream(buffer);
         // SAFETY: it has as many, and is borrowed by this alone.
         unsafe { SliceMut::from_raw(buffer.address, buffer.len) }
     }

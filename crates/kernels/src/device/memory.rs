@@ -5,7 +5,7 @@ use half::bf16;
 use std::marker::PhantomData;
 use std::ops::Range;
 
-/// What every byte of memory is that nobody has written: a NaN in every type of float.
+/// What every byte of memory is that nobody has written: a NaN in every type of float, -1 in every integer.
 pub const POISON: u8 = 0xff;
 
 /// Memory of one kind, and the types of float that operations have in it.
@@ -129,7 +129,8 @@ impl<D, T> Slice<'_, D, T> {
     /// The elements at an address.
     ///
     /// # Safety
-    /// `len` initialised elements are there, in memory of `D`, and nothing writes them for `'a`.
+    /// `len` elements are there, in memory of `D`, aligned for `T`, and nothing writes them for `'a`. In memory of this process
+    /// they are initialised and their provenance is exposed. Memory that nothing goes to may have any address.
     pub unsafe fn from_raw(address: u64, len: usize) -> Self {
         Self { address, len, owner: PhantomData }
     }
@@ -163,7 +164,7 @@ impl<D, T> Slice<'_, D, T> {
 /// Where a range of `len` elements begins.
 fn address_of<T>(address: u64, len: usize, range: &Range<usize>) -> u64 {
     assert!(range.start <= range.end && range.end <= len, "{range:?} of {len} elements");
-    // Within memory that is there: nothing overflows.
+    // Within memory that is there, or could be: nothing overflows.
     address + (range.start * size_of::<T>()) as u64
 }
 
@@ -178,8 +179,10 @@ impl<'a, D, T> SliceMut<'a, D, T> {
     /// The elements at an address.
     ///
     /// # Safety
-    /// Memory of `D` for `len` elements is there, and nothing else reads or writes it for `'a`. What a launch function
-    /// says that it writes whole needs no content before.
+    /// Memory of `D` for `len` elements is there, aligned for `T`, and nothing else reads or writes it for `'a`; of the outputs of one
+    /// launch, nothing else those of its elements that their strides address. In memory of this process elements are initialised
+    /// and their provenance is exposed; in that of a device, what a launch function says that it writes whole needs no content
+    /// before. Memory that nothing goes to may have any address.
     pub unsafe fn from_raw(address: u64, len: usize) -> Self {
         Self { address, len, owner: PhantomData }
     }

@@ -38,6 +38,20 @@ pub unsafe trait Device: Memory<Half = bf16, Full = f32> {
     /// # Safety
     /// Every address in `params` is of this device and valid for what the kernel reads and writes there, until it has run.
     unsafe fn launch<P: Params>(&self, kernel: &Kernel<P>, grid: Grid, params: &P) -> Result<()>;
+
+    /// Told by a [`Backend`](crate::backend::Backend) what an operation costs, before its kernels are started. Nothing is done
+    /// with it unless the device keeps count.
+    fn record(&self, _operation: &'static str, _cost: impl FnOnce() -> Cost) {}
+}
+
+/// What an operation costs.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct Cost {
+    /// Products and sums on tensor cores, two for each multiply-add. Those of a causal mask are half of the full ones.
+    pub operations: f64,
+    /// Bytes that have to be read and written, each once unless the kernel does so more often. What products and attention read
+    /// again from caches is not in it.
+    pub bytes: f64,
 }
 
 /// A parameter struct of a kernel.

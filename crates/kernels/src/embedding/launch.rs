@@ -23,7 +23,7 @@ pub struct Embeddings<'a, D: Memory> {
 pub struct DeviceBuckets<'a, D> {
     /// Tokens, each once: two buckets of one token would be added to one row at a time.
     pub ids: Slice<'a, D, i32>,
-    /// Where the rows of each begin, and the end; one more than there are ids, none if there are none.
+    /// Where the rows of each begin, and the end; one more than there are ids.
     pub starts: Slice<'a, D, i32>,
     /// The rows.
     pub rows: Slice<'a, D, i32>,

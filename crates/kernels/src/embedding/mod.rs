@@ -64,7 +64,7 @@ pub fn visual_indices(sources: &[i32], visual_rows: usize) -> Result<Vec<i32>> {
 
 /// The rows of every token of a sequence, in order of tokens and of rows: what the gradient of the table is made of, by sums that
 /// have one order.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Buckets {
     ids: Vec<i32>,
     starts: Vec<i32>,

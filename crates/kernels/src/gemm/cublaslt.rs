@@ -2,8 +2,8 @@
 
 use super::column_major::{ColumnMajor, Layout};
 use super::sealed::OutputType;
-use super::{Epilogue, Form, Gemm, GemmOutput, Lens};
-use crate::device::{Cuda, Slice, SliceMut, check_alignment};
+use super::{Epilogue, Form, Gemm, GemmOutput};
+use crate::device::{Cuda, Slice, SliceMut};
 use crate::matmul::Output;
 use candle_core::{Result, bail};
 use cudarc::cublaslt::result::{self, CublasError};
@@ -51,13 +51,7 @@ pub fn gemm<O: GemmOutput>(
     bias: Option<Slice<'_, Cuda, O>>,
     d: SliceMut<'_, Cuda, O>,
 ) -> Result<()> {
-    gemm.check(Lens { a: a.len(), b: b.len(), bias: bias.map(|bias| bias.len()), d: d.len() })?;
-    check_alignment("gemm A", a.address(), a.len())?;
-    check_alignment("gemm B", b.address(), b.len())?;
-    if let Some(bias) = bias {
-        check_alignment("gemm bias", bias.address(), bias.len())?;
-    }
-    check_alignment("gemm D", d.address(), d.len())?;
+    gemm.check_slices(a, b, bias, &d)?;
     if gemm.m == 0 || gemm.n == 0 {
         return Ok(());
     }

@@ -18,7 +18,7 @@ pub use cublaslt::gemm;
 pub use no_cuda::gemm;
 pub use reference::reference;
 
-use crate::device::Float;
+use crate::device::{Float, Slice, SliceMut, check_alignment};
 use crate::matmul::Output;
 use candle_core::{Result, bail};
 use half::bf16;
@@ -193,6 +193,25 @@ impl Gemm {
             bail!("gemm: the bias has {:?} elements, {:?} are needed", lens.bias, needed);
         }
         Ok(())
+    }
+}
+
+impl Gemm {
+    /// As [`check`](Self::check), of slices; and refuses addresses that are not multiples of 16 bytes.
+    pub(crate) fn check_slices<D, O>(
+        &self,
+        a: Slice<'_, D, bf16>,
+        b: Slice<'_, D, bf16>,
+        bias: Option<Slice<'_, D, O>>,
+        d: &SliceMut<'_, D, O>,
+    ) -> Result<()> {
+        self.check(Lens { a: a.len(), b: b.len(), bias: bias.map(|bias| bias.len()), d: d.len() })?;
+        check_alignment("gemm A", a.address(), a.len())?;
+        check_alignment("gemm B", b.address(), b.len())?;
+        if let Some(bias) = bias {
+            check_alignment("gemm bias", bias.address(), bias.len())?;
+        }
+        check_alignment("gemm D", d.address(), d.len())
     }
 }
 
