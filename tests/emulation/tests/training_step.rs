@@ -43,12 +43,19 @@ fn steps_are_those_of_pytorch_but_for_rounding() {
         let of_tensor = |all: &[f64]| all[range.clone()].to_vec();
         let gradients = (of_tensor(&found.gradients), of_tensor(&expected.gradients));
         assert_close(&format!("gradients of {name}"), &gradients.0, &gradients.1, expected.gradient_norms[0]);
-        if steps == 10 {
-            let parameters = found.parameters[range.clone()].iter().zip(&expected.parameters[range]);
-            for (found, expected) in parameters {
-                assert!((found - expected).abs() < 2e-2, "{name}: {found} is not {expected}");
-            }
-        }
+    }
+    if steps == 10 {
+        // Of the way that parameters went, not of where they are.
+        let way = |parameters: &[f64]| -> Vec<f64> {
+            parameters.iter().zip(example.initial()).map(|(parameter, initial)| parameter - initial).collect()
+        };
+        let (found, expected) = (way(&found.parameters), way(&expected.parameters));
+        let error = norm(found.iter().zip(&expected).map(|(found, expected)| found - expected));
+        let len = norm(expected);
+        assert!(
+            error < 0.1 * len,
+            "parameters are {error:e} from where they should be, {len:e} from the start"
+        );
     }
 }
 
@@ -59,5 +66,5 @@ fn recomputed_and_saved_activations_give_the_same_bits() {
     let saved = run(&example, emulation, Activations::Saved);
     let Some(emulation) = Emulation::from_env().unwrap() else { return };
     let emulation = emulation.with_order(BlockOrder::Shuffled(5));
-    assert_eq!(run(&example, emulation, Activations::CheapRecomputed), saved);
+    assert!(run(&example, emulation, Activations::CheapRecomputed).bits() == saved.bits());
 }

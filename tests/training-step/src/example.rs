@@ -43,6 +43,16 @@ pub struct Run {
     pub parameters: Vec<f64>,
 }
 
+impl Run {
+    /// Every bit of it.
+    #[must_use]
+    pub fn bits(&self) -> Vec<u64> {
+        let Self { losses, gradient_norms, gradients, parameters } = self;
+        let all = [losses, gradient_norms, gradients, parameters].into_iter().flatten();
+        all.map(|value| value.to_bits()).collect()
+    }
+}
+
 #[derive(Deserialize)]
 struct Config {
     text_config: TextConfig,
@@ -132,6 +142,18 @@ impl Example {
             sizes,
             config,
         })
+    }
+
+    /// Sizes of the networks and of every pack.
+    #[must_use]
+    pub fn sizes(&self) -> Sizes {
+        self.sizes
+    }
+
+    /// Parameters before the first step.
+    #[must_use]
+    pub fn initial(&self) -> &[f64] {
+        &self.initial
     }
 
     /// What PyTorch has made of it.

@@ -40,6 +40,20 @@ pub struct Sizes {
 }
 
 impl Sizes {
+    /// Refuses sizes of which there is nothing to train, or whose products have no number.
+    pub(crate) fn check(&self) -> anyhow::Result<()> {
+        let Self { rows, vocab, hidden, intermediate, layers, heads, kv_heads, head_dim, .. } = *self;
+        let Self { positions, vision, grid, pooled, chunk_rows, .. } = *self;
+        let sizes = [rows, vocab, hidden, intermediate, layers, heads, kv_heads, head_dim];
+        let others = [positions, vision, grid, pooled, chunk_rows];
+        anyhow::ensure!(!sizes.iter().chain(&others).any(|size| *size == 0), "{self:?}: a size is 0");
+        // The largest matrices are products of three of these and a small number.
+        const MAX: usize = 1 << 20;
+        let largest = sizes.iter().chain(&others).chain([&self.images]).max();
+        anyhow::ensure!(largest.is_some_and(|size| *size <= MAX), "{self:?}: sizes go up to {MAX}");
+        Ok(())
+    }
+
     /// Columns of fused queries, keys and values.
     #[must_use]
     pub fn qkv(&self) -> usize {
@@ -142,7 +156,7 @@ impl Layout {
     /// Parameters of all tensors.
     #[must_use]
     pub fn len(&self) -> usize {
-        self.norm.end.max(self.projector[1][1].end)
+        self.tensors.last().map_or(0, |(_, range, _)| range.end)
     }
 
     /// Whether there are none.

@@ -1,12 +1,13 @@
 //! The step.
 
+use crate::buffers::{Inputs, Layer, Parameters, Recomputed, Work};
 use crate::pack::IGNORE_INDEX;
 use crate::{Layout, Pack, Sizes};
 use anyhow::Context as _;
 use oqvl_kernels::Rows;
 use oqvl_kernels::adamw::launch as adamw;
-use oqvl_kernels::adamw::{AdamW, CONTROL_LEN, DecayRanges, NORM, SKIP};
-use oqvl_kernels::attention::{FusedBackward, FusedForward, Mask, Sequences, Shape, backward_workspace_len};
+use oqvl_kernels::adamw::{AdamW, DecayRanges, NORM, SKIP};
+use oqvl_kernels::attention::{FusedBackward, FusedForward, Mask, Sequences, Shape};
 use oqvl_kernels::avg_pool::Pooling;
 use oqvl_kernels::backend::{Backend, Full, FullMut, Half, HalfMut};
 use oqvl_kernels::bias_gelu::Gelu;
@@ -54,96 +55,6 @@ pub struct Report {
     pub skipped: bool,
 }
 
-/// What a layer keeps for its backward.
-struct Layer<B: Memory> {
-    /// The residual stream before attention, and the inverse deviation of each row.
-    input: B::Buffer<B::Half>,
-    input_inverse: B::Buffer<B::Full>,
-    /// Queries, keys and values, rotated.
-    qkv: B::Buffer<B::Half>,
-    attended: B::Buffer<B::Half>,
-    lse: B::Buffer<B::Full>,
-    /// The same before the MLP.
-    middle: B::Buffer<B::Half>,
-    middle_inverse: B::Buffer<B::Full>,
-    gate_up: B::Buffer<B::Half>,
-}
-
-/// What can be made again from what a layer keeps.
-struct Recomputed<B: Memory> {
-    attention_normed: B::Buffer<B::Half>,
-    mlp_normed: B::Buffer<B::Half>,
-    product: B::Buffer<B::Half>,
-}
-
-/// A pack in the memory of the backend. Where packs differ in length, there is room for the longest.
-struct Inputs<B: Memory> {
-    vision: B::Buffer<B::Half>,
-    sources: B::Buffer<i32>,
-    positions: B::Buffer<i32>,
-    cu_seqlens: B::Buffer<i32>,
-    label_rows: B::Buffer<i32>,
-    label_places: B::Buffer<i32>,
-    labels: B::Buffer<i32>,
-    /// One over the number of labels.
-    scale: B::Buffer<B::Full>,
-    bucket_ids: B::Buffer<i32>,
-    bucket_starts: B::Buffer<i32>,
-    bucket_rows: B::Buffer<i32>,
-    visual_indices: B::Buffer<i32>,
-}
-
-/// Everything else that a step writes.
-struct Work<B: Memory> {
-    pooled: B::Buffer<B::Half>,
-    fc1: B::Buffer<B::Half>,
-    activated: B::Buffer<B::Half>,
-    visual: B::Buffer<B::Half>,
-    /// What a layer adds to the residual stream.
-    branch: B::Buffer<B::Half>,
-    output: B::Buffer<B::Half>,
-    output_inverse: B::Buffer<B::Full>,
-    output_normed: B::Buffer<B::Half>,
-    /// Rows with a label, and their gradient.
-    gathered: B::Buffer<B::Half>,
-    dgathered: B::Buffer<B::Half>,
-    logits: B::Buffer<B::Half>,
-    stats: B::Buffer<B::Full>,
-    loss_sums: B::Buffer<B::Full>,
-    loss_counts: B::Buffer<i32>,
-    /// The gradient of the residual stream, which norms read and write in turn.
-    dstream: [B::Buffer<B::Half>; 2],
-    /// Gradients of `(rows, hidden)`.
-    dnormed: B::Buffer<B::Half>,
-    dattended: B::Buffer<B::Half>,
-    dqkv: B::Buffer<B::Half>,
-    dproduct: B::Buffer<B::Half>,
-    dgate_up: B::Buffer<B::Half>,
-    dvisual: B::Buffer<B::Half>,
-    dactivated: B::Buffer<B::Half>,
-    dfc1: B::Buffer<B::Half>,
-    /// What operations need in between.
-    attention: B::Buffer<B::Full>,
-    norm_partials: B::Buffer<B::Full>,
-    sum_partials: B::Buffer<B::Full>,
-    norm_of_gradient: B::Buffer<B::Full>,
-}
-
-/// Parameters with all that belongs to them, one after the other in each buffer.
-struct Parameters<B: Memory> {
-    /// What the networks compute with.
-    weights: B::Buffer<B::Half>,
-    /// The same in full precision.
-    masters: B::Buffer<B::Full>,
-    gradients: B::Buffer<B::Full>,
-    first_moments: B::Buffer<B::Full>,
-    second_moments: B::Buffer<B::Full>,
-    decay_boundaries: B::Buffer<i64>,
-    decays: B::Buffer<B::Full>,
-    control: B::Buffer<B::Full>,
-    step: B::Buffer<i32>,
-}
-
 /// A training run on a backend.
 pub struct Training<B: Backend> {
     backend: B,
@@ -172,81 +83,23 @@ impl<B: Backend> Training<B> {
         settings: Settings,
         [cos, sin]: [&[f64]; 2],
     ) -> anyhow::Result<Self> {
+        sizes.check()?;
         let layout = Layout::new(&sizes, settings.weight_decay);
         let ranges = layout.decay()?;
         let b = &backend;
-        let decays: Vec<f64> = ranges.decays().iter().map(|decay| f64::from(*decay)).collect();
-        let zeros = || {
-            let mut zeros = b.poisoned(layout.len())?;
-            b.fill(b.slice_mut(&mut zeros), 0.0)?;
-            anyhow::Ok(zeros)
-        };
-        let parameters = Parameters {
-            weights: b.poisoned(layout.len())?,
-            masters: b.poisoned(layout.len())?,
-            gradients: zeros()?,
-            first_moments: zeros()?,
-            second_moments: zeros()?,
-            decay_boundaries: b.upload(ranges.boundaries())?,
-            decays: b.upload(&floats(&decays))?,
-            control: b.poisoned(CONTROL_LEN)?,
-            step: b.upload(&[0])?,
-        };
-        let rows = sizes.rows;
-        let layer = || {
-            anyhow::Ok(Layer {
-                input: b.poisoned(rows * sizes.hidden)?,
-                input_inverse: b.poisoned(rows)?,
-                qkv: b.poisoned(rows * sizes.qkv())?,
-                attended: b.poisoned(rows * sizes.attended())?,
-                lse: b.poisoned(rows * sizes.heads)?,
-                middle: b.poisoned(rows * sizes.hidden)?,
-                middle_inverse: b.poisoned(rows)?,
-                gate_up: b.poisoned(rows * 2 * sizes.intermediate)?,
-            })
-        };
-        let recomputed = || {
-            anyhow::Ok(Recomputed {
-                attention_normed: b.poisoned(rows * sizes.hidden)?,
-                mlp_normed: b.poisoned(rows * sizes.hidden)?,
-                product: b.poisoned(rows * sizes.intermediate)?,
-            })
-        };
-        let num_recomputed = match settings.activations {
-            Activations::Saved => sizes.layers,
-            Activations::CheapRecomputed => 1,
-        };
-        let inputs = Inputs {
-            vision: b.poisoned(sizes.images * sizes.grid * sizes.grid * sizes.vision)?,
-            sources: b.poisoned(rows)?,
-            positions: b.poisoned(rows)?,
-            cu_seqlens: b.poisoned(rows + 1)?,
-            label_rows: b.poisoned(rows)?,
-            label_places: b.poisoned(rows)?,
-            labels: b.poisoned(rows)?,
-            scale: b.poisoned(1)?,
-            bucket_ids: b.poisoned(rows)?,
-            bucket_starts: b.poisoned(rows + 1)?,
-            bucket_rows: b.poisoned(rows)?,
-            visual_indices: b.poisoned(sizes.visual_rows())?,
-        };
-        let layers = (0..sizes.layers).map(|_| layer()).collect::<anyhow::Result<_>>()?;
-        let recomputed = (0..num_recomputed).map(|_| recomputed()).collect::<anyhow::Result<_>>()?;
-        let work = Work::new(b, &sizes, layout.len())?;
-        let (cos, sin) = (b.upload(&floats(cos))?, b.upload(&floats(sin))?);
         Ok(Self {
+            parameters: Parameters::new(b, &layout, &ranges)?,
+            inputs: Inputs::new(b, &sizes)?,
+            layers: Layer::all(b, &sizes)?,
+            recomputed: Recomputed::all(b, &sizes, settings.activations)?,
+            work: Work::new(b, &sizes, layout.len())?,
+            cos: b.upload(&floats(cos))?,
+            sin: b.upload(&floats(sin))?,
             backend,
             sizes,
             settings,
             layout,
             ranges,
-            parameters,
-            inputs,
-            layers,
-            recomputed,
-            work,
-            cos,
-            sin,
         })
     }
 
@@ -299,21 +152,25 @@ impl<B: Backend> Training<B> {
     /// If it is of other sizes, or the backend fails.
     pub fn load(&mut self, pack: &Pack) -> anyhow::Result<()> {
         let Self { backend: b, inputs, .. } = self;
-        let num_labels = pack.labelled.rows().len();
-        let scale = B::Full::from_f64(1.0 / num_labels.max(1) as f64);
+        let scale = B::Full::from_f64(1.0 / pack.num_labels.max(1) as f64);
         b.copy_from_host(&floats(&pack.vision), b.slice_mut(&mut inputs.vision))?;
         b.copy_from_host(&[scale], b.slice_mut(&mut inputs.scale))?;
         for (from, to) in [
-            (pack.sources.as_slice(), &mut inputs.sources),
+            (&pack.sources, &mut inputs.sources),
             (&pack.positions, &mut inputs.positions),
+            (&pack.label_places, &mut inputs.label_places),
+            (&pack.visual_indices, &mut inputs.visual_indices),
+        ] {
+            b.copy_from_host(from, b.slice_mut(to))?;
+        }
+        // As many as there are of each.
+        for (from, to) in [
             (pack.cu_seqlens.boundaries(), &mut inputs.cu_seqlens),
-            (pack.labelled.rows(), &mut inputs.label_rows),
-            (pack.labelled.places(), &mut inputs.label_places),
-            (pack.labelled.labels(), &mut inputs.labels),
+            (&pack.label_rows, &mut inputs.label_rows),
+            (&pack.labels, &mut inputs.labels),
             (pack.buckets.ids(), &mut inputs.bucket_ids),
             (pack.buckets.starts(), &mut inputs.bucket_starts),
             (pack.buckets.rows(), &mut inputs.bucket_rows),
-            (&pack.visual_indices, &mut inputs.visual_indices),
         ] {
             let mut to = b.slice_mut(to);
             anyhow::ensure!(from.len() <= to.len(), "a pack of other sizes than the run's");
@@ -328,116 +185,101 @@ impl<B: Backend> Training<B> {
     /// # Errors
     /// If the backend fails.
     pub fn forward(&mut self, pack: &Pack) -> anyhow::Result<()> {
+        self.forward_embeddings()?;
+        for index in 0..self.sizes.layers {
+            self.forward_attention(pack, index)?;
+            self.forward_mlp(index)?;
+        }
+        let Self { backend: b, sizes, layout, parameters, layers, work, .. } = self;
+        let residual = b.slice(&layers[sizes.layers - 1].middle);
+        let residual = norm::Residual { residual, sum: b.slice_mut(&mut work.output) };
+        let weight = b.slice(&parameters.weights).range(layout.norm.clone());
+        let normed = (b.slice_mut(&mut work.output_normed), b.slice_mut(&mut work.output_inverse));
+        normalise(b, sizes, (b.slice(&work.branch), Some(residual)), weight, normed)?;
+        self.head(pack)
+    }
+
+    /// The projector, and its tokens among the embeddings of the others.
+    fn forward_embeddings(&mut self) -> anyhow::Result<()> {
+        let Self { backend: b, sizes, layout, parameters, inputs, layers, work, .. } = self;
+        let weights = |range: &Range<usize>| b.slice(&parameters.weights).range(range.clone());
+        let (rows, hidden) = (sizes.visual_rows(), sizes.hidden);
+        let [[fc1, fc1_bias], [fc2, fc2_bias]] = &layout.projector;
+        b.avg_pool_forward(pooling(sizes), b.slice(&inputs.vision), b.slice_mut(&mut work.pooled))?;
+        let shape = Linear { rows, inputs: sizes.vision, outputs: hidden };
+        shape.forward(b, b.slice(&work.pooled), weights(fc1), None, b.slice_mut(&mut work.fc1))?;
+        let (x, y) = (b.slice(&work.fc1), b.slice_mut(&mut work.activated));
+        b.bias_gelu_forward(Rows { rows, cols: hidden }, Gelu::Exact, x, weights(fc1_bias), y)?;
+        let shape = Linear { rows, inputs: hidden, outputs: hidden };
+        let bias = Some(weights(fc2_bias));
+        shape.forward(b, b.slice(&work.activated), weights(fc2), bias, b.slice_mut(&mut work.visual))?;
+        let from = Embeddings { table: weights(&layout.embedding), visual: b.slice(&work.visual) };
+        let to = b.slice_mut(&mut layers[0].input);
+        Ok(b.embedding_forward(hidden, from, b.slice(&inputs.sources), to)?)
+    }
+
+    /// From the residual stream to what attention adds to it.
+    fn forward_attention(&mut self, pack: &Pack, index: usize) -> anyhow::Result<()> {
         let Self {
             backend: b, sizes, layout, parameters, inputs, layers, recomputed, work, cos, sin, ..
         } = self;
         let weights = |range: &Range<usize>| b.slice(&parameters.weights).range(range.clone());
-        let (rows, hidden) = (sizes.rows, sizes.hidden);
-
-        let [[fc1, fc1_bias], [fc2, fc2_bias]] = &layout.projector;
-        let visual_rows = sizes.visual_rows();
-        let of_fc1 = Rows { rows: visual_rows, cols: hidden };
-        b.avg_pool_forward(pooling(sizes), b.slice(&inputs.vision), b.slice_mut(&mut work.pooled))?;
-        let shape = Linear { rows: visual_rows, inputs: sizes.vision, outputs: hidden };
-        shape.forward(b, b.slice(&work.pooled), weights(fc1), None, b.slice_mut(&mut work.fc1))?;
-        let (x, y) = (b.slice(&work.fc1), b.slice_mut(&mut work.activated));
-        b.bias_gelu_forward(of_fc1, Gelu::Exact, x, weights(fc1_bias), y)?;
-        let shape = Linear { rows: visual_rows, inputs: hidden, outputs: hidden };
-        let bias = Some(weights(fc2_bias));
-        shape.forward(b, b.slice(&work.activated), weights(fc2), bias, b.slice_mut(&mut work.visual))?;
-
-        let from = Embeddings { table: weights(&layout.embedding), visual: b.slice(&work.visual) };
-        let embedded = b.slice_mut(&mut layers[0].input);
-        b.embedding_forward(hidden, from, b.slice(&inputs.sources), embedded)?;
-
-        let attention = attention_shape(sizes, &pack.cu_seqlens)?;
-        let boundaries = 0..pack.cu_seqlens.boundaries().len();
-        for index in 0..sizes.layers {
-            let of_layer = &layout.layers[index];
-            let (before, layer) = layers.split_at_mut(index);
-            let layer = &mut layer[0];
-            let place = index.min(recomputed.len() - 1);
-            let recomputed = &mut recomputed[place];
+        let of_layer = &layout.layers[index];
+        let (before, layer) = layers.split_at_mut(index);
+        let layer = &mut layer[0];
+        let place = index.min(recomputed.len() - 1);
+        let recomputed = &mut recomputed[place];
+        let normed = (b.slice_mut(&mut recomputed.attention_normed), b.slice_mut(&mut layer.input_inverse));
+        let weight = weights(&of_layer.attention_norm);
+        match before.last() {
+            None => normalise(b, sizes, (b.slice(&layer.input), None), weight, normed)?,
             // The sum of the residual stream and of what the last layer adds to it is made by the norm that reads it.
-            if let Some(last) = before.last() {
-                let residual =
-                    norm::Residual { residual: b.slice(&last.middle), sum: b.slice_mut(&mut layer.input) };
-                b.norm_forward(
-                    norm_of(sizes),
-                    norm::Forward {
-                        x: b.slice(&work.branch),
-                        residual: Some(residual),
-                        weight: weights(&of_layer.attention_norm),
-                        centre: None,
-                        y: b.slice_mut(&mut recomputed.attention_normed),
-                        inverse: b.slice_mut(&mut layer.input_inverse),
-                    },
-                )?;
-            } else {
-                normalise(
-                    b,
-                    sizes,
-                    (b.slice(&layer.input), weights(&of_layer.attention_norm)),
-                    b.slice_mut(&mut recomputed.attention_normed),
-                    b.slice_mut(&mut layer.input_inverse),
-                )?;
+            Some(last) => {
+                let (residual, sum) = (b.slice(&last.middle), b.slice_mut(&mut layer.input));
+                let residual = norm::Residual { residual, sum };
+                normalise(b, sizes, (b.slice(&work.branch), Some(residual)), weight, normed)?;
             }
-            let shape = Linear { rows, inputs: hidden, outputs: sizes.qkv() };
-            let normed = b.slice(&recomputed.attention_normed);
-            shape.forward(b, normed, weights(&of_layer.qkv), None, b.slice_mut(&mut layer.qkv))?;
-            let angles =
-                Angles { positions: b.slice(&inputs.positions), cos: b.slice(cos), sin: b.slice(sin) };
-            let bias = Some(weights(&of_layer.qkv_bias));
-            b.rope_forward(qkv_of(sizes), b.slice_mut(&mut layer.qkv), bias, angles)?;
-            b.attention_forward(
-                &attention,
-                FusedForward {
-                    qkv: b.slice(&layer.qkv),
-                    cu_seqlens: Some(b.slice(&inputs.cu_seqlens).range(boundaries.clone())),
-                    out: b.slice_mut(&mut layer.attended),
-                    lse: b.slice_mut(&mut layer.lse),
-                },
-            )?;
-            let shape = Linear { rows, inputs: sizes.attended(), outputs: hidden };
-            let attended = b.slice(&layer.attended);
-            shape.forward(b, attended, weights(&of_layer.out), None, b.slice_mut(&mut work.branch))?;
-            let residual =
-                norm::Residual { residual: b.slice(&layer.input), sum: b.slice_mut(&mut layer.middle) };
-            b.norm_forward(
-                norm_of(sizes),
-                norm::Forward {
-                    x: b.slice(&work.branch),
-                    residual: Some(residual),
-                    weight: weights(&of_layer.mlp_norm),
-                    centre: None,
-                    y: b.slice_mut(&mut recomputed.mlp_normed),
-                    inverse: b.slice_mut(&mut layer.middle_inverse),
-                },
-            )?;
-            let shape = Linear { rows, inputs: hidden, outputs: 2 * sizes.intermediate };
-            let normed = b.slice(&recomputed.mlp_normed);
-            shape.forward(b, normed, weights(&of_layer.gate_up), None, b.slice_mut(&mut layer.gate_up))?;
-            let of_product = Rows { rows, cols: sizes.intermediate };
-            let product = b.slice_mut(&mut recomputed.product);
-            b.swiglu_forward(of_product, b.slice(&layer.gate_up), product)?;
-            let shape = Linear { rows, inputs: sizes.intermediate, outputs: hidden };
-            let product = b.slice(&recomputed.product);
-            shape.forward(b, product, weights(&of_layer.down), None, b.slice_mut(&mut work.branch))?;
         }
-        let last = &layers[sizes.layers - 1];
-        let residual = norm::Residual { residual: b.slice(&last.middle), sum: b.slice_mut(&mut work.output) };
-        b.norm_forward(
-            norm_of(sizes),
-            norm::Forward {
-                x: b.slice(&work.branch),
-                residual: Some(residual),
-                weight: weights(&layout.norm),
-                centre: None,
-                y: b.slice_mut(&mut work.output_normed),
-                inverse: b.slice_mut(&mut work.output_inverse),
-            },
-        )?;
-        self.head(pack)
+        let shape = Linear { rows: sizes.rows, inputs: sizes.hidden, outputs: sizes.qkv() };
+        let normed = b.slice(&recomputed.attention_normed);
+        shape.forward(b, normed, weights(&of_layer.qkv), None, b.slice_mut(&mut layer.qkv))?;
+        let angles = Angles { positions: b.slice(&inputs.positions), cos: b.slice(cos), sin: b.slice(sin) };
+        let bias = Some(weights(&of_layer.qkv_bias));
+        b.rope_forward(qkv_of(sizes), b.slice_mut(&mut layer.qkv), bias, angles)?;
+        let boundaries = 0..pack.cu_seqlens.boundaries().len();
+        let args = FusedForward {
+            qkv: b.slice(&layer.qkv),
+            cu_seqlens: Some(b.slice(&inputs.cu_seqlens).range(boundaries)),
+            out: b.slice_mut(&mut layer.attended),
+            lse: b.slice_mut(&mut layer.lse),
+        };
+        b.attention_forward(&attention_shape(sizes, &pack.cu_seqlens)?, args)?;
+        let shape = Linear { rows: sizes.rows, inputs: sizes.attended(), outputs: sizes.hidden };
+        let attended = b.slice(&layer.attended);
+        shape.forward(b, attended, weights(&of_layer.out), None, b.slice_mut(&mut work.branch))
+    }
+
+    /// The same of the MLP.
+    fn forward_mlp(&mut self, index: usize) -> anyhow::Result<()> {
+        let Self { backend: b, sizes, layout, parameters, layers, recomputed, work, .. } = self;
+        let weights = |range: &Range<usize>| b.slice(&parameters.weights).range(range.clone());
+        let Sizes { rows, hidden, intermediate, .. } = *sizes;
+        let (of_layer, layer) = (&layout.layers[index], &mut layers[index]);
+        let place = index.min(recomputed.len() - 1);
+        let recomputed = &mut recomputed[place];
+        let residual =
+            norm::Residual { residual: b.slice(&layer.input), sum: b.slice_mut(&mut layer.middle) };
+        let normed = (b.slice_mut(&mut recomputed.mlp_normed), b.slice_mut(&mut layer.middle_inverse));
+        let weight = weights(&of_layer.mlp_norm);
+        normalise(b, sizes, (b.slice(&work.branch), Some(residual)), weight, normed)?;
+        let shape = Linear { rows, inputs: hidden, outputs: 2 * intermediate };
+        let normed = b.slice(&recomputed.mlp_normed);
+        shape.forward(b, normed, weights(&of_layer.gate_up), None, b.slice_mut(&mut layer.gate_up))?;
+        let product = b.slice_mut(&mut recomputed.product);
+        b.swiglu_forward(Rows { rows, cols: intermediate }, b.slice(&layer.gate_up), product)?;
+        let shape = Linear { rows, inputs: intermediate, outputs: hidden };
+        let product = b.slice(&recomputed.product);
+        shape.forward(b, product, weights(&of_layer.down), None, b.slice_mut(&mut work.branch))
     }
 
     /// Logits, losses and the gradient of the head, of rows with a label alone, a chunk at a time.
@@ -446,14 +288,15 @@ impl<B: Backend> Training<B> {
         let Sizes { hidden, vocab, .. } = *sizes;
         let Parameters { weights, gradients, .. } = parameters;
         let embedding = || b.slice(weights).range(layout.embedding.clone());
-        let num_labels = pack.labelled.rows().len();
+        // Filled up to whole chunks, so that products have one size whatever the number of labels.
+        let num_labels = pack.labels.len();
         let indices = b.slice(&inputs.label_rows).range(0..num_labels);
         let mut gathered = b.slice_mut(&mut work.gathered);
         b.gather_rows(hidden, b.slice(&work.output_normed), indices, gathered.range(0..num_labels * hidden))?;
         let loss = Loss { ignore_index: IGNORE_INDEX, scale: 1.0, z_loss: 0.0 };
         let mut output = Output::Overwrite;
-        for start in (0..num_labels.max(1)).step_by(sizes.chunk_rows) {
-            let chunk = start..(start + sizes.chunk_rows).min(num_labels);
+        for start in (0..num_labels).step_by(sizes.chunk_rows) {
+            let chunk = start..start + sizes.chunk_rows;
             let elements = chunk.start * hidden..chunk.end * hidden;
             let states = b.slice(&work.gathered).range(elements.clone());
             let shape = Linear { rows: chunk.len(), inputs: hidden, outputs: vocab };
@@ -496,128 +339,147 @@ impl<B: Backend> Training<B> {
     /// # Errors
     /// If the backend fails.
     pub fn backward(&mut self, pack: &Pack) -> anyhow::Result<()> {
+        let Self { backend: b, sizes, layout, parameters, work, .. } = self;
+        let Parameters { weights, gradients, .. } = parameters;
+        let mut gradients = b.slice_mut(gradients);
+        let normed = Normed {
+            input: b.slice(&work.output),
+            weight: b.slice(weights).range(layout.norm.clone()),
+            dy: b.slice(&work.dnormed),
+            past: None,
+            inverse: b.slice(&work.output_inverse),
+        };
+        let between = (&mut work.norm_partials, &mut work.sum_partials);
+        let to = (b.slice_mut(&mut work.dstream), gradients.range(layout.norm.clone()));
+        normed.backward(b, sizes, between, to)?;
+        for index in (0..self.sizes.layers).rev() {
+            if self.settings.activations == Activations::CheapRecomputed {
+                self.recompute(index)?;
+            }
+            self.backward_mlp(index)?;
+            self.backward_attention(pack, index)?;
+        }
+        self.backward_embeddings(pack)?;
+        self.backward_projector()
+    }
+
+    /// What the forward has made and not kept, by the same operations on the same numbers.
+    fn recompute(&mut self, index: usize) -> anyhow::Result<()> {
+        let Self { backend: b, sizes, layout, parameters, layers, recomputed, .. } = self;
+        let weights = |range: &Range<usize>| b.slice(&parameters.weights).range(range.clone());
+        let (of_layer, layer, recomputed) = (&layout.layers[index], &mut layers[index], &mut recomputed[0]);
+        let of_product = Rows { rows: sizes.rows, cols: sizes.intermediate };
+        b.swiglu_forward(of_product, b.slice(&layer.gate_up), b.slice_mut(&mut recomputed.product))?;
+        let normed = (b.slice_mut(&mut recomputed.mlp_normed), b.slice_mut(&mut layer.middle_inverse));
+        normalise(b, sizes, (b.slice(&layer.middle), None), weights(&of_layer.mlp_norm), normed)?;
+        let normed = (b.slice_mut(&mut recomputed.attention_normed), b.slice_mut(&mut layer.input_inverse));
+        normalise(b, sizes, (b.slice(&layer.input), None), weights(&of_layer.attention_norm), normed)
+    }
+
+    /// From the gradient of the residual stream after the MLP to that before it.
+    fn backward_mlp(&mut self, index: usize) -> anyhow::Result<()> {
+        let Self { backend: b, sizes, layout, parameters, layers, recomputed, work, .. } = self;
+        let Parameters { weights, gradients, .. } = parameters;
+        let weights = |range: &Range<usize>| b.slice(weights).range(range.clone());
+        let mut gradients = b.slice_mut(gradients);
+        let Sizes { rows, hidden, intermediate, .. } = *sizes;
+        let (of_layer, layer) = (&layout.layers[index], &layers[index]);
+        let recomputed = &recomputed[index.min(recomputed.len() - 1)];
+        let dstream = b.slice(&work.dstream);
+
+        let shape = Linear { rows, inputs: intermediate, outputs: hidden };
+        let inputs = (b.slice(&recomputed.product), weights(&of_layer.down), dstream);
+        let dproduct = b.slice_mut(&mut work.dproduct);
+        shape.backward(b, inputs, dproduct, gradients.range(of_layer.down.clone()))?;
+        let of_product = Rows { rows, cols: intermediate };
+        let (gate_up, dproduct) = (b.slice(&layer.gate_up), b.slice(&work.dproduct));
+        b.swiglu_backward(of_product, gate_up, dproduct, b.slice_mut(&mut work.dgate_up))?;
+        let shape = Linear { rows, inputs: hidden, outputs: 2 * intermediate };
+        let normed = b.slice(&recomputed.mlp_normed);
+        let inputs = (normed, weights(&of_layer.gate_up), b.slice(&work.dgate_up));
+        let dnormed = b.slice_mut(&mut work.dnormed);
+        shape.backward(b, inputs, dnormed, gradients.range(of_layer.gate_up.clone()))?;
+        let normed = Normed {
+            input: b.slice(&layer.middle),
+            weight: weights(&of_layer.mlp_norm),
+            dy: b.slice(&work.dnormed),
+            past: Some(dstream),
+            inverse: b.slice(&layer.middle_inverse),
+        };
+        let between = (&mut work.norm_partials, &mut work.sum_partials);
+        let to = (b.slice_mut(&mut work.dmiddle), gradients.range(of_layer.mlp_norm.clone()));
+        normed.backward(b, sizes, between, to)
+    }
+
+    /// From the gradient of the residual stream after attention to that before it.
+    fn backward_attention(&mut self, pack: &Pack, index: usize) -> anyhow::Result<()> {
         let Self {
             backend: b, sizes, layout, parameters, inputs, layers, recomputed, work, cos, sin, ..
         } = self;
         let Parameters { weights, gradients, .. } = parameters;
         let weights = |range: &Range<usize>| b.slice(weights).range(range.clone());
         let mut gradients = b.slice_mut(gradients);
-        let (rows, hidden) = (sizes.rows, sizes.hidden);
-        let recomputes = self.settings.activations == Activations::CheapRecomputed;
-        let attention = attention_shape(sizes, &pack.cu_seqlens)?;
+        let Sizes { rows, hidden, .. } = *sizes;
+        let (of_layer, layer) = (&layout.layers[index], &layers[index]);
+        let recomputed = &recomputed[index.min(recomputed.len() - 1)];
+        let dmiddle = b.slice(&work.dmiddle);
+
+        let shape = Linear { rows, inputs: sizes.attended(), outputs: hidden };
+        let inputs_of_out = (b.slice(&layer.attended), weights(&of_layer.out), dmiddle);
+        let dattended = b.slice_mut(&mut work.dattended);
+        shape.backward(b, inputs_of_out, dattended, gradients.range(of_layer.out.clone()))?;
         let boundaries = 0..pack.cu_seqlens.boundaries().len();
-        let [dstream, dnext] = &mut work.dstream;
-        let mut norms =
-            NormBackward { sizes, partials: &mut work.norm_partials, sums: &mut work.sum_partials };
+        let args = FusedBackward {
+            qkv: b.slice(&layer.qkv),
+            cu_seqlens: Some(b.slice(&inputs.cu_seqlens).range(boundaries)),
+            out: b.slice(&layer.attended),
+            lse: b.slice(&layer.lse),
+            dout: b.slice(&work.dattended),
+            dqkv: b.slice_mut(&mut work.dqkv),
+            workspace: b.slice_mut(&mut work.attention),
+        };
+        b.attention_backward(&attention_shape(sizes, &pack.cu_seqlens)?, args)?;
+        let angles = Angles { positions: b.slice(&inputs.positions), cos: b.slice(cos), sin: b.slice(sin) };
+        let of_qkv = Rows { rows, cols: sizes.qkv() };
+        let mut partials = b.slice_mut(&mut work.sum_partials);
+        let bias = BiasGradient {
+            partials: partials.range(0..partials_len(of_qkv).context("too many rows")?),
+            dbias: gradients.range(of_layer.qkv_bias.clone()),
+            output: Output::Accumulate,
+        };
+        b.rope_backward(qkv_of(sizes), b.slice_mut(&mut work.dqkv), angles, Some(bias))?;
+        let shape = Linear { rows, inputs: hidden, outputs: sizes.qkv() };
+        let normed = b.slice(&recomputed.attention_normed);
+        let inputs_of_qkv = (normed, weights(&of_layer.qkv), b.slice(&work.dqkv));
+        let dnormed = b.slice_mut(&mut work.dnormed);
+        shape.backward(b, inputs_of_qkv, dnormed, gradients.range(of_layer.qkv.clone()))?;
+        let normed = Normed {
+            input: b.slice(&layer.input),
+            weight: weights(&of_layer.attention_norm),
+            dy: b.slice(&work.dnormed),
+            past: Some(dmiddle),
+            inverse: b.slice(&layer.input_inverse),
+        };
+        let between = (&mut work.norm_partials, &mut work.sum_partials);
+        let to = (b.slice_mut(&mut work.dstream), gradients.range(of_layer.attention_norm.clone()));
+        normed.backward(b, sizes, between, to)
+    }
 
-        norms.run(
-            b,
-            Normed {
-                input: b.slice(&work.output),
-                weight: weights(&layout.norm),
-                dy: b.slice(&work.dnormed),
-                past: None,
-                inverse: b.slice(&work.output_inverse),
-            },
-            b.slice_mut(dstream),
-            gradients.range(layout.norm.clone()),
-        )?;
-        for index in (0..sizes.layers).rev() {
-            let of_layer = &layout.layers[index];
-            let layer = &mut layers[index];
-            let place = index.min(recomputed.len() - 1);
-            let recomputed = &mut recomputed[place];
-            let of_product = Rows { rows, cols: sizes.intermediate };
-            if recomputes {
-                let product = b.slice_mut(&mut recomputed.product);
-                b.swiglu_forward(of_product, b.slice(&layer.gate_up), product)?;
-                let inputs = (b.slice(&layer.middle), weights(&of_layer.mlp_norm));
-                let normed = b.slice_mut(&mut recomputed.mlp_normed);
-                normalise(b, sizes, inputs, normed, b.slice_mut(&mut layer.middle_inverse))?;
-                let inputs = (b.slice(&layer.input), weights(&of_layer.attention_norm));
-                let normed = b.slice_mut(&mut recomputed.attention_normed);
-                normalise(b, sizes, inputs, normed, b.slice_mut(&mut layer.input_inverse))?;
-            }
-
-            let shape = Linear { rows, inputs: sizes.intermediate, outputs: hidden };
-            let inputs_of = (b.slice(&recomputed.product), weights(&of_layer.down), b.slice(dstream));
-            let dproduct = b.slice_mut(&mut work.dproduct);
-            shape.backward(b, inputs_of, dproduct, gradients.range(of_layer.down.clone()))?;
-            let (gate_up, dproduct) = (b.slice(&layer.gate_up), b.slice(&work.dproduct));
-            b.swiglu_backward(of_product, gate_up, dproduct, b.slice_mut(&mut work.dgate_up))?;
-            let shape = Linear { rows, inputs: hidden, outputs: 2 * sizes.intermediate };
-            let normed = b.slice(&recomputed.mlp_normed);
-            let inputs_of = (normed, weights(&of_layer.gate_up), b.slice(&work.dgate_up));
-            let dnormed = b.slice_mut(&mut work.dnormed);
-            shape.backward(b, inputs_of, dnormed, gradients.range(of_layer.gate_up.clone()))?;
-            norms.run(
-                b,
-                Normed {
-                    input: b.slice(&layer.middle),
-                    weight: weights(&of_layer.mlp_norm),
-                    dy: b.slice(&work.dnormed),
-                    past: Some(b.slice(dstream)),
-                    inverse: b.slice(&layer.middle_inverse),
-                },
-                b.slice_mut(dnext),
-                gradients.range(of_layer.mlp_norm.clone()),
-            )?;
-
-            let shape = Linear { rows, inputs: sizes.attended(), outputs: hidden };
-            let inputs_of = (b.slice(&layer.attended), weights(&of_layer.out), b.slice(dnext));
-            let dattended = b.slice_mut(&mut work.dattended);
-            shape.backward(b, inputs_of, dattended, gradients.range(of_layer.out.clone()))?;
-            b.attention_backward(
-                &attention,
-                FusedBackward {
-                    qkv: b.slice(&layer.qkv),
-                    cu_seqlens: Some(b.slice(&inputs.cu_seqlens).range(boundaries.clone())),
-                    out: b.slice(&layer.attended),
-                    lse: b.slice(&layer.lse),
-                    dout: b.slice(&work.dattended),
-                    dqkv: b.slice_mut(&mut work.dqkv),
-                    workspace: b.slice_mut(&mut work.attention),
-                },
-            )?;
-            let angles =
-                Angles { positions: b.slice(&inputs.positions), cos: b.slice(cos), sin: b.slice(sin) };
-            let of_qkv = Rows { rows, cols: sizes.qkv() };
-            let mut partials = b.slice_mut(&mut *norms.sums);
-            let bias = BiasGradient {
-                partials: partials.range(0..partials_len(of_qkv).context("too many rows")?),
-                dbias: gradients.range(of_layer.qkv_bias.clone()),
-                output: Output::Accumulate,
-            };
-            b.rope_backward(qkv_of(sizes), b.slice_mut(&mut work.dqkv), angles, Some(bias))?;
-            let shape = Linear { rows, inputs: hidden, outputs: sizes.qkv() };
-            let normed = b.slice(&recomputed.attention_normed);
-            let inputs_of = (normed, weights(&of_layer.qkv), b.slice(&work.dqkv));
-            let dnormed = b.slice_mut(&mut work.dnormed);
-            shape.backward(b, inputs_of, dnormed, gradients.range(of_layer.qkv.clone()))?;
-            norms.run(
-                b,
-                Normed {
-                    input: b.slice(&layer.input),
-                    weight: weights(&of_layer.attention_norm),
-                    dy: b.slice(&work.dnormed),
-                    past: Some(b.slice(dnext)),
-                    inverse: b.slice(&layer.input_inverse),
-                },
-                b.slice_mut(dstream),
-                gradients.range(of_layer.attention_norm.clone()),
-            )?;
-        }
-
+    /// To the table of tokens, and to the tokens of images.
+    fn backward_embeddings(&mut self, pack: &Pack) -> anyhow::Result<()> {
+        let Self { backend: b, sizes, layout, parameters, inputs, work, .. } = self;
         let num_buckets = pack.buckets.ids().len();
         let buckets = DeviceBuckets {
             ids: b.slice(&inputs.bucket_ids).range(0..num_buckets),
             starts: b.slice(&inputs.bucket_starts).range(0..num_buckets + 1),
             rows: b.slice(&inputs.bucket_rows).range(0..pack.buckets.rows().len()),
         };
-        b.embedding_backward(hidden, b.slice(dstream), buckets, gradients.range(layout.embedding.clone()))?;
-        let visual = b.slice(&inputs.visual_indices);
-        b.gather_rows(hidden, b.slice(dstream), visual, b.slice_mut(&mut work.dvisual))?;
-        self.backward_projector()
+        let dstream = b.slice(&work.dstream);
+        let mut gradients = b.slice_mut(&mut parameters.gradients);
+        let dtable = gradients.range(layout.embedding.clone());
+        b.embedding_backward(sizes.hidden, dstream, buckets, dtable)?;
+        let indices = b.slice(&inputs.visual_indices);
+        Ok(b.gather_rows(sizes.hidden, dstream, indices, b.slice_mut(&mut work.dvisual))?)
     }
 
     fn backward_projector(&mut self) -> anyhow::Result<()> {
@@ -701,51 +563,6 @@ impl<B: Backend> Training<B> {
     }
 }
 
-impl<B: Backend> Work<B> {
-    fn new(b: &B, sizes: &Sizes, parameters: usize) -> anyhow::Result<Self> {
-        let Sizes { rows, hidden, intermediate, vocab, chunk_rows, .. } = *sizes;
-        let visual_rows = sizes.visual_rows();
-        let one_pack = CuSeqlens::new(vec![0, i32::try_from(rows)?])?;
-        let of_norms = norm::num_partials(norm_of(sizes));
-        let sums = [
-            Rows { rows, cols: sizes.qkv() },
-            Rows { rows: visual_rows, cols: hidden },
-            Rows { rows: of_norms, cols: hidden },
-        ];
-        let sums = sums.map(partials_len).into_iter().max().flatten().context("too many rows")?;
-        let of_stream = rows * hidden;
-        Ok(Self {
-            pooled: b.poisoned(visual_rows * sizes.vision)?,
-            fc1: b.poisoned(visual_rows * hidden)?,
-            activated: b.poisoned(visual_rows * hidden)?,
-            visual: b.poisoned(visual_rows * hidden)?,
-            branch: b.poisoned(of_stream)?,
-            output: b.poisoned(of_stream)?,
-            output_inverse: b.poisoned(rows)?,
-            output_normed: b.poisoned(of_stream)?,
-            gathered: b.poisoned(of_stream)?,
-            dgathered: b.poisoned(of_stream)?,
-            logits: b.poisoned(chunk_rows * vocab)?,
-            stats: b.poisoned(chunk_rows * CHANNELS)?,
-            loss_sums: b.poisoned(2)?,
-            loss_counts: b.poisoned(2)?,
-            dstream: [b.poisoned(of_stream)?, b.poisoned(of_stream)?],
-            dnormed: b.poisoned(of_stream)?,
-            dattended: b.poisoned(rows * sizes.attended())?,
-            dqkv: b.poisoned(rows * sizes.qkv())?,
-            dproduct: b.poisoned(rows * intermediate)?,
-            dgate_up: b.poisoned(rows * 2 * intermediate)?,
-            dvisual: b.poisoned(visual_rows * hidden)?,
-            dactivated: b.poisoned(visual_rows * hidden)?,
-            dfc1: b.poisoned(visual_rows * hidden)?,
-            attention: b.poisoned(backward_workspace_len(&attention_shape(sizes, &one_pack)?)?)?,
-            norm_partials: b.poisoned(norm::partials_len(norm_of(sizes))?)?,
-            sum_partials: b.poisoned(sums)?,
-            norm_of_gradient: b.poisoned(adamw::partials_len(parameters))?,
-        })
-    }
-}
-
 /// A product with a weight `(outputs, inputs)`.
 pub(crate) struct Linear {
     pub(crate) rows: usize,
@@ -792,17 +609,19 @@ impl Linear {
     }
 }
 
-/// An RMSNorm that adds nothing before.
+/// An RMSNorm, of `x` or of its sum with a residual.
 fn normalise<B: Backend>(
     b: &B,
     sizes: &Sizes,
-    (x, weight): (Half<'_, B>, Half<'_, B>),
-    y: HalfMut<'_, B>,
-    inverse: FullMut<'_, B>,
+    (x, residual): (Half<'_, B>, Option<norm::Residual<'_, B>>),
+    weight: Half<'_, B>,
+    (y, inverse): (HalfMut<'_, B>, FullMut<'_, B>),
 ) -> anyhow::Result<()> {
-    let args = norm::Forward { x, residual: None, weight, centre: None, y, inverse };
+    let args = norm::Forward { x, residual, weight, centre: None, y, inverse };
     Ok(b.norm_forward(norm_of(sizes), args)?)
 }
+
+type FullBuffer<B> = <B as Memory>::Buffer<<B as Memory>::Full>;
 
 /// What the backward of an RMSNorm reads.
 struct Normed<'a, B: Backend> {
@@ -814,44 +633,29 @@ struct Normed<'a, B: Backend> {
     inverse: Full<'a, B>,
 }
 
-/// Backward of RMSNorms, in two stages, with the memory between them.
-struct NormBackward<'a, B: Backend> {
-    sizes: &'a Sizes,
-    partials: &'a mut B::Buffer<B::Full>,
-    sums: &'a mut B::Buffer<B::Full>,
-}
-
-impl<B: Backend> NormBackward<'_, B> {
-    fn run(
-        &mut self,
+impl<B: Backend> Normed<'_, B> {
+    /// Overwrites the gradient of the input, and adds to that of the gains, by way of sums of some rows and sums of those.
+    fn backward(
+        self,
         b: &B,
-        normed: Normed<'_, B>,
-        dinput: HalfMut<'_, B>,
-        dweight: FullMut<'_, B>,
+        sizes: &Sizes,
+        (partials, sums): (&mut FullBuffer<B>, &mut FullBuffer<B>),
+        (dinput, dweight): (HalfMut<'_, B>, FullMut<'_, B>),
     ) -> anyhow::Result<()> {
-        let Normed { input: s, weight, dy, past: dresidual, inverse } = normed;
-        let norm = norm_of(self.sizes);
-        b.norm_backward(
-            norm,
-            norm::Backward {
-                s,
-                weight,
-                dy,
-                dresidual,
-                inverse,
-                ds: dinput,
-                dweight_partials: b.slice_mut(self.partials),
-                centre: None,
-            },
-        )?;
+        let Self { input: s, weight, dy, past: dresidual, inverse } = self;
+        let norm = norm_of(sizes);
+        let dweight_partials = b.slice_mut(partials);
+        let args =
+            norm::Backward { s, weight, dy, dresidual, inverse, ds: dinput, dweight_partials, centre: None };
+        b.norm_backward(norm, args)?;
         let rows = Rows { rows: norm::num_partials(norm), cols: norm.hidden };
         let len = partials_len(rows).context("too many rows")?;
-        let mut sums = b.slice_mut(self.sums);
-        Ok(b.column_sum_full(rows, b.slice(self.partials), sums.range(0..len), dweight, Output::Accumulate)?)
+        let mut sums = b.slice_mut(sums);
+        Ok(b.column_sum_full(rows, b.slice(partials), sums.range(0..len), dweight, Output::Accumulate)?)
     }
 }
 
-fn norm_of(sizes: &Sizes) -> Norm {
+pub(crate) fn norm_of(sizes: &Sizes) -> Norm {
     Norm { rows: sizes.rows, hidden: sizes.hidden, eps: sizes.rms_eps }
 }
 
@@ -860,7 +664,7 @@ fn qkv_of(sizes: &Sizes) -> Qkv {
     Qkv { rows, num_heads, num_kv_heads, head_dim }
 }
 
-fn attention_shape(sizes: &Sizes, cu_seqlens: &CuSeqlens) -> anyhow::Result<Shape> {
+pub(crate) fn attention_shape(sizes: &Sizes, cu_seqlens: &CuSeqlens) -> anyhow::Result<Shape> {
     let sequences = Sequences::Packed(cu_seqlens.clone());
     Ok(Shape::new((sizes.heads, sizes.kv_heads), sizes.head_dim, Mask::Causal, sequences)?)
 }

@@ -1,7 +1,8 @@
 //! Ten steps on a CPU against PyTorch (`fixtures/make.py`), in f32 and f64.
 
+use oqvl_kernels::CuSeqlens;
 use oqvl_kernels::backend::{Backend, CpuRef};
-use oqvl_training_step::{Activations, Example, Precision, Run};
+use oqvl_training_step::{Activations, Example, Pack, Precision, Run, Sizes};
 
 fn largest_difference(found: &[f64], expected: &[f64]) -> f64 {
     assert_eq!(found.len(), expected.len());
@@ -44,11 +45,53 @@ fn ten_steps_in_f64_are_those_of_pytorch() {
 fn assert_recomputing_changes_no_bit(backend: impl Backend + Copy) {
     let example = Example::load(Precision::F32).unwrap();
     let saved = example.run(backend, Activations::Saved).unwrap();
-    assert_eq!(example.run(backend, Activations::CheapRecomputed).unwrap(), saved);
+    let recomputed = example.run(backend, Activations::CheapRecomputed).unwrap();
+    assert!(recomputed.bits() == saved.bits(), "{recomputed:?} is not {saved:?}");
 }
 
 #[test]
 fn recomputed_and_saved_activations_give_the_same_bits() {
     assert_recomputing_changes_no_bit(CpuRef::<f32>::default());
     assert_recomputing_changes_no_bit(CpuRef::<f64>::default());
+}
+
+/// Documents without images, with these labels.
+fn pack(sizes: &Sizes, labels: &[i32]) -> anyhow::Result<Pack> {
+    let sources = (0..sizes.rows).map(|row| (row * 7 % sizes.vocab) as i32).collect();
+    let vision = vec![0.5; sizes.images * sizes.grid * sizes.grid * sizes.vision];
+    Pack::new(sizes, sources, labels, CuSeqlens::new(vec![0, 1, sizes.rows as i32])?, vision)
+}
+
+#[test]
+fn a_pack_without_labels_or_images_has_a_gradient_of_zeros() {
+    let example = Example::load(Precision::F32).unwrap();
+    let sizes = example.sizes();
+    let mut training = example.training(CpuRef::<f32>::default(), Activations::Saved).unwrap();
+    let nothing = pack(&sizes, &vec![-1; sizes.rows]).unwrap();
+    training.load(&nothing).unwrap();
+    training.forward(&nothing).unwrap();
+    training.backward(&nothing).unwrap();
+    assert!(training.gradients().unwrap().iter().all(|gradient| *gradient == 0.0));
+    training.update(0.0).unwrap();
+    let report = training.report().unwrap();
+    assert_eq!((report.loss, report.accuracy, report.gradient_norm, report.skipped), (0.0, 0.0, 0.0, false));
+    // Then all rows have one, in more chunks than before.
+    let labels: Vec<i32> = (0..sizes.rows as i32).collect();
+    let report = training.step(&pack(&sizes, &labels).unwrap(), 0.0).unwrap();
+    assert!(report.loss > 3.0 && report.gradient_norm > 0.0, "{report:?}");
+}
+
+#[test]
+fn what_does_not_fit_is_refused() {
+    let sizes = Example::load(Precision::F32).unwrap().sizes();
+    let refusal = |sizes: Sizes, labels: &[i32]| match pack(&sizes, labels) {
+        Ok(_) => panic!("accepted"),
+        Err(error) => error.to_string(),
+    };
+    let labels = vec![0; sizes.rows];
+    assert!(refusal(sizes, &labels[1..]).contains("not 48"));
+    assert!(refusal(sizes, &vec![sizes.vocab as i32; sizes.rows]).contains("not in the vocabulary of 96"));
+    assert!(refusal(Sizes { layers: 0, ..sizes }, &labels).contains("a size is 0"));
+    assert!(refusal(Sizes { hidden: usize::MAX, ..sizes }, &labels).contains("sizes go up to"));
+    assert!(refusal(Sizes { positions: 46, ..sizes }, &labels).contains("position 46"));
 }
