@@ -8,6 +8,7 @@ mod check;
 mod date;
 mod results;
 mod torch;
+mod training_step;
 
 use clap::{Parser, Subcommand};
 use oqvl_kernels::device::Cuda;
