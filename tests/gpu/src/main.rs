@@ -4,6 +4,7 @@
 
 mod bench;
 mod case;
+mod cases;
 mod check;
 mod date;
 mod results;

@@ -180,7 +180,7 @@ mod tests {
     fn pytorch_computes_the_same() {
         let Some(torch) = Torch::on_the_cpu() else { return };
         let mut calculator = torch.calculator().unwrap();
-        for case in crate::check::small_cases() {
+        for case in crate::cases::small() {
             let inputs = case.inputs(3);
             let expected = case.reference(&inputs).unwrap();
             let names: Vec<&str> = expected.iter().map(|result| result.name).collect();
@@ -196,7 +196,7 @@ mod tests {
                 );
             }
         }
-        let error = calculator.results(&crate::check::small_cases()[0], &[], &[]).unwrap_err().to_string();
+        let error = calculator.results(&crate::cases::small()[0], &[], &[]).unwrap_err().to_string();
         assert_eq!(error, "PyTorch: KeyError: 'qkv'");
     }
 }

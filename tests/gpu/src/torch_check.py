@@ -173,7 +173,11 @@ def adamw(case, inputs):
     for rate, grad in zip(case["rates"], inputs["grads"], strict=True):
         for part, part_grad in zip(parts, (grad * inputs["scale"]).split(sizes)):
             part.grad = part_grad.clone()
-        norms.append(torch.nn.utils.clip_grad_norm_(parts, case["max_norm"]))
+        norm = torch.nn.utils.clip_grad_norm_(parts, case["max_norm"])
+        if not norm.isfinite():
+            optimizer.zero_grad(set_to_none=False)
+            continue
+        norms.append(norm)
         for group in optimizer.param_groups:
             group["lr"] = rate
         optimizer.step()

@@ -15,11 +15,20 @@ const SCALE: f32 = 0.125;
 const DECAY: f32 = 0.1;
 const EMA: f32 = 0.75;
 
+/// Which gradients there are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Gradients {
+    Finite,
+    /// One of the second step is infinite, so that the step is skipped.
+    Overflowing,
+}
+
 /// Some steps on weights of two ranges, of which the first decays.
 #[derive(Debug, Clone)]
 pub(crate) struct AdamWCall {
     /// Weights that decay, and those that do not; multiples of 8.
     pub(crate) ranges: [usize; 2],
+    pub(crate) gradients: Gradients,
 }
 
 impl AdamWCall {
@@ -33,12 +42,17 @@ impl Call for AdamWCall {
 
     fn name(&self) -> String {
         let [decaying, others] = self.ranges;
-        format!("{} steps, {decaying} weights that decay and {others} that do not", RATES.len())
+        let skipped = if self.gradients == Gradients::Overflowing { ", one of them skipped" } else { "" };
+        format!("{} steps{skipped}, {decaying} weights that decay and {others} that do not", RATES.len())
     }
 
     fn inputs(&self, random: &mut Random) -> Vec<Input> {
         let scale = Input { name: "scale", dims: vec![1], values: Values::Full(vec![SCALE]) };
-        vec![random.full("w", &[self.len()]), random.full("grads", &[RATES.len(), self.len()]), scale]
+        let mut grads = random.full("grads", &[RATES.len(), self.len()]);
+        if let (Gradients::Overflowing, Values::Full(values)) = (self.gradients, &mut grads.values) {
+            values[self.len() + self.len() / 2] = f32::INFINITY;
+        }
+        vec![random.full("w", &[self.len()]), grads, scale]
     }
 
     fn settings(&self) -> Value {
@@ -78,7 +92,8 @@ impl Call for AdamWCall {
             };
             let decay = Decay { boundaries: b.slice(&boundaries), decays: b.slice(&decays) };
             b.adamw_update(&SETTINGS, rate, buffers, &ranges, decay, &control)?;
-            norms.push(b.download(&numbers)?[NORM].to_f64());
+            // That of a step that is skipped is none; that it is, weights and moments show.
+            norms.extend(Some(b.download(&numbers)?[NORM].to_f64()).filter(|norm| norm.is_finite()));
         }
         Ok(vec![
             on.found("w", &w)?.within(IN_F32),

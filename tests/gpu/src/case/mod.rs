@@ -17,7 +17,7 @@ mod patchify;
 mod rope;
 mod swiglu;
 
-pub(crate) use adamw::AdamWCall;
+pub(crate) use adamw::{AdamWCall, Gradients};
 pub(crate) use attention::AttentionCall;
 pub(crate) use avg_pool::AvgPoolCall;
 pub(crate) use bias_gelu::BiasGeluCall;
