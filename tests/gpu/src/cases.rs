@@ -5,10 +5,10 @@ use crate::case::{
     ElementwiseCall, EmbeddingCall, GatherRowsCall, GemmCall, Gradients, Kind, LabelHeadCall, NormCall, Past,
     PatchifyCall, Precision, RopeCall, SwigluCall,
 };
+use oqvl_kernels::Rows;
 use oqvl_kernels::attention::Mask;
 use oqvl_kernels::avg_pool::Pooling;
 use oqvl_kernels::bias_gelu::Gelu;
-use oqvl_kernels::column_sum::Rows;
 use oqvl_kernels::gemm::{Epilogue, Gemm};
 
 /// Calls of sizes that training has, and of the sizes at the edges of blocks.

@@ -6,9 +6,9 @@ use super::{
 };
 use crate::torch::Torch;
 use anyhow::Context as _;
+use oqvl_kernels::Rows;
 use oqvl_kernels::avg_pool::Pooling;
 use oqvl_kernels::bias_gelu::Gelu;
-use oqvl_kernels::column_sum::Rows;
 use oqvl_kernels::column_sum::launch::{BiasGradient, partials_len};
 use oqvl_kernels::embedding::Buckets;
 use oqvl_kernels::embedding::launch::{DeviceBuckets, Embeddings};

@@ -2,9 +2,9 @@
 
 use super::{Call, Found, IN_F32, Input, On, Random, Tensors, sum_partials, tensor};
 use oqvl_kernels::Output;
+use oqvl_kernels::Rows;
 use oqvl_kernels::backend::Backend;
 use oqvl_kernels::bias_gelu::Gelu;
-use oqvl_kernels::column_sum::Rows;
 use oqvl_kernels::column_sum::launch::BiasGradient;
 use serde_json::{Value, json};
 

@@ -2,8 +2,8 @@
 
 use super::{Call, Found, IN_F32, Input, On, Random, sum_partials};
 use oqvl_kernels::Output;
+use oqvl_kernels::Rows;
 use oqvl_kernels::backend::Backend;
-use oqvl_kernels::column_sum::Rows;
 
 /// Of half and of full precision, the latter added to what is there.
 #[derive(Debug, Clone)]

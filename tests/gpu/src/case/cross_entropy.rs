@@ -2,8 +2,8 @@
 
 use super::{Bound, Call, Found, IN_F32, Input, On, Random, Values};
 use oqvl_kernels::Output;
+use oqvl_kernels::Rows;
 use oqvl_kernels::backend::Backend;
-use oqvl_kernels::column_sum::Rows;
 use oqvl_kernels::cross_entropy::launch::{Arguments, Totals};
 use oqvl_kernels::cross_entropy::{CHANNELS, Loss};
 use serde_json::{Value, json};

@@ -2,8 +2,8 @@
 
 use super::cross_entropy::{IGNORE, labels};
 use super::{Call, Found, Input, On, Random};
+use oqvl_kernels::Rows;
 use oqvl_kernels::backend::Backend;
-use oqvl_kernels::column_sum::Rows;
 use oqvl_kernels::cross_entropy::launch::Arguments;
 use oqvl_kernels::cross_entropy::{CHANNELS, Loss};
 use oqvl_kernels::device::{Float as _, Memory};

@@ -409,6 +409,6 @@ fn tensor(name: &'static str, tensor: &Tensor) -> anyhow::Result<Found> {
 }
 
 /// Floats that operations need between the two stages of a sum of columns.
-fn sum_partials(rows: oqvl_kernels::column_sum::Rows) -> anyhow::Result<usize> {
+fn sum_partials(rows: oqvl_kernels::Rows) -> anyhow::Result<usize> {
     oqvl_kernels::column_sum::launch::partials_len(rows).context("the sizes of a case can be counted")
 }

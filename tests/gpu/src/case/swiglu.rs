@@ -1,8 +1,8 @@
 //! SwiGLU of a fused projection.
 
 use super::{Call, Found, Input, On, Random, Tensors, tensor};
+use oqvl_kernels::Rows;
 use oqvl_kernels::backend::Backend;
-use oqvl_kernels::column_sum::Rows;
 
 /// Forward and backward.
 #[derive(Debug, Clone)]
