@@ -41,8 +41,8 @@ const NAMES: [&str; 18] = [
 const PATHS: [&str; 4] = ["ops::rms_norm", "ops::layer_norm", "rotary_emb::rope", "BackpropOp::none"];
 /// What `candle_nn` has under names that are as common: operators, modules whose `forward` takes the fused path, and what
 /// makes those.
-const IN_CANDLE_NN: [&str; 6] =
-    ["RmsNorm", "LayerNorm", "rms_norm", "layer_norm", "layer_norm_no_bias", "rope"];
+const IN_CANDLE_NN: [&str; 7] =
+    ["RmsNorm", "LayerNorm", "rms_norm", "layer_norm", "layer_norm_no_bias", "rope", "kv_cache"];
 
 /// Checks that it is known of every crate with networks whether it trains them.
 pub(super) fn check_crates(packages: &[Package]) -> Vec<String> {
@@ -86,6 +86,12 @@ pub(super) fn check(source: &Source) -> Vec<String> {
         if code.contains(';') {
             inside_use = false;
         }
+        if has_word(code, "candle_nn as") {
+            violations.push(format!(
+                "{}:{number}: `candle_nn` under another name: what detaches is found by its own",
+                source.path
+            ));
+        }
         let above = number.checked_sub(2).map(|index| lines[index]).unwrap_or_default();
         if let Some(name) =
             found.filter(|_| ![above, lines[number - 1]].iter().any(|l| l.contains(FORWARD_ONLY)))
@@ -122,6 +128,8 @@ mod tests {
         for line in [
             "let y = candle_nn::ops::softmax_last_dim(&x)?;",
             "let y = ops::rms_norm(&x, &w, eps)?;",
+            "use candle_nn as nn;",
+            "use candle_nn::kv_cache::KvCache;",
             "let y = candle_nn::rotary_emb::rope(&x, &cos, &sin)?;",
             "use candle_nn::{Linear, RmsNorm};",
             "use candle_nn::{\n    LayerNorm,\n    Linear,\n};",
