@@ -4,7 +4,7 @@
 //! stages share one set of compiled ones. A tool that is not installed is reported as skipped, never as passed.
 
 use crate::{cargo, cuda, kernels, parity, test, tidy, units};
-use anyhow::Context;
+use anyhow::Context as _;
 use std::process::{Command, Stdio};
 use std::time::Instant;
 
@@ -92,10 +92,17 @@ fn cuda() -> anyhow::Result<Outcome> {
     })
 }
 
-/// Every crate packs. Building each package once more from its archive (`cargo package --workspace`) is left to
+/// Every crate that can be published packs: those below `crates/`. Building each package once more from its archive is left to
 /// whoever publishes: it compiles the whole workspace a second time.
 fn package() -> anyhow::Result<Outcome> {
-    run_cargo(&["package", "--workspace", "--no-verify", "--allow-dirty", "--quiet"])
+    let mut packages = Vec::new();
+    let dir = cargo::workspace_root().join("crates");
+    for entry in std::fs::read_dir(&dir).with_context(|| dir.display().to_string())? {
+        packages.push(format!("--package=oqvl-{}", entry?.file_name().display()));
+    }
+    packages.sort();
+    let mut command = cargo::command(&["package", "--no-verify", "--allow-dirty", "--quiet"]);
+    run_command(command.args(packages))
 }
 
 fn run_cargo(args: &[&str]) -> anyhow::Result<Outcome> {
