@@ -3,7 +3,7 @@
 use super::Gelu;
 use super::sys::{self, BiasGeluParams};
 use crate::Rows;
-use crate::column_sum::launch::{BiasGradient, Element, check_lens, finish, rows_per_chunk};
+use crate::column_sum::launch::{BiasGradient, Element, finish, rows_per_chunk};
 use crate::column_sum::sys::tile_columns;
 use crate::device::{Device, Grid, Slice, SliceMut, check_element, check_sizes, rows_are_aligned};
 use candle_core::{Result, bail};
@@ -60,37 +60,37 @@ pub fn backward<D: Device, S: Element>(
     kind: Gelu,
     (x, bias, dy): (Slice<'_, D, bf16>, Slice<'_, D, bf16>, Slice<'_, D, bf16>),
     dx: SliceMut<'_, D, bf16>,
-    BiasGradient { partials, dbias, output }: BiasGradient<'_, D, S>,
+    gradient: BiasGradient<'_, D, S>,
 ) -> Result<()> {
     const WHAT: &str = "bias_gelu backward";
-    check_lens(WHAT, sizes, ("x", x.len()), partials.len())?;
-    let lens = [dy.len(), dx.len()];
-    if lens.iter().any(|len| *len != x.len()) || bias.len() != sizes.cols {
-        bail!("{WHAT}: dy and dx have {lens:?} elements, the bias {}: not those of {sizes:?}", bias.len());
+    check_sizes(WHAT, sizes)?;
+    let lens = [x.len(), dy.len(), dx.len()];
+    if lens.iter().any(|len| Some(*len) != sizes.num_elements()) || bias.len() != sizes.cols {
+        bail!("{WHAT}: x, dy and dx have {lens:?} elements, the bias {}: not those of {sizes:?}", bias.len());
     }
+    gradient.check(WHAT, sizes)?;
     let addresses = [x.address(), bias.address(), dy.address(), dx.address()];
     for address in addresses {
         check_element::<bf16>(WHAT, address)?;
     }
-    check_element::<f32>(WHAT, partials.address())?;
     let params = BiasGeluParams {
         x: x.address(),
         bias: bias.address(),
         dy: dy.address(),
         to: dx.address(),
-        partials: partials.address(),
+        partials: gradient.partials.address(),
         rows: sizes.rows as u32,
         cols: sizes.cols as u32,
         rows_per_chunk: rows_per_chunk(sizes.rows) as u32,
         aligned: u32::from(rows_are_aligned::<bf16>(sizes.cols, &addresses)),
     };
     if let Some(grid) = grid(WHAT, sizes)? {
-        // SAFETY: `x`, `bias`, `dy`, `dx` and `partials` have the lengths of the sizes and addresses of their types (checked
+        // SAFETY: `x`, `bias`, `dy`, `dx` and the partial sums have the lengths of the sizes and addresses of their types (checked
         // above): the kernel reads and writes rows and columns below those, sixteen bytes at once only where every row starts
         // at a multiple of them, and a row of sums for each chunk.
         unsafe { device.launch(sys::backward(kind), grid, &params)? };
     }
-    finish(device, sizes, partials.as_slice(), dbias, output)
+    finish(device, sizes, gradient)
 }
 
 /// A block for each chunk of rows and tile of columns.

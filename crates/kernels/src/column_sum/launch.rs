@@ -34,6 +34,22 @@ pub struct BiasGradient<'a, D: Memory, S> {
     pub output: Output,
 }
 
+impl<D: Memory, S> BiasGradient<'_, D, S> {
+    /// Refuses sizes that numbers of 32 bits cannot hold, lengths that are not those of the sizes, and addresses that no element
+    /// has: all that would fail after the first stage has written.
+    pub(crate) fn check(&self, what: &str, sizes: Rows) -> Result<()> {
+        check_sizes(what, sizes)?;
+        let (partials, sums) = (self.partials.len(), self.dbias.len());
+        if Some(partials) != partials_len(sizes) || sums != sizes.cols {
+            bail!("{what}: {partials} partial sums to {sums} sums: not those of {sizes:?}");
+        }
+        check_element::<D::Full>(what, self.partials.address())?;
+        check_element::<S>(what, self.dbias.address())?;
+        finish_grid(what, sizes)?;
+        Ok(())
+    }
+}
+
 /// Sums the columns of `x`, `(rows, cols)`, into `to`, `(cols)`. `partials`, of [`partials_len`] elements, is overwritten. Sums
 /// are f32, always in the same order, and rounded once.
 ///
@@ -48,13 +64,15 @@ pub fn column_sum<D: Device, T: Element, S: Element>(
     output: Output,
 ) -> Result<()> {
     const WHAT: &str = "column_sum";
-    check_lens(WHAT, sizes, ("x", x.len()), partials.len())?;
+    let gradient = BiasGradient { partials, dbias: to, output };
+    check_input(WHAT, sizes, ("x", x.len()))?;
+    gradient.check(WHAT, sizes)?;
     let rows_per_chunk = rows_per_chunk(sizes.rows);
     let chunks = sizes.rows.div_ceil(rows_per_chunk);
     let tiles = sizes.cols.div_ceil(tile_columns(size_of::<T>()));
     let params = ColumnSumParams {
         from: x.address(),
-        to: partials.address(),
+        to: gradient.partials.address(),
         rows: sizes.rows as u32,
         cols: sizes.cols as u32,
         rows_per_chunk: rows_per_chunk as u32,
@@ -62,38 +80,31 @@ pub fn column_sum<D: Device, T: Element, S: Element>(
         accumulate: 0,
     };
     check_element::<T>(WHAT, x.address())?;
-    check_element::<f32>(WHAT, partials.address())?;
     if let Some(grid) = Grid::new(WHAT, chunks, tiles, 1)? {
         // SAFETY: `x` and `partials` have the lengths of the sizes and addresses of their types (checked above): the kernel
         // reads rows and columns below those, writes a row of sums for each chunk, and reads sixteen bytes at once only where
         // every row starts at a multiple of them.
         unsafe { device.launch(T::PARTIAL, grid, &params)? };
     }
-    finish(device, sizes, partials.as_slice(), to, output)
+    finish(device, sizes, gradient)
 }
 
-/// The second stage: sums `partials`, a row for each chunk of `sizes.rows`, into `to`, `(cols)`.
+/// The second stage: sums the partial sums, a row for each chunk of `sizes.rows`, into the gradient, `(cols)`.
 ///
 /// # Errors
-/// As [`column_sum`].
+/// As [`BiasGradient::check`], which belongs before the first stage; or if the device fails.
 pub(crate) fn finish<D: Device, S: Element>(
     device: &D,
     sizes: Rows,
-    partials: Slice<'_, D, f32>,
-    to: SliceMut<'_, D, S>,
-    output: Output,
+    gradient: BiasGradient<'_, D, S>,
 ) -> Result<()> {
     const WHAT: &str = "column_sum, second stage";
-    check_sizes(WHAT, sizes)?;
-    if Some(partials.len()) != partials_len(sizes) || to.len() != sizes.cols {
-        bail!("{WHAT}: {} partial sums to {} sums: not those of {sizes:?}", partials.len(), to.len());
-    }
-    check_element::<f32>(WHAT, partials.address())?;
-    check_element::<S>(WHAT, to.address())?;
+    gradient.check(WHAT, sizes)?;
+    let BiasGradient { partials, dbias, output } = gradient;
     let chunks = sizes.rows.div_ceil(rows_per_chunk(sizes.rows));
     let params = ColumnSumParams {
         from: partials.address(),
-        to: to.address(),
+        to: dbias.address(),
         rows: chunks as u32,
         cols: sizes.cols as u32,
         rows_per_chunk: chunks as u32,
@@ -101,26 +112,23 @@ pub(crate) fn finish<D: Device, S: Element>(
         accumulate: u32::from(output == Output::Accumulate),
     };
     let kernel: &Kernel<_> = S::FINISH;
-    let tiles = sizes.cols.div_ceil(tile_columns(size_of::<f32>()));
-    let Some(grid) = Grid::new(WHAT, 1, tiles, 1)? else { return Ok(()) };
-    // SAFETY: `partials` and `to` have the lengths of the sizes and addresses of their types (checked above): the kernel reads
+    let Some(grid) = finish_grid(WHAT, sizes)? else { return Ok(()) };
+    // SAFETY: `partials` and `dbias` have the lengths of the sizes and addresses of their types (checked above): the kernel reads
     // rows and columns below those, writes a sum for each column, and reads sixteen bytes at once only where every row starts
     // at a multiple of them.
     unsafe { device.launch(kernel, grid, &params) }
 }
 
-/// Refuses sizes that numbers of 32 bits cannot hold, and lengths that are not those of the sizes.
-pub(crate) fn check_lens(
-    what: &str,
-    sizes: Rows,
-    (input, len): (&str, usize),
-    partials: usize,
-) -> Result<()> {
+/// A block for each tile of columns.
+fn finish_grid(what: &str, sizes: Rows) -> Result<Option<Grid>> {
+    Grid::new(what, 1, sizes.cols.div_ceil(tile_columns(size_of::<f32>())), 1)
+}
+
+/// Refuses sizes that numbers of 32 bits cannot hold, and a matrix of another length.
+pub(crate) fn check_input(what: &str, sizes: Rows, (input, len): (&str, usize)) -> Result<()> {
     check_sizes(what, sizes)?;
-    if Some(len) != sizes.num_elements() || Some(partials) != partials_len(sizes) {
-        bail!(
-            "{what}: {input} has {len} elements, and there are {partials} partial sums: not those of {sizes:?}"
-        );
+    if Some(len) != sizes.num_elements() {
+        bail!("{what}: {input} has {len} elements: not those of {sizes:?}");
     }
     Ok(())
 }

@@ -2,7 +2,7 @@
 
 use super::sys::{BACKWARD, FORWARD, RopeParams, TILE, UNIT};
 use crate::Rows;
-use crate::column_sum::launch::{BiasGradient, Element, check_lens, finish, rows_per_chunk};
+use crate::column_sum::launch::{BiasGradient, Element, finish, rows_per_chunk};
 use crate::device::{ALIGNMENT, Device, Grid, Kernel, Memory, Slice, SliceMut, check_element, check_sizes};
 use candle_core::{Result, bail};
 use half::bf16;
@@ -16,7 +16,7 @@ pub struct Qkv {
     pub num_heads: usize,
     /// Key heads, which follow, and as many value heads at the end.
     pub num_kv_heads: usize,
-    /// Elements of a head; even.
+    /// Elements of a head; even, and not 0.
     pub head_dim: usize,
 }
 
@@ -44,7 +44,7 @@ pub struct Angles<'a, D: Memory> {
 /// and keys, in place. Computed in f32 and rounded once.
 ///
 /// # Errors
-/// If `head_dim` is odd, there are no positions in the tables or more than 2^31 - 1 of them, of rows or of columns, a length is
+/// If `head_dim` is odd or 0, there are no positions in the tables or more than 2^31 - 1 of them, of rows or of columns, a length is
 /// not that of the sizes, or the device fails.
 pub fn forward<D: Device>(
     device: &D,
@@ -54,7 +54,7 @@ pub fn forward<D: Device>(
     angles: Angles<'_, D>,
 ) -> Result<()> {
     const WHAT: &str = "rope";
-    let cols = check(WHAT, sizes, qkv.len(), &angles)?.cols;
+    let cols = check_on_device(WHAT, sizes, qkv.address(), qkv.len(), &angles)?.cols;
     if let Some(bias) = bias
         && bias.len() != cols
     {
@@ -82,29 +82,52 @@ pub fn backward<D: Device, S: Element>(
     bias: Option<BiasGradient<'_, D, S>>,
 ) -> Result<()> {
     const WHAT: &str = "rope backward";
-    let matrix = check(WHAT, sizes, dqkv.len(), &angles)?;
-    let Some(BiasGradient { partials, dbias, output }) = bias else {
+    let matrix = check_on_device(WHAT, sizes, dqkv.address(), dqkv.len(), &angles)?;
+    let Some(gradient) = bias else {
         let params = params(sizes, (&dqkv, 0), &angles, (0, rotated_heads(sizes)));
         // SAFETY: `dqkv` and `angles` were checked with the sizes; there is neither a bias nor partial sums, which the kernel
         // does not touch.
         return unsafe { launch(WHAT, device, &BACKWARD, &params) };
     };
-    check_lens(WHAT, matrix, ("dqkv", dqkv.len()), partials.len())?;
-    check_element::<f32>(WHAT, partials.address())?;
+    gradient.check(WHAT, matrix)?;
     let heads = sizes.num_heads + 2 * sizes.num_kv_heads;
-    let params = params(sizes, (&dqkv, 0), &angles, (partials.address(), heads));
-    // SAFETY: `partials` holds a row of f32 for each chunk of rows (checked above), which is what the kernel writes of them;
+    let params = params(sizes, (&dqkv, 0), &angles, (gradient.partials.address(), heads));
+    // SAFETY: the partial sums hold a row of f32 for each chunk of rows (checked above), which is what the kernel writes of them;
     // `dqkv` and `angles` were checked with the sizes, and there is no bias.
     unsafe { launch(WHAT, device, &BACKWARD, &params)? };
-    finish(device, matrix, partials.as_slice(), dbias, output)
+    finish(device, matrix, gradient)
 }
 
 fn rotated_heads(sizes: Qkv) -> usize {
     sizes.num_heads + sizes.num_kv_heads
 }
 
-/// Refuses what the kernels cannot take. Returns the sizes of the matrix.
-fn check<D: Memory>(what: &str, sizes: Qkv, len: usize, angles: &Angles<'_, D>) -> Result<Rows> {
+/// Refuses what [`check`] does, and addresses that no element has.
+fn check_on_device<D: Memory>(
+    what: &str,
+    sizes: Qkv,
+    address: u64,
+    len: usize,
+    angles: &Angles<'_, D>,
+) -> Result<Rows> {
+    let Angles { positions, cos, sin } = angles;
+    let (matrix, _) = check(what, sizes, len, positions.len(), [cos.len(), sin.len()])?;
+    check_element::<D::Half>(what, address)?;
+    check_element::<i32>(what, positions.address())?;
+    check_element::<D::Full>(what, cos.address())?;
+    check_element::<D::Full>(what, sin.address())?;
+    Ok(matrix)
+}
+
+/// Refuses sizes and lengths that do not fit: of the matrix, the positions, the cosines and the sines. Returns the sizes of the
+/// matrix, and how many positions the tables have.
+pub(super) fn check(
+    what: &str,
+    sizes: Qkv,
+    len: usize,
+    positions: usize,
+    tables: [usize; 2],
+) -> Result<(Rows, usize)> {
     let matrix = sizes.sizes().filter(|matrix| Some(len) == matrix.num_elements());
     let Some(matrix) = matrix else {
         bail!("{what}: the matrix has {len} elements: not those of {sizes:?}");
@@ -114,25 +137,20 @@ fn check<D: Memory>(what: &str, sizes: Qkv, len: usize, angles: &Angles<'_, D>) 
         bail!("{what}: there are too many heads: {sizes:?}");
     }
     let half = sizes.head_dim / 2;
-    if !sizes.head_dim.is_multiple_of(2) {
+    if half == 0 || !sizes.head_dim.is_multiple_of(2) {
         bail!("{what}: a rotation takes pairs, head_dim is {}", sizes.head_dim);
     }
-    let Angles { positions, cos, sin } = angles;
-    if positions.len() != sizes.rows {
-        bail!("{what}: there are {} positions for the rows of {sizes:?}", positions.len());
+    if positions != sizes.rows {
+        bail!("{what}: there are {positions} positions for the rows of {sizes:?}");
     }
-    let num_positions = cos.len() / half.max(1);
-    if cos.len() != sin.len() || num_positions * half != cos.len() {
-        let lens = [cos.len(), sin.len()];
-        bail!("{what}: cosines and sines have {lens:?} elements, not {half} for each position");
+    let num_positions = tables[0] / half;
+    if tables[0] != tables[1] || num_positions * half != tables[0] {
+        bail!("{what}: cosines and sines have {tables:?} elements, not {half} for each position");
     }
     if (len > 0 && num_positions == 0) || num_positions > i32::MAX as usize {
         bail!("{what}: tables of {num_positions} positions: not 1 to {}", i32::MAX);
     }
-    check_element::<i32>(what, positions.address())?;
-    check_element::<f32>(what, cos.address())?;
-    check_element::<f32>(what, sin.address())?;
-    Ok(matrix)
+    Ok((matrix, num_positions))
 }
 
 fn params<D: Device>(
@@ -159,7 +177,7 @@ fn params<D: Device>(
         heads: heads as u32,
         half: half as u32,
         cols: ((sizes.num_heads + 2 * sizes.num_kv_heads) * sizes.head_dim) as u32,
-        num_positions: (cos.len() / half.max(1)) as u32,
+        num_positions: (cos.len() / half) as u32,
         aligned: u32::from(aligned),
     }
 }
@@ -174,7 +192,6 @@ unsafe fn launch<D: Device>(
     kernel: &Kernel<RopeParams>,
     params: &RopeParams,
 ) -> Result<()> {
-    check_element::<bf16>(what, params.x)?;
     let chunks = (params.rows as usize).div_ceil(params.rows_per_chunk as usize);
     let units = params.heads as usize * (params.half as usize).div_ceil(UNIT);
     let Some(grid) = Grid::new(what, chunks, units.div_ceil(TILE), 1)? else { return Ok(()) };

@@ -1,7 +1,7 @@
 //! The kernels of `rope.cu` on a CPU, in f32 and f64.
 
 use super::check_positions;
-use super::launch::Qkv;
+use super::launch::{self, Qkv};
 use crate::element::Element;
 use candle_core::{Result, bail};
 
@@ -51,20 +51,11 @@ pub fn backward<T: Element>(sizes: Qkv, dqkv: &mut [T], angles: Angles<'_, T>) -
 
 fn check<T>(sizes: Qkv, len: usize, angles: Angles<'_, T>) -> Result<usize> {
     let Angles { positions, cos, sin } = angles;
-    let matrix = sizes.sizes().filter(|matrix| Some(len) == matrix.num_elements());
-    let Some(matrix) = matrix else {
-        bail!("rope: the matrix has {len} elements: not those of {sizes:?}");
-    };
-    let half = sizes.head_dim / 2;
-    let num_positions = cos.len() / half.max(1);
-    if !sizes.head_dim.is_multiple_of(2) || cos.len() != sin.len() || num_positions * half != cos.len() {
-        let (head_dim, lens) = (sizes.head_dim, [cos.len(), sin.len()]);
-        bail!("rope: head_dim is {head_dim}, and cosines and sines have {lens:?} elements");
+    let tables = [cos.len(), sin.len()];
+    let (matrix, num_positions) = launch::check("rope", sizes, len, positions.len(), tables)?;
+    if len > 0 {
+        check_positions(positions, num_positions)?;
     }
-    if positions.len() != sizes.rows {
-        bail!("rope: there are {} positions for the rows of {sizes:?}", positions.len());
-    }
-    check_positions(positions, num_positions)?;
     Ok(matrix.cols)
 }
 
