@@ -61,8 +61,9 @@ impl Layout {
         let heads = shape.num_kv_heads.checked_mul(2).and_then(|heads| heads.checked_add(shape.num_heads));
         let cols = heads.and_then(|heads| heads.checked_mul(shape.head_dim));
         let rows = shape.batch().checked_mul(shape.q_rows());
-        let Some((cols, rows)) = cols.zip(rows).filter(|(cols, rows)| cols.checked_mul(*rows).is_some())
-        else {
+        // Those of an entry count where there is no entry: they are strides.
+        let is_counted = |cols: usize, rows: usize| cols.checked_mul(rows.max(shape.q_rows())).is_some();
+        let Some((cols, rows)) = cols.zip(rows).filter(|(cols, rows)| is_counted(*cols, *rows)) else {
             bail!("fused attention: {shape:?} is too large")
         };
         let (q_cols, kv_cols) = (shape.num_heads * shape.head_dim, shape.num_kv_heads * shape.head_dim);

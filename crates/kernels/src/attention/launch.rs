@@ -112,18 +112,7 @@ impl Call {
             Sequences::Batch { batch, q_len, kv_len } => (*q_len, *kv_len, *batch),
             Sequences::Packed(packed) => (packed.max_len(), packed.max_len(), packed.num_sequences()),
         };
-        let cu_seqlens = match (&shape.sequences, cu_seqlens) {
-            (Sequences::Batch { .. }, None) => 0,
-            (Sequences::Packed(packed), Some(slice)) if slice.len() == packed.boundaries().len() => {
-                slice.address()
-            }
-            (Sequences::Packed(packed), Some(slice)) => bail!(
-                "attention: cu_seqlens has {} entries on the device and {} in the shape",
-                slice.len(),
-                packed.boundaries().len()
-            ),
-            _ => bail!("attention: cu_seqlens goes with packed sequences, and they with it"),
-        };
+        check_cu_seqlens(shape, cu_seqlens)?;
         let int = |what: &str, size: usize| match i32::try_from(size) {
             // Kernels add a tile to row numbers.
             Ok(size) if size <= i32::MAX - 1024 => Ok(size),
@@ -147,8 +136,22 @@ impl Call {
             group: int("heads", shape.group())?,
             q_rows: rows(shape.q_rows())?,
             kv_rows: rows(shape.kv_rows())?,
-            cu_seqlens,
+            cu_seqlens: cu_seqlens.map_or(0, |slice| slice.address()),
         })
+    }
+}
+
+/// Refuses boundaries where no sequences are packed, and packed sequences with none or another number of them.
+pub(crate) fn check_cu_seqlens<D>(shape: &Shape, cu_seqlens: Option<Slice<'_, D, i32>>) -> Result<()> {
+    match (&shape.sequences, cu_seqlens) {
+        (Sequences::Batch { .. }, None) => Ok(()),
+        (Sequences::Packed(packed), Some(slice)) if slice.len() == packed.boundaries().len() => Ok(()),
+        (Sequences::Packed(packed), Some(slice)) => bail!(
+            "attention: cu_seqlens has {} entries on the device and {} in the shape",
+            slice.len(),
+            packed.boundaries().len()
+        ),
+        _ => bail!("attention: cu_seqlens goes with packed sequences, and they with it"),
     }
 }
 
@@ -280,8 +283,14 @@ pub fn backward<D: Device>(device: &D, shape: &Shape, args: Backward<'_, D>) -> 
     let part = |first: usize| workspace.address() + (first * size_of::<f32>()) as u64;
     let (delta, dk_heads, dv_heads) = (part(0), part(delta_len), part(delta_len + heads_len));
 
-    let units = shape.q_rows().div_ceil(DELTA_ROWS);
-    if let Some(grid) = Grid::new("attention", units, shape.num_heads, shape.batch())? {
+    // All before the first kernel: where one of them is too large, none runs.
+    let grid = |x: usize, heads: usize, z: usize| Grid::new("attention", x, heads, z);
+    let delta_grid = grid(shape.q_rows().div_ceil(DELTA_ROWS), shape.num_heads, shape.batch())?;
+    let dkdv_grid = grid(call.max_kv_len.div_ceil(DKDV_KEYS), shape.num_heads, call.num_sequences)?;
+    let units = product(&[shape.kv_rows(), shape.head_dim / VECTOR as usize])?.div_ceil(GROUP_SUM_UNITS);
+    let group_grid = grid(units, shape.num_kv_heads, shape.batch())?;
+    let dq_grid = grid(call.max_q_len.div_ceil(DQ_ROWS), shape.num_heads, call.num_sequences)?;
+    if let Some(grid) = delta_grid {
         let params = AttentionDelta {
             out: out.data.address(),
             dout: dout.data.address(),
@@ -321,15 +330,13 @@ pub fn backward<D: Device>(device: &D, shape: &Shape, args: Backward<'_, D>) -> 
         scale: shape.scale as f32,
         unused: 0,
     };
-    let blocks = call.max_kv_len.div_ceil(DKDV_KEYS);
-    if let Some(grid) = Grid::new("attention", blocks, shape.num_heads, call.num_sequences)? {
+    if let Some(grid) = dkdv_grid {
         // SAFETY: every input holds what the shape and its strides address (`check_input`, the length of lse) and is aligned;
         // dk_heads and dv_heads are parts of the workspace with a row for each key of each query head; cu_seqlens is cut to
         // the rows there are.
         unsafe { device.launch(&call.kernels.dkdv[call.mask], grid, &params)? };
     }
-    let units = product(&[shape.kv_rows(), shape.head_dim / VECTOR as usize])?.div_ceil(GROUP_SUM_UNITS);
-    if let Some(grid) = Grid::new("attention", units, shape.num_kv_heads, shape.batch())? {
+    if let Some(grid) = group_grid {
         let params = AttentionGroupSum {
             dk_heads,
             dv_heads,
@@ -347,8 +354,7 @@ pub fn backward<D: Device>(device: &D, shape: &Shape, args: Backward<'_, D>) -> 
         // head (`check_output`), aligned.
         unsafe { device.launch(&sys::GROUP_SUM, grid, &params)? };
     }
-    let blocks = call.max_q_len.div_ceil(DQ_ROWS);
-    if let Some(grid) = Grid::new("attention", blocks, shape.num_heads, call.num_sequences)? {
+    if let Some(grid) = dq_grid {
         // SAFETY: as for dk and dv; dq holds every row of every query head (`check_output`).
         unsafe { device.launch(&call.kernels.dq[call.mask], grid, &params)? };
     }

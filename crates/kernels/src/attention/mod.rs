@@ -14,6 +14,7 @@ mod shape;
 mod sys;
 
 pub use fused::{FusedBackward, FusedForward, backward_fused, forward_fused};
+pub(crate) use launch::check_cu_seqlens;
 pub use launch::{Backward, Forward, Operand, OperandMut, backward, backward_workspace_len, forward};
 pub use op::{attention, attention_varlen};
 pub use shape::{CuSeqlens, Mask, Sequences, Shape};
