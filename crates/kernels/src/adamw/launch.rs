@@ -32,6 +32,18 @@ pub struct Buffers<'a, D: Memory> {
     pub ema: Option<(SliceMut<'a, D, D::Full>, f32)>,
 }
 
+impl<D: Memory> Buffers<'_, D> {
+    /// The name of each, its address, and its length.
+    fn each(&self) -> impl Iterator<Item = (&'static str, u64, usize)> {
+        let Self { w, grad, m, v, copy, ema } = self;
+        let always = [("w", w), ("grad", grad), ("m", m), ("v", v)];
+        let always = always.map(|(name, buffer)| (name, buffer.address(), buffer.len()));
+        let copy = copy.as_ref().map(|copy| ("the copy", copy.address(), copy.len()));
+        let ema = ema.as_ref().map(|(ema, _)| ("ema", ema.address(), ema.len()));
+        always.into_iter().chain(copy).chain(ema)
+    }
+}
+
 /// [`DecayRanges`] in the memory of the device.
 pub struct Decay<'a, D: Memory> {
     /// One more than there are ranges.
@@ -103,34 +115,13 @@ pub fn update<D: Device>(
     decay: Decay<'_, D>,
     control: &Control<'_, D>,
 ) -> Result<()> {
-    settings.check()?;
-    check_control(control)?;
+    check_update(settings, lr, &buffers, ranges, &decay, control)?;
+    for (name, address, len) in buffers.each() {
+        check_alignment(name, address, len)?;
+    }
     let Buffers { w, grad, m, v, copy, ema } = buffers;
     let len = w.len();
-    if !len.is_multiple_of(UNIT) || len != ranges.len() {
-        bail!("adamw: {len} weights, ranges over {}; both are the same multiple of {UNIT}", ranges.len());
-    }
-    let mut tensors = vec![
-        ("w", w.address(), w.len()),
-        ("grad", grad.address(), grad.len()),
-        ("m", m.address(), m.len()),
-        ("v", v.address(), v.len()),
-    ];
-    tensors.extend(copy.as_ref().map(|copy| ("the copy", copy.address(), copy.len())));
-    tensors.extend(ema.as_ref().map(|(ema, _)| ("ema", ema.address(), ema.len())));
-    for (name, address, found) in tensors {
-        if found != len {
-            bail!("adamw: {name} has {found} elements, there are {len} weights");
-        }
-        check_alignment(name, address, found)?;
-    }
-    if decay.boundaries.len() != ranges.num_ranges() + 1 || decay.decays.len() != ranges.num_ranges() {
-        bail!("adamw: the ranges on the device are not the {} of the host", ranges.num_ranges());
-    }
     let ema_decay = ema.as_ref().map_or(0.0, |(_, decay)| *decay);
-    if !lr.is_finite() || !(0.0..=1.0).contains(&ema_decay) {
-        bail!("adamw: a learning rate of {lr}, an EMA that keeps {ema_decay}");
-    }
     let units = len / UNIT;
     let Some(grid) = Grid::new("adamw", units.div_ceil(THREADS), 1, 1)? else { return Ok(()) };
     let params = AdamwUpdate {
@@ -156,7 +147,37 @@ pub fn update<D: Device>(
     unsafe { device.launch(&UPDATE, grid, &params) }
 }
 
-fn check_control<D: Memory>(control: &Control<'_, D>) -> Result<()> {
+/// Refuses lengths that do not fit, and settings out of their range.
+pub(crate) fn check_update<D: Memory>(
+    settings: &AdamW,
+    lr: f64,
+    buffers: &Buffers<'_, D>,
+    ranges: &DecayRanges,
+    decay: &Decay<'_, D>,
+    control: &Control<'_, D>,
+) -> Result<()> {
+    settings.check()?;
+    check_control(control)?;
+    let len = buffers.w.len();
+    if !len.is_multiple_of(UNIT) || len != ranges.len() {
+        bail!("adamw: {len} weights, ranges over {}; both are the same multiple of {UNIT}", ranges.len());
+    }
+    for (name, _, found) in buffers.each() {
+        if found != len {
+            bail!("adamw: {name} has {found} elements, there are {len} weights");
+        }
+    }
+    if decay.boundaries.len() != ranges.num_ranges() + 1 || decay.decays.len() != ranges.num_ranges() {
+        bail!("adamw: the ranges on the device are not the {} of the host", ranges.num_ranges());
+    }
+    let ema_decay = buffers.ema.as_ref().map_or(0.0, |(_, decay)| *decay);
+    if !lr.is_finite() || !(0.0..=1.0).contains(&ema_decay) {
+        bail!("adamw: a learning rate of {lr}, an EMA that keeps {ema_decay}");
+    }
+    Ok(())
+}
+
+pub(crate) fn check_control<D: Memory>(control: &Control<'_, D>) -> Result<()> {
     if control.numbers.len() != CONTROL_LEN || control.step.len() != 1 {
         let (numbers, steps) = (control.numbers.len(), control.step.len());
         bail!("adamw: control has {numbers} numbers and {steps} steps, not {CONTROL_LEN} and 1");

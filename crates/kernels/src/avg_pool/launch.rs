@@ -68,7 +68,7 @@ pub fn backward<D: Device, T: Element>(
 }
 
 /// Refuses lengths that are not those of the sizes.
-fn check_lens(
+pub(crate) fn check_lens(
     what: &str,
     sizes: Pooling,
     (input, input_len): (&str, usize),

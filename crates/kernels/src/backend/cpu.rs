@@ -1,14 +1,19 @@
 //! The operations on a CPU, in f32 or f64, by the references that kernels are held against.
 
 use super::{Backend, Full, FullMut, Half, HalfMut};
-use crate::adamw::{self, AdamW, CONTROL_LEN, DecayRanges};
+use crate::adamw::{self, AdamW, CONTROL_LEN, DecayRanges, SKIP};
 use crate::attention::fused::Layout;
-use crate::attention::{FusedBackward, FusedForward, Shape, backward_workspace_len, reference as attention};
+use crate::attention::{
+    FusedBackward, FusedForward, Sequences, Shape, backward_workspace_len, check_cu_seqlens,
+    reference as attention,
+};
+use crate::avg_pool::launch::check_lens as check_pooling;
 use crate::avg_pool::{Pooling, reference as avg_pool};
 use crate::bias_gelu::{Gelu, reference as bias_gelu};
-use crate::column_sum::launch::BiasGradient;
+use crate::column_sum;
+use crate::column_sum::launch::{BiasGradient, check_input};
 use crate::cross_entropy::launch::{Arguments, Totals};
-use crate::cross_entropy::{self, Loss};
+use crate::cross_entropy::{self, CHANNELS, Loss};
 use crate::device::{Float, Memory, Number, POISON, Slice, SliceMut};
 use crate::element::{Element, lit};
 use crate::elementwise;
@@ -17,13 +22,12 @@ use crate::embedding::reference::{self as embedding, BucketRows};
 use crate::gather_rows;
 use crate::gemm::{self, Gemm};
 use crate::matmul::Output;
-use crate::norm::{self, Norm, ROWS_PER_BLOCK, reference as norms};
+use crate::norm::{self, Norm, ROWS_PER_BLOCK, check_len, reference as norms};
 use crate::patchify::{self, Patches};
 use crate::rope::launch::{Angles, Qkv};
 use crate::rope::reference as rope;
-use crate::rows;
 use crate::swiglu::reference as swiglu;
-use crate::{Rows, column_sum};
+use crate::{Rows, rows};
 use candle_core::{Result, bail};
 use std::marker::PhantomData;
 
@@ -110,22 +114,12 @@ fn check(what: &str, found: usize, expected: Option<usize>) -> Result<()> {
 }
 
 impl<T: Element + Float> CpuRef<T> {
-    /// Sums of columns to where a gradient goes.
-    fn sum_columns(
-        sizes: Rows,
-        x: &[T],
-        partials: usize,
-        to: FullMut<'_, Self>,
-        output: Output,
-    ) -> Result<()> {
-        check("column_sum: x", x.len(), sizes.num_elements())?;
-        check("column_sum: partials", partials, column_sum::launch::partials_len(sizes))?;
-        check("column_sum: the sums", to.len(), Some(sizes.cols))?;
-        let (sums, to) = (column_sum::reference(x, sizes.cols), to.elements_mut());
-        match output {
-            Output::Overwrite => to.copy_from_slice(&sums),
-            Output::Accumulate => rows::add_to(to, &sums),
-        }
+    /// Sums of columns.
+    fn sum_columns(sizes: Rows, x: &[T], gradient: BiasGradient<'_, Self, T>) -> Result<()> {
+        const WHAT: &str = "column_sum";
+        check_input(WHAT, sizes, ("x", x.len()))?;
+        gradient.check(WHAT, sizes)?;
+        store(&column_sum::reference(x, sizes.cols), gradient);
         Ok(())
     }
 }
@@ -152,15 +146,17 @@ impl<T: Element + Float> Backend for CpuRef<T> {
     }
 
     fn attention_forward(&self, shape: &Shape, args: FusedForward<'_, Self>) -> Result<()> {
-        let FusedForward { qkv, cu_seqlens: _, out, lse } = args;
+        let FusedForward { qkv, cu_seqlens, out, lse } = args;
         let layout = Layout::new(shape, qkv.len(), out.len())?;
+        check_boundaries(shape, cu_seqlens)?;
         let out = attention::OperandMut { data: out.elements_mut(), strides: layout.out_strides };
         attention::forward(shape, parts(&layout, qkv.elements()), out, Some(lse.elements_mut()))
     }
 
     fn attention_backward(&self, shape: &Shape, args: FusedBackward<'_, Self>) -> Result<()> {
-        let FusedBackward { qkv, cu_seqlens: _, out, lse, dout, dqkv, workspace } = args;
+        let FusedBackward { qkv, cu_seqlens, out, lse, dout, dqkv, workspace } = args;
         let layout = Layout::new(shape, qkv.len(), out.len())?;
+        check_boundaries(shape, cu_seqlens)?;
         Layout::new(shape, dqkv.len(), dout.len())?;
         check("attention: lse", lse.len(), Some(shape.num_query_rows()?))?;
         let needed = backward_workspace_len(shape)?;
@@ -185,12 +181,8 @@ impl<T: Element + Float> Backend for CpuRef<T> {
     }
 
     fn norm_forward(&self, norm: Norm, args: norm::Forward<'_, Self>) -> Result<()> {
-        let len = norm.check_sizes()?;
+        args.check(norm, check_len)?;
         let norm::Forward { x, residual, weight, centre, y, inverse } = args;
-        check("norm: x", x.len(), Some(len))?;
-        check("norm: weight", weight.len(), Some(norm.hidden))?;
-        check("norm: y", y.len(), Some(len))?;
-        check("norm: inverse", inverse.len(), Some(norm.rows))?;
         let x = match residual {
             None => x.elements(),
             Some(norm::Residual { residual, mut sum }) => {
@@ -198,39 +190,23 @@ impl<T: Element + Float> Backend for CpuRef<T> {
                 &sum.elements_mut()[..]
             }
         };
-        check("norm: the sum", x.len(), Some(len))?;
-        let centre = match centre {
-            None => None,
-            Some(norm::Centre { bias, mean }) => {
-                check("norm: bias", bias.len(), Some(norm.hidden))?;
-                check("norm: mean", mean.len(), Some(norm.rows))?;
-                Some(norms::Centre { bias: bias.elements(), mean: mean.elements_mut() })
-            }
-        };
+        let centre = centre.map(|norm::Centre { bias, mean }| norms::Centre {
+            bias: bias.elements(),
+            mean: mean.elements_mut(),
+        });
         let (y, inverse) = (y.elements_mut(), inverse.elements_mut());
         norms::forward(x, weight.elements(), lit(norm.eps), centre, y, inverse);
         Ok(())
     }
 
     fn norm_backward(&self, norm: Norm, args: norm::Backward<'_, Self>) -> Result<()> {
-        let len = norm.check_sizes()?;
-        let partials = Some(norm::partials_len(norm)?);
+        args.check(norm, check_len)?;
         let norm::Backward { s, weight, dy, dresidual, inverse, ds, dweight_partials: dweight, centre } =
             args;
-        check("norm: s", s.len(), Some(len))?;
-        check("norm: weight", weight.len(), Some(norm.hidden))?;
-        check("norm: dy", dy.len(), Some(len))?;
-        check("norm: inverse", inverse.len(), Some(norm.rows))?;
-        check("norm: ds", ds.len(), Some(len))?;
-        check("norm: dweight", dweight.len(), partials)?;
-        let centre = match centre {
-            None => None,
-            Some(norm::CentreBackward { mean, dbias_partials: dbias }) => {
-                check("norm: mean", mean.len(), Some(norm.rows))?;
-                check("norm: dbias", dbias.len(), partials)?;
-                Some(norms::CentreBackward { mean: mean.elements(), dbias: dbias.elements_mut() })
-            }
-        };
+        let centre = centre.map(|norm::CentreBackward { mean, dbias_partials }| norms::CentreBackward {
+            mean: mean.elements(),
+            dbias: dbias_partials.elements_mut(),
+        });
         let inputs = norms::Inputs {
             s: s.elements(),
             weight: weight.elements(),
@@ -240,7 +216,6 @@ impl<T: Element + Float> Backend for CpuRef<T> {
         let ds = ds.elements_mut();
         norms::backward(inputs, ROWS_PER_BLOCK, centre, ds, dweight.elements_mut());
         if let Some(dresidual) = dresidual {
-            check("norm: dresidual", dresidual.len(), Some(len))?;
             rows::add_to(ds, dresidual.elements());
         }
         Ok(())
@@ -265,20 +240,20 @@ impl<T: Element + Float> Backend for CpuRef<T> {
         bias: Option<BiasGradient<'_, Self, T>>,
     ) -> Result<()> {
         let dqkv = dqkv.elements_mut();
+        let Some(gradient) = bias else { return rope::backward(sizes, dqkv, angles_of(&angles)) };
+        let Some(matrix) = sizes.sizes() else { bail!("rope: {sizes:?} is too large") };
+        gradient.check("rope", matrix)?;
         rope::backward(sizes, dqkv, angles_of(&angles))?;
-        match (bias, sizes.sizes()) {
-            (Some(BiasGradient { partials, dbias, output }), Some(sizes)) => {
-                Self::sum_columns(sizes, dqkv, partials.len(), dbias, output)
-            }
-            _ => Ok(()),
-        }
+        store(&column_sum::reference(dqkv, matrix.cols), gradient);
+        Ok(())
     }
 
     fn swiglu_forward(&self, sizes: Rows, gate_up: Half<'_, Self>, h: HalfMut<'_, Self>) -> Result<()> {
         let cols = sizes.cols;
         check("swiglu: h", h.len(), sizes.num_elements())?;
         check("swiglu: the fused projection", gate_up.len(), h.len().checked_mul(2))?;
-        let inputs = gate_up.elements().chunks_exact(2 * cols.max(1));
+        let fused = fused_cols(sizes)?;
+        let inputs = gate_up.elements().chunks_exact(fused.max(1));
         for (gate_up, h) in inputs.zip(h.elements_mut().chunks_exact_mut(cols.max(1))) {
             let (gate, up) = gate_up.split_at(cols);
             swiglu::forward(gate, up, h);
@@ -297,9 +272,10 @@ impl<T: Element + Float> Backend for CpuRef<T> {
         check("swiglu: dh", dh.len(), sizes.num_elements())?;
         check("swiglu: the fused projection", gate_up.len(), dh.len().checked_mul(2))?;
         check("swiglu: its gradient", dgate_up.len(), Some(gate_up.len()))?;
-        let inputs = gate_up.elements().chunks_exact(2 * cols.max(1));
+        let fused = fused_cols(sizes)?;
+        let inputs = gate_up.elements().chunks_exact(fused.max(1));
         let inputs = inputs.zip(dh.elements().chunks_exact(cols.max(1)));
-        for ((gate_up, dh), to) in inputs.zip(dgate_up.elements_mut().chunks_exact_mut(2 * cols.max(1))) {
+        for ((gate_up, dh), to) in inputs.zip(dgate_up.elements_mut().chunks_exact_mut(fused.max(1))) {
             let ((gate, up), (dgate, dup)) = (gate_up.split_at(cols), to.split_at_mut(cols));
             swiglu::backward(gate, up, dh, dgate, dup);
         }
@@ -329,20 +305,20 @@ impl<T: Element + Float> Backend for CpuRef<T> {
     ) -> Result<()> {
         check("bias_gelu: x", x.len(), sizes.num_elements())?;
         check("bias_gelu: the bias", bias.len(), Some(sizes.cols))?;
-        let dx = dx.elements_mut();
-        bias_gelu::backward(kind, x.elements(), bias.elements(), dy.elements(), dx)?;
-        let BiasGradient { partials, dbias, output } = gradient;
-        Self::sum_columns(sizes, dx, partials.len(), dbias, output)
+        gradient.check("bias_gelu", sizes)?;
+        let (x, bias, dy) = (x.elements(), bias.elements(), dy.elements());
+        store(&bias_gelu::backward(kind, x, bias, dy, dx.elements_mut())?, gradient);
+        Ok(())
     }
 
     fn avg_pool_forward(&self, sizes: Pooling, x: Half<'_, Self>, y: HalfMut<'_, Self>) -> Result<()> {
-        check_pooling(sizes, x.len(), y.len())?;
+        check_pooling("avg_pool", sizes, ("x", x.len()), ("y", y.len()))?;
         avg_pool::forward(x.elements(), sizes, y.elements_mut());
         Ok(())
     }
 
     fn avg_pool_backward(&self, sizes: Pooling, dy: Half<'_, Self>, dx: HalfMut<'_, Self>) -> Result<()> {
-        check_pooling(sizes, dx.len(), dy.len())?;
+        check_pooling("avg_pool backward", sizes, ("dx", dx.len()), ("dy", dy.len()))?;
         avg_pool::backward(dy.elements(), sizes, dx.elements_mut());
         Ok(())
     }
@@ -397,6 +373,9 @@ impl<T: Element + Float> Backend for CpuRef<T> {
         let (sums, counts) = (sums.elements_mut(), counts.elements_mut());
         check("cross_entropy: sums", sums.len(), Some(2))?;
         check("cross_entropy: counts", counts.len(), Some(2))?;
+        if !stats.len().is_multiple_of(CHANNELS) {
+            bail!("cross_entropy: {} stats are not {CHANNELS} for each row", stats.len());
+        }
         let mut found = cross_entropy::reference::Totals::default();
         found.add(stats.elements());
         let (of_rows, labels_and_hits) = ([found.loss, found.z_loss], [found.labels, found.hits]);
@@ -419,8 +398,7 @@ impl<T: Element + Float> Backend for CpuRef<T> {
     ) -> Result<()> {
         let expected = adamw::launch::partials_len(grad.len());
         check("adamw: the partial sums", partials.len(), Some(expected))?;
-        check("adamw: control", control.numbers.len(), Some(CONTROL_LEN))?;
-        check("adamw: the step", control.step.len(), Some(1))?;
+        adamw::launch::check_control(control)?;
         let scale = scale.map(|scale| one(scale.elements())).transpose()?;
         let scale = scale.map_or(1.0, Float::to_f64);
         let step = &mut control.step.reborrow().elements_mut()[0];
@@ -438,15 +416,17 @@ impl<T: Element + Float> Backend for CpuRef<T> {
         decay: adamw::launch::Decay<'_, Self>,
         control: &adamw::launch::Control<'_, Self>,
     ) -> Result<()> {
+        adamw::launch::check_update(settings, lr, &buffers, ranges, &decay, control)?;
+        let decays = decay.decays.elements().iter().map(|decay| Float::to_f64(*decay));
+        if decay.boundaries.elements() != ranges.boundaries()
+            || !decays.eq(ranges.decays().iter().map(|decay| f64::from(*decay)))
+        {
+            bail!("adamw: the ranges on the device are others than those of the host");
+        }
         let adamw::launch::Buffers { mut w, grad, m, v, copy, ema } = buffers;
-        check("adamw: boundaries", decay.boundaries.len(), Some(ranges.num_ranges() + 1))?;
-        check("adamw: decays", decay.decays.len(), Some(ranges.num_ranges()))?;
         let Ok(control) = <&[T; CONTROL_LEN]>::try_from(control.numbers.as_slice().elements()) else {
             bail!("adamw: control has {} numbers, not {CONTROL_LEN}", control.numbers.len())
         };
-        if let Some(copy) = &copy {
-            check("adamw: the copy", copy.len(), Some(w.len()))?;
-        }
         let buffers = adamw::reference::Buffers {
             w: w.reborrow().elements_mut(),
             grad: grad.elements_mut(),
@@ -455,7 +435,9 @@ impl<T: Element + Float> Backend for CpuRef<T> {
             ema: ema.map(|(ema, keep)| (ema.elements_mut(), lit(keep.into()))),
         };
         adamw::reference::update(settings, lr, buffers, ranges, control)?;
-        if let Some(copy) = copy {
+        if let Some(copy) = copy
+            && control[SKIP] == T::zero()
+        {
             copy.elements_mut().copy_from_slice(w.elements_mut());
         }
         Ok(())
@@ -469,7 +451,7 @@ impl<T: Element + Float> Backend for CpuRef<T> {
         to: FullMut<'_, Self>,
         output: Output,
     ) -> Result<()> {
-        Self::sum_columns(sizes, x.elements(), partials.len(), to, output)
+        Self::sum_columns(sizes, x.elements(), BiasGradient { partials, dbias: to, output })
     }
 
     fn column_sum_full(
@@ -480,7 +462,7 @@ impl<T: Element + Float> Backend for CpuRef<T> {
         to: FullMut<'_, Self>,
         output: Output,
     ) -> Result<()> {
-        Self::sum_columns(sizes, x.elements(), partials.len(), to, output)
+        Self::sum_columns(sizes, x.elements(), BiasGradient { partials, dbias: to, output })
     }
 
     fn add(&self, left: Half<'_, Self>, right: Half<'_, Self>, to: HalfMut<'_, Self>) -> Result<()> {
@@ -528,12 +510,32 @@ fn angles_of<'a, T: Element + Float>(angles: &Angles<'a, CpuRef<T>>) -> rope::An
     rope::Angles { positions: positions.elements(), cos: cos.elements(), sin: sin.elements() }
 }
 
-fn check_pooling(sizes: Pooling, input: usize, output: usize) -> Result<()> {
-    if sizes.grid == 0 || sizes.pooled == 0 {
-        bail!("avg_pool: grids have an edge of 1 or more, got {sizes:?}");
+/// Refuses other boundaries than those of the shape.
+fn check_boundaries<T>(shape: &Shape, cu_seqlens: Option<Slice<'_, CpuRef<T>, i32>>) -> Result<()> {
+    check_cu_seqlens(shape, cu_seqlens)?;
+    match (&shape.sequences, cu_seqlens) {
+        (Sequences::Packed(packed), Some(slice)) if slice.elements() != packed.boundaries() => {
+            bail!("attention: cu_seqlens on the device are others than those of the shape")
+        }
+        _ => Ok(()),
     }
-    check("avg_pool: the input", input, sizes.input_len())?;
-    check("avg_pool: the output", output, sizes.output_len())
+}
+
+/// Columns of a gate and an up projection that are one matrix.
+fn fused_cols(sizes: Rows) -> Result<usize> {
+    match sizes.cols.checked_mul(2) {
+        Some(cols) => Ok(cols),
+        None => bail!("swiglu: {sizes:?} is too large"),
+    }
+}
+
+/// Sums of columns, to where a gradient of their number goes.
+fn store<T: Element + Float>(sums: &[T], gradient: BiasGradient<'_, CpuRef<T>, T>) {
+    let to = gradient.dbias.elements_mut();
+    match gradient.output {
+        Output::Overwrite => to.copy_from_slice(sums),
+        Output::Accumulate => rows::add_to(to, sums),
+    }
 }
 
 /// The one number that a scale is.

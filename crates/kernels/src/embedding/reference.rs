@@ -69,14 +69,18 @@ pub fn backward<T: Element>(
     if starts.len() != ids.len() + 1 {
         bail!("{WHAT}: {} buckets have {} starts, not one more", ids.len(), starts.len());
     }
+    let mut buckets = Vec::with_capacity(ids.len());
     for (id, range) in ids.iter().zip(starts.windows(2)) {
         let Some(of_token) = rows.get(range[0] as usize..range[1] as usize) else {
             bail!("{WHAT}: a bucket of the rows {range:?} of {}", rows.len())
         };
+        if let Some(row) = of_token.iter().find(|row| **row as usize >= num_rows) {
+            bail!("{WHAT}: row {row} is not below {num_rows}");
+        }
+        buckets.push((id, of_token));
+    }
+    for (id, of_token) in buckets {
         for row in of_token.iter().map(|row| *row as usize) {
-            if row >= num_rows {
-                bail!("{WHAT}: row {row} is not below {num_rows}");
-            }
             let start = *id as usize * hidden;
             rows::add_to(&mut dtable[start..start + hidden], &dy[row * hidden..(row + 1) * hidden]);
         }

@@ -96,12 +96,12 @@ pub fn partials_len(norm: Norm) -> Result<usize> {
 }
 
 impl Norm {
-    fn check(&self) -> Result<(&'static sys::Kernels, usize)> {
+    fn kernels(&self) -> Result<&'static sys::Kernels> {
         let hidden = self.hidden;
         let Some(kernels) = sys::kernels(hidden).filter(|_| hidden > 0 && hidden.is_multiple_of(8)) else {
             bail!("norm: rows of {hidden} channels; the kernels take multiples of 8 up to {MAX_HIDDEN}")
         };
-        Ok((kernels, self.check_sizes()?))
+        Ok(kernels)
     }
 
     /// Refuses what is no norm. Returns the number of elements.
@@ -120,12 +120,64 @@ impl Norm {
     }
 }
 
-/// Checks a tensor's length, and its address where sixteen bytes are moved at once.
-fn check(what: &str, (address, len): (u64, usize), expected: usize) -> Result<()> {
+/// Checks a tensor's name, its address and length, and the length it should have.
+type Check = fn(&str, (u64, usize), usize) -> Result<()>;
+
+/// Checks a tensor's length.
+pub(crate) fn check_len(what: &str, (_, len): (u64, usize), expected: usize) -> Result<()> {
     if len != expected {
         bail!("norm: {what} has {len} elements, not {expected}");
     }
+    Ok(())
+}
+
+/// Checks its address too, where sixteen bytes are moved at once.
+fn check_vectors(what: &str, (address, len): (u64, usize), expected: usize) -> Result<()> {
+    check_len(what, (address, len), expected)?;
     check_alignment(what, address, len)
+}
+
+impl<D: Memory> Forward<'_, D> {
+    /// Checks every tensor.
+    pub(crate) fn check(&self, norm: Norm, check: Check) -> Result<()> {
+        let len = norm.check_sizes()?;
+        let Self { x, residual, weight, centre, y, inverse } = self;
+        check("x", (x.address(), x.len()), len)?;
+        check("weight", (weight.address(), weight.len()), norm.hidden)?;
+        check("y", (y.address(), y.len()), len)?;
+        check("inverse", (inverse.address(), inverse.len()), norm.rows)?;
+        if let Some(Residual { residual, sum }) = residual {
+            check("residual", (residual.address(), residual.len()), len)?;
+            check("sum", (sum.address(), sum.len()), len)?;
+        }
+        if let Some(Centre { bias, mean }) = centre {
+            check("bias", (bias.address(), bias.len()), norm.hidden)?;
+            check("mean", (mean.address(), mean.len()), norm.rows)?;
+        }
+        Ok(())
+    }
+}
+
+impl<D: Memory> Backward<'_, D> {
+    /// Checks every tensor.
+    pub(crate) fn check(&self, norm: Norm, check: Check) -> Result<()> {
+        let (len, partials) = (norm.check_sizes()?, partials_len(norm)?);
+        let Self { s, weight, dy, dresidual, inverse, ds, dweight_partials: dweight, centre } = self;
+        check("s", (s.address(), s.len()), len)?;
+        check("weight", (weight.address(), weight.len()), norm.hidden)?;
+        check("dy", (dy.address(), dy.len()), len)?;
+        check("inverse", (inverse.address(), inverse.len()), norm.rows)?;
+        check("ds", (ds.address(), ds.len()), len)?;
+        check("dweight", (dweight.address(), dweight.len()), partials)?;
+        if let Some(dresidual) = dresidual {
+            check("dresidual", (dresidual.address(), dresidual.len()), len)?;
+        }
+        if let Some(CentreBackward { mean, dbias_partials: dbias }) = centre {
+            check("mean", (mean.address(), mean.len()), norm.rows)?;
+            check("dbias", (dbias.address(), dbias.len()), partials)?;
+        }
+        Ok(())
+    }
 }
 
 /// `y = norm(x + residual)`, in f32, rounded once; the sum is rounded before, as it is kept.
@@ -133,20 +185,9 @@ fn check(what: &str, (address, len): (u64, usize), expected: usize) -> Result<()
 /// # Errors
 /// If a length does not fit, an address is not a multiple of 16 bytes, or rows are longer than the kernels take.
 pub fn forward<D: Device>(device: &D, norm: Norm, args: Forward<'_, D>) -> Result<()> {
-    let (kernels, len) = norm.check()?;
+    let kernels = norm.kernels()?;
+    args.check(norm, check_vectors)?;
     let Forward { x, residual, weight, centre, y, inverse } = args;
-    check("x", (x.address(), x.len()), len)?;
-    check("weight", (weight.address(), weight.len()), norm.hidden)?;
-    check("y", (y.address(), y.len()), len)?;
-    check("inverse", (inverse.address(), inverse.len()), norm.rows)?;
-    if let Some(Residual { residual, sum }) = &residual {
-        check("residual", (residual.address(), residual.len()), len)?;
-        check("sum", (sum.address(), sum.len()), len)?;
-    }
-    if let Some(Centre { bias, mean }) = &centre {
-        check("bias", (bias.address(), bias.len()), norm.hidden)?;
-        check("mean", (mean.address(), mean.len()), norm.rows)?;
-    }
     let params = NormForward {
         x: x.address(),
         residual: residual.as_ref().map_or(0, |added| added.residual.address()),
@@ -170,21 +211,9 @@ pub fn forward<D: Device>(device: &D, norm: Norm, args: Forward<'_, D>) -> Resul
 /// # Errors
 /// As [`forward`].
 pub fn backward<D: Device>(device: &D, norm: Norm, args: Backward<'_, D>) -> Result<()> {
-    let (kernels, len) = norm.check()?;
+    let kernels = norm.kernels()?;
+    args.check(norm, check_vectors)?;
     let Backward { s, weight, dy, dresidual, inverse, ds, dweight_partials: dweight, centre } = args;
-    check("s", (s.address(), s.len()), len)?;
-    check("weight", (weight.address(), weight.len()), norm.hidden)?;
-    check("dy", (dy.address(), dy.len()), len)?;
-    check("inverse", (inverse.address(), inverse.len()), norm.rows)?;
-    check("ds", (ds.address(), ds.len()), len)?;
-    check("dweight", (dweight.address(), dweight.len()), partials_len(norm)?)?;
-    if let Some(dresidual) = &dresidual {
-        check("dresidual", (dresidual.address(), dresidual.len()), len)?;
-    }
-    if let Some(CentreBackward { mean, dbias_partials: dbias }) = &centre {
-        check("mean", (mean.address(), mean.len()), norm.rows)?;
-        check("dbias", (dbias.address(), dbias.len()), partials_len(norm)?)?;
-    }
     let params = NormBackward {
         s: s.address(),
         weight: weight.address(),

@@ -9,9 +9,9 @@ pub(crate) mod reference;
 mod rms_norm;
 mod sys;
 
-pub(crate) use launch::ROWS_PER_BLOCK;
 pub use launch::{
     Backward, Centre, CentreBackward, Forward, Norm, Residual, backward, forward, num_partials, partials_len,
 };
+pub(crate) use launch::{ROWS_PER_BLOCK, check_len};
 pub use layer_norm::layer_norm;
 pub use rms_norm::rms_norm;
