@@ -62,7 +62,7 @@ pub(crate) struct Arg {
 impl Arg {
     /// An argument that is written, and not read.
     pub(crate) fn written(name: &'static str, kind: Kind, role: Role, len: usize) -> Self {
-        let slack = if kind == Kind::Half { 1e-3 } else { 1e-5 };
+        let slack = if kind == Kind::Half { 1e-5 } else { 1e-6 };
         Self { name, kind, role, lengths: Lengths::Exact, slack, len, values: Vec::new() }
     }
 
