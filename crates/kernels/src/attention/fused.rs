@@ -61,8 +61,11 @@ impl Layout {
         let heads = shape.num_kv_heads.checked_mul(2).and_then(|heads| heads.checked_add(shape.num_heads));
         let cols = heads.and_then(|heads| heads.checked_mul(shape.head_dim));
         let rows = shape.batch().checked_mul(shape.q_rows());
-        // Those of an entry count where there is no entry: they are strides.
-        let is_counted = |cols: usize, rows: usize| cols.checked_mul(rows.max(shape.q_rows())).is_some();
+        // An entry has to be counted where there is none, too: its length is a stride.
+        let is_counted = |cols: usize, rows: usize| {
+            let len = cols.checked_mul(rows.max(shape.q_rows()));
+            len.is_some_and(|len| i64::try_from(len).is_ok())
+        };
         let Some((cols, rows)) = cols.zip(rows).filter(|(cols, rows)| is_counted(*cols, *rows)) else {
             bail!("fused attention: {shape:?} is too large")
         };

@@ -10,14 +10,14 @@ mod run;
 
 use calls::{Call, Form};
 use oqvl_emulation::Emulation;
-use oqvl_kernels::attention::{Mask, Sequences, Shape};
+use oqvl_kernels::attention::{FusedForward, Mask, Sequences, Shape};
 use oqvl_kernels::avg_pool::Pooling;
 use oqvl_kernels::backend::{Backend, CpuRef};
 use oqvl_kernels::bias_gelu::Gelu;
 use oqvl_kernels::gemm::{Epilogue, Gemm};
 use oqvl_kernels::norm::Norm;
 use oqvl_kernels::patchify::Patches;
-use oqvl_kernels::rope::launch::Qkv;
+use oqvl_kernels::rope::launch::{Angles, Qkv};
 use oqvl_kernels::{CuSeqlens, Output, Rows};
 use run::{Arg, Change, Kind, Lengths, Memories, Role};
 
@@ -239,23 +239,22 @@ fn sizes_that_cannot_be_counted_are_refused() {
         let (gate_up, dh) = (on.slice(&half), on.slice(&half));
         assert!(on.swiglu_backward(sizes, gate_up, dh, on.slice_mut(&mut half_to)).is_err());
         let mut lse = on.poisoned::<B::Full>(0).unwrap();
-        let sequences = Sequences::Batch { batch: 0, q_len: 1 << 60, kv_len: 1 << 60 };
-        let args = oqvl_kernels::attention::FusedForward {
-            qkv: on.slice(&half),
-            cu_seqlens: None,
-            out: on.slice_mut(&mut half_to),
-            lse: on.slice_mut(&mut lse),
-        };
-        let shape = Shape::new((2, 1), 8, Mask::Full, sequences).unwrap();
-        assert!(on.attention_forward(&shape, args).is_err());
+        // Strides of 2^65 elements, and of 2^63.
+        for q_len in [1 << 60, 1 << 58] {
+            let sequences = Sequences::Batch { batch: 0, q_len, kv_len: q_len };
+            let args = FusedForward {
+                qkv: on.slice(&half),
+                cu_seqlens: None,
+                out: on.slice_mut(&mut half_to),
+                lse: on.slice_mut(&mut lse),
+            };
+            let shape = Shape::new((2, 1), 8, Mask::Full, sequences).unwrap();
+            assert!(on.attention_forward(&shape, args).is_err());
+        }
         // Heads of no channels have no pairs.
         let positions = on.upload(&[0, 0]).unwrap();
         let table = on.poisoned::<B::Full>(0).unwrap();
-        let angles = oqvl_kernels::rope::launch::Angles {
-            positions: on.slice(&positions),
-            cos: on.slice(&table),
-            sin: on.slice(&table),
-        };
+        let angles = Angles { positions: on.slice(&positions), cos: on.slice(&table), sin: on.slice(&table) };
         let sizes = Qkv { rows: 2, num_heads: 1, num_kv_heads: 1, head_dim: 0 };
         assert!(on.rope_forward(sizes, on.slice_mut(&mut half_to), None, angles).is_err());
     }
