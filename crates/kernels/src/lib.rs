@@ -21,7 +21,7 @@
 //! For engines with memory of their own, the modules of the same names and [`adamw`], [`column_sum`], [`elementwise`],
 //! [`embedding`], [`gather_rows`], [`gemm`], [`label_head`], [`norm`] and [`patchify`] have functions that start kernels on a
 //! [`Device`](device::Device), a stream of a GPU or the emulation that runs them on a CPU in the tests, and references in f32
-//! and f64.
+//! and f64. [`backend`] puts all of them behind one trait, which is what an engine stands on.
 //!
 //! ```
 //! use candle_core::{Device, Tensor, Var};

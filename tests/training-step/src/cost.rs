@@ -8,7 +8,8 @@ use oqvl_kernels::embedding::visual_source;
 use oqvl_kernels::{CuSeqlens, RopeTables};
 use std::collections::BTreeMap;
 
-/// Rows of a pack that carry a label, on average over the paper's data.
+/// Rows of a pack that carry a label, on average over the paper's data: what 23.3 images of 144 tokens leave of 4096 (28.4 million
+/// pairs are 5 billion tokens).
 const LABELS: usize = 746;
 
 /// One pack of 4096 tokens as the paper's data has them on average, Qwen2.5-1.5B, and the projector of SigLIP-SO400M.

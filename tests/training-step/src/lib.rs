@@ -30,6 +30,7 @@
 //! # Ok::<(), anyhow::Error>(())
 //! ```
 
+mod bf16;
 mod buffers;
 mod cost;
 mod example;
@@ -39,6 +40,7 @@ mod training;
 mod vision;
 mod vision_example;
 
+pub use bf16::BeyondBf16;
 pub use cost::{Cost, PAPER, PAPER_TOWER};
 pub use example::{Example, Precision, Run};
 pub use layout::{Layout, Sizes};

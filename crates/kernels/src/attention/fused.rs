@@ -117,7 +117,7 @@ pub fn forward_fused<D: Device>(device: &D, shape: &Shape, args: FusedForward<'_
 pub fn backward_fused<D: Device>(device: &D, shape: &Shape, args: FusedBackward<'_, D>) -> Result<()> {
     let FusedBackward { qkv, cu_seqlens, out, lse, dout, dqkv, workspace } = args;
     let layout = Layout::new(shape, qkv.len(), out.len())?;
-    let _ = Layout::new(shape, dqkv.len(), dout.len())?;
+    Layout::new(shape, dqkv.len(), dout.len())?;
     let [q, k, v] = layout.operands(qkv);
     let out_strides = layout.out_strides;
     let [keys, values] = layout.starts;

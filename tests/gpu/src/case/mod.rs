@@ -315,8 +315,12 @@ pub(crate) struct On<'a, B> {
 
 impl<B: Backend> On<'_, B> {
     fn half(&self, name: &str) -> anyhow::Result<B::Buffer<B::Half>> {
+        self.floats(self.half_of(name)?)
+    }
+
+    fn half_of(&self, name: &str) -> anyhow::Result<&[bf16]> {
         match &input(self.inputs, name)?.values {
-            Values::Half(values) => self.floats(values),
+            Values::Half(values) => Ok(values),
             values => anyhow::bail!("{name} is {}", values.dtype()),
         }
     }
@@ -330,10 +334,7 @@ impl<B: Backend> On<'_, B> {
 
     /// Full precision of what was made in half.
     fn widened(&self, name: &str) -> anyhow::Result<B::Buffer<B::Full>> {
-        match &input(self.inputs, name)?.values {
-            Values::Half(values) => self.floats(values),
-            values => anyhow::bail!("{name} is {}", values.dtype()),
-        }
+        self.floats(self.half_of(name)?)
     }
 
     fn floats<F: Float, T: Float>(&self, values: &[F]) -> anyhow::Result<B::Buffer<T>> {
